@@ -1,49 +1,49 @@
-"""Bounded caches, one of which the stream of changes keeps current.
+"""Bounded caches. Two of them are kept current by the stream of changes.
 
 - `LRU`: a map that evicts the least recently used entries. Nothing invalidates it.
 - `StreamCache`: values of the database by key. A commit that changes a value invalidates it,
   whichever node made the commit.
 - `StreamValue`: a `StreamCache` of one value, such as a complete small table.
 
-All of them are for the reactor thread. `immutable_cache` serves other threads: its values never
+All of them are for the reactor thread. Other threads use `immutable_cache`. Its values never
 change, so it needs no stream.
 
-`cachetools` does not fit: its caches have one bound, weigh values without their keys, do not
-count hits, and cost four calls of Python functions for each key of a batch.
+`cachetools` does not fit: its caches have one bound, weigh values without their keys, do not count
+hits, and cost four calls of Python functions for each key of a batch.
 
-Why a `StreamCache` never returns a value older than the position of its reader
-(`Streams.current()` at the call):
+Why a `StreamCache` never returns a value older than the position of its reader (`Streams.current()`
+at the call):
 
-1. A load reads the database when the stream is at some position P, or later. Everything up to P
-   is visible then, so the value has all changes up to P, and perhaps later ones.
-2. A change above P is announced after the load began. The announcement removes the cached value
-   of each key that it concerns, and detaches the load of that key. A detached load is neither
-   stored nor shared nor returned: the key is read again. If the changed keys are not known, this
-   happens to all of them.
-3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). Nothing else runs
+1. A load reads the database when the stream is at some position P, or later. Everything up to P is
+   visible then, so the value has all changes up to P, and perhaps later ones.
+2. A change above P is announced after the load began. The announcement removes the cached value of
+   each key that it concerns, and detaches the load of that key. The result of a detached load is
+   neither stored nor shared nor returned. The key is read again. If the changed keys are unknown,
+   all values are removed and all loads are detached.
+3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). No other code runs
    between the end of a load and the moment when its value is stored.
 
-So a stored value has every change that was announced by then. It may have later ones: their
-announcement only removes it once more. A change that carries the new value may update a cached
-value in place; it detaches a load as well.
+So a stored value has every change that was announced by then. If it has later ones too, their
+announcement only removes it needlessly. A change that carries the new value may update a cached
+value in place. It detaches a load as well.
 
-Writes of another node are announced when they become readable here, with the changes that the
-node described. If it did not describe them, or its message is late or lost, all values are
-dropped.
+Writes of another node are announced when they become readable on this node, with the changes that
+the other node described. If it did not describe them, or its message is late or lost, all values
+are removed.
 
-A pure function of few arguments has `functools.lru_cache`. A small dictionary inside of a cached
-value has `drop_oldest`. Ordered maps from which each entry is taken once, as in
-`federation.sender`, are queues.
+A pure function of few arguments uses `functools.lru_cache`. A small dictionary inside a cached
+value uses `drop_oldest`. Ordered maps from which each entry is taken once, as in
+`federation.sender`, are queues and not caches.
 
-Not moved here, since they are not values by key that a change invalidates:
+Some caches do not use these classes, because a change does not simply invalidate a key:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
-  drop their entries. They ask the database what has changed, or compare a version.
-- `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: indexes over
-  the newest changes. Each knows from which position on it is complete.
-- `OneTimeKeyCounts`: counts down by changes that carry a difference, not a value.
-- `RoomRecency`, `RoomTraitCache`: lists look up thousands of rooms in one mapping, so the mapping
-  itself is what readers get. It is emptied when it is full.
+  remove their entries. They ask the database what has changed, or compare a version.
+- `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: these are
+  indexes over the newest changes. Each records the position from which it is complete.
+- `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
+- `RoomRecency`, `RoomTraitCache`: lists look up thousands of rooms in one mapping, so readers get
+  the mapping itself. It is emptied when it is full.
 """
 
 from collections import OrderedDict, deque
@@ -237,7 +237,7 @@ class _Load(Generic[K, V]):
 
 
 class StreamCache(Generic[K, V]):
-    """A cache of database values by key. See the laws above."""
+    """A cache of database values by key. The header of the module proves that they are current."""
 
     def __init__(
         self,

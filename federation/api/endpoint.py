@@ -1,9 +1,9 @@
-"""Declares the endpoints for other servers, each once, on its handler.
+"""Declares each endpoint of the server-server API once, on its handler.
 
     @endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=ServerAuth.SERVER)
     async def get_event(rooms: ServedRooms, peer: Peer, *, event_id: EventID) -> Response: ...
 
-`homeserver.api.endpoint` describes how parameters are bound; that holds for these handlers too.
+Parameters of handlers are bound as `homeserver.api.endpoint` describes.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ DECLARATION: Final = "__endpoint__"
 
 
 class ServerAuth(Enum):
-    """The authentication that an endpoint for other servers requires."""
+    """The authentication that an endpoint of the server-server API requires."""
 
     NONE = "none"
     SERVER = "server"
@@ -38,7 +38,7 @@ class QueryNames:
 
 
 class ServerEndpoint(msgspec.Struct, frozen=True):
-    """The declaration of an endpoint for other servers."""
+    """The declaration of an endpoint of the server-server API."""
 
     method: str
     paths: tuple[str, ...]

@@ -1,4 +1,5 @@
-"""The parts of a request that handlers may use: its peer and its context."""
+"""The parts of a request that handlers may use: the server that sent it, and the request's
+context."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,7 +10,7 @@ from federation.protocol.ids import ServerName
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """The server that sent the request, once its signature is checked."""
+    """The remote server that sent the request. Its signature has been checked."""
 
     server_name: ServerName
 

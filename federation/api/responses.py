@@ -1,4 +1,4 @@
-"""Responses with a status and headers, and bodies that are streamed."""
+"""The types of responses with a status and headers of their own, or with a streamed body."""
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from http import HTTPStatus
@@ -20,8 +20,8 @@ class FileSource(Protocol):
 
 
 class FileBody(msgspec.Struct, frozen=True):
-    """A body that is streamed from a source. The site closes the source, and handles ranges and
-    conditional requests."""
+    """A body that is streamed from a source. The HTTP server closes the source, and handles ranges
+    and conditional requests."""
 
     source: FileSource
     size: int
@@ -30,8 +30,8 @@ class FileBody(msgspec.Struct, frozen=True):
 
 
 class StreamedBody(msgspec.Struct, frozen=True):
-    """A streamed body of unknown length. Each piece is made when the client has taken the previous
-    one."""
+    """A streamed body of unknown length. Each piece is produced after the client has received the
+    previous one."""
 
     pieces: AsyncIterator[bytes]
     """If it raises before the first piece, the error becomes the response. Later the connection is

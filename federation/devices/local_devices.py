@@ -2,10 +2,10 @@
 
 Laws:
 - Other servers see only the signatures made by the owner of the keys.
-- Each server claims one-time keys at a bounded rate, so that it does not exhaust those that others
-  need.
+- The rate at which one server can claim one-time keys is limited, so that it cannot use up the keys
+  that others need.
 - Display names of devices are not sent to other servers.
-- A stream id is returned with keys that are no older: the id is read first, and the keys next.
+- A device list is at least as new as its stream id, because the stream id is read first.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """

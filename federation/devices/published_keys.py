@@ -1,13 +1,13 @@
-"""Reads the published encryption keys of users, with a cache of those of our users.
+"""Reads the published encryption keys of users. Caches the keys of our users.
 
 Laws:
-- A change of a user's devices or keys invalidates the user's entry. A value that a change overtakes
-  while it is read is not cached. Keys of other servers' users are read each time.
-- A result is no older than what any client has seen on any node. The stream announces the writes of
-  other nodes a moment after their clients know of them. So where other nodes may exist, one query
-  asks whether they have written anything since, and if so, another one asks whether the cached keys
-  are the newest. This is why it is no `StreamCache`.
-- Keys that look alike to all readers are encoded once.
+- A change of a user's devices or keys invalidates the user's entry. If a key changes while it is
+  read, the result is not cached. Keys of other servers' users are read each time.
+- A result is at least as new as what any client has seen on any node. A client may learn of a
+  change on another node a moment before this node learns of it. So if several nodes may exist, one
+  query asks whether other nodes have written anything. If they have, another query checks that the
+  cached keys are the newest. Therefore this class is no `StreamCache`.
+- Keys that are the same for all readers are encoded once.
 
 For the reactor thread.
 """
@@ -52,7 +52,7 @@ class _Known:
 
 
 class PublishedKeyCache:
-    """Caches the keys of our users, and the signatures that each made on the keys of others."""
+    """Caches the keys of our users, and the signatures that our users made on other users' keys."""
 
     def __init__(
         self,

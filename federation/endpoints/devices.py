@@ -1,4 +1,4 @@
-"""Devices and keys of our users, for other servers.
+"""Endpoints with which other servers read the devices of our users, and query and claim their keys.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """

@@ -1,4 +1,5 @@
-"""Events, states and history of rooms, for the servers in them.
+"""Endpoints with which the servers in a room fetch its events, states and history.
+
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#retrieving-event-authorisation-information
@@ -85,7 +86,7 @@ async def get_backfill(
 
 
 class MissingEventsRequest(msgspec.Struct, frozen=True):
-    """The events between which some are missing."""
+    """A request for the events between the `latest` and the `earliest` ones."""
 
     earliest_events: list[str]
     latest_events: list[str]

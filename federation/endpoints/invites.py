@@ -1,4 +1,4 @@
-"""Invites of our users, and third-party invites.
+"""Endpoints with which other servers invite our users, also by e-mail address or telephone number.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#third-party-invites
 """

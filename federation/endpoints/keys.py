@@ -1,4 +1,4 @@
-"""Keys that verify signatures: of this server, and of others as a notary.
+"""Endpoints that publish the signing keys of this server and, as a notary, those of other servers.
 
 spec: server-server-api#retrieving-server-keys
 """

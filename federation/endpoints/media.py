@@ -1,6 +1,6 @@
-"""Files of this server, for other servers: a multipart response that streams the file.
+"""Endpoints that send files of this server to other servers, as a streamed multipart response.
 
-`MediaHandlers` connects these endpoints with the media service; it is filled at wiring.
+`MediaHandlers` holds the functions of the media service. It is built at start-up.
 
 spec: server-server-api#content-repository
 """

@@ -1,4 +1,4 @@
-"""Joining, leaving and knocking, for users of servers that are not in the room.
+"""Endpoints with which users of other servers join, leave and knock (make_join, send_join, …).
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms

@@ -1,6 +1,6 @@
-"""Queries of other servers for profiles, aliases and the public room directory.
+"""Endpoints with which other servers query profiles, aliases and the public room directory.
 
-`QueryHandlers` connects these endpoints with the services; it is filled at wiring.
+`QueryHandlers` holds the functions of the services that answer. It is built at start-up.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -78,7 +78,7 @@ async def get_public_rooms(
 
 
 class PublicRoomsFilter(msgspec.Struct, frozen=True):
-    """A filter of rooms. A null among the room types stands for rooms without a type."""
+    """A filter of rooms. A null among the room types selects rooms without a type."""
 
     generic_search_term: str | None = None
     room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None

@@ -1,4 +1,7 @@
-"""The space hierarchy, for other servers. spec: server-server-api#spaces"""
+"""The endpoint that returns the hierarchy of a space to other servers.
+
+spec: server-server-api#spaces
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Transactions from other servers. spec: server-server-api#transactions"""
+"""The endpoint that receives transactions from other servers.
+
+spec: server-server-api#transactions
+"""
 
 import msgspec
 

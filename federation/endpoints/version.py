@@ -1,4 +1,7 @@
-"""The name and version of this server. spec: server-server-api#server-implementation"""
+"""The endpoint that returns the name and version of this server.
+
+spec: server-server-api#server-implementation
+"""
 
 import msgspec
 

@@ -1,8 +1,8 @@
-"""Decides which addresses this server contacts.
+"""Decides to which IP addresses this server may connect.
 
-It is asked about the very address that a socket is opened to, never about a name, so that DNS
-rebinding gains nothing. An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64,
-Teredo) is checked as both.
+Callers pass the very address that a socket is opened to, never a name. So DNS rebinding cannot
+evade the policy. An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64, Teredo) is
+checked as both.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _COMPATIBLE: Final = IPv6Network("::/96")
 
 
 class AddressPolicy:
-    """Networks that are never contacted, and exceptions to them."""
+    """Networks to which the server never connects, and exceptions to them."""
 
     def __init__(self, *, denied: Iterable[str], allowed: Iterable[str] = ()) -> None:
         """Networks as in `10.0.0.0/8`, `fe80::/10`, or single addresses. Raises ValueError."""

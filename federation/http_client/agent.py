@@ -1,15 +1,14 @@
-"""Twisted's HTTP client within bounds, as an `IAgent`.
+"""An `IAgent` on Twisted's HTTP client, with limits on concurrent requests and idle connections.
 
-Twisted's `HTTPConnectionPool` keeps the connections to one host, and its `Agent` speaks on them.
-`ConnectionPool` adds what they have no setting for:
+Twisted's `HTTPConnectionPool` stores the connections to one host, and its `Agent` sends requests on
+them. `ConnectionPool` adds what they have no setting for:
 
-- a limit for requests at the same time, to one host and in all, and for idle connections; an
-  unused host leaves no data behind;
-- an idle connection may have been closed by the server a moment ago. A request that has no
-  further effect when it is repeated, PUT included, is then sent again on another connection. For
-  a POST only a connection is used that was busy just before;
-- a body whose end is the end of the connection is whole only if the connection was closed
-  properly.
+- Concurrent requests to one host, and in total, are limited. So are idle connections. An unused
+  host leaves no data in memory.
+- The server may have closed an idle connection a moment ago. A request that can be repeated without
+  further effect, PUT included, is then sent again on another connection. A POST only uses a
+  connection that was busy just before.
+- A body that ends with its connection is complete only if the connection was closed properly.
 """
 
 from collections.abc import Callable, Coroutine, Hashable
@@ -64,7 +63,7 @@ Connect = Callable[[IProtocolFactory], Coroutine[Deferred[Any], Any, IProtocol]]
 
 
 class ConnectionPool:
-    """Sends requests on connections that are kept for the next request to the same host."""
+    """Sends requests, and reuses connections for further requests to the same host."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -262,7 +261,7 @@ class _Attempt:
 
 
 class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
-    """An answer whose body is read by way of `_Body`."""
+    """A response whose body is read through `_Body`."""
 
     def __init__(
         self, *, response: IResponse, connection: GuardedConnection, end: Callable[[], None]
@@ -285,7 +284,7 @@ class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
 
 
 class _Body(Protocol):
-    """Passes a body on, and translates the reason of its end."""
+    """Passes a body on, and translates the reason for which it ended."""
 
     def __init__(
         self, *, receiver: IProtocol, connection: GuardedConnection, end: Callable[[], None]
@@ -317,7 +316,7 @@ class _Body(Protocol):
 class WebAgent:
     """Sends requests to any web server that the connector may contact.
 
-    The trust checks its certificate.
+    `trust` checks the server's certificate.
     """
 
     def __init__(self, *, pool: ConnectionPool, connector: Connector, trust: TlsTrust) -> None:

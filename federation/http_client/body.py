@@ -1,9 +1,9 @@
-"""Reads the body of a response within bounds.
+"""Reads the body of a response, with limits on its size and compression ratio.
 
-The other side is not trusted. The body has a size limit as received and once it is decompressed. It
-is decompressed in pieces, so that a small packet never becomes a large string. A long body in
-memory must not have an excessive compression ratio. A body that exceeds a bound ends its
-connection.
+The sender is not trusted. The size of a body is limited both as received and after decompression. A
+body is decompressed in pieces, so that a small packet never becomes a large string. A long body
+that is read into memory must not have an excessive compression ratio. A body that exceeds a limit
+ends its connection.
 """
 
 import zlib
@@ -35,8 +35,8 @@ _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 
 
 class BodyReader(Protocol):
-    """Receives one body. `done` fires with it, or with b"" if `take` took it; cancel it to end the
-    connection."""
+    """Receives one body. `done` fires with the body, or with b"" if `take` has received it. Cancel
+    `done` to end the connection."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Sends HTTP requests to URLs from other parties, such as push gateways and link previews.
 
-Requests go through treq, on an `IAgent` that checks each address and certificate
-(`federation.http_client.agent`). This module adds limits for the time and for the body, and
+treq sends the requests on an `IAgent` that checks each address and certificate
+(`federation.http_client.agent`). This module adds limits on the time and on the body, and follows
 redirects.
 """
 
@@ -30,7 +30,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class WebResponse(msgspec.Struct, frozen=True):
     """A complete response, and the URL it came from after redirects.
 
-    Header names are in lower case; the last of equal ones wins.
+    Header names are in lower case. If a header occurs several times, the last value is used.
     """
 
     url: str
@@ -163,8 +163,8 @@ class HttpClient:
 class _ExactURL(EncodedURL):
     """A URL that is sent unchanged.
 
-    Otherwise hyperlink would quote it again, where a signature may cover it. It would also
-    refuse hosts that are IPv6 literals or have an underscore.
+    Otherwise hyperlink would quote it again, although a signature may cover it. It would also
+    refuse hosts that are IPv6 literals or contain an underscore.
     """
 
     def to_uri(self) -> "EncodedURL":
@@ -183,7 +183,7 @@ class _NoCookies(IndexableCookieJar):
 
 @implementer(IBodyProducer)
 class _Body:
-    """The body of a request, which is in memory already."""
+    """The body of a request, which is complete in memory."""
 
     def __init__(self, body: bytes) -> None:
         self.length = len(body)

@@ -1,7 +1,8 @@
-"""The guard between a socket and Twisted's HTTP client protocol.
+"""The guard between a socket and Twisted's HTTP client protocol, since the server is not trusted.
 
-The other side is not trusted: the head of an answer has a limit, data that was not asked for
-ends the connection, and so does a certificate for another name, before anything is sent.
+- The head of a response has a size limit.
+- Data that was not requested ends the connection.
+- A certificate for another name ends the connection before anything is sent.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,8 @@ MAX_HEAD_BYTES: Final = 64 << 10
 
 @implementer(IHandshakeListener)
 class GuardedConnection(ProtocolWrapper):
-    """The transport of one `HTTP11ClientProtocol`. `ready` fires with that once the other side is
-    authenticated."""
+    """The transport of one `HTTP11ClientProtocol`. `ready` fires with the protocol once the server
+    is authenticated."""
 
     def __init__(self, *, factory: "GuardFactory", wrapped: IProtocol, tls: TlsName | None) -> None:
         super().__init__(factory, wrapped)

@@ -1,8 +1,8 @@
 """Opens connections to the addresses of a host, or through a proxy.
 
-All addresses are tried, of both families by turns, each a moment after the last (RFC 8305), so
-that a broken IPv6 or a dead machine costs a quarter of a second. `AddressPolicy` checks the very
-address that the socket is opened to.
+All addresses are tried, IPv6 and IPv4 alternately, each a moment after the previous one (RFC 8305).
+So broken IPv6 or an unreachable machine costs a quarter of a second. `AddressPolicy` checks the
+very address that the socket is opened to.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,14 @@
-"""Errors of requests to other machines."""
+"""Errors of outgoing HTTP requests: no complete response, a response that is too long, a closed
+connection."""
 
 from twisted.internet.defer import CancelledError
 
 
 class OutboundError(Exception):
-    """No whole answer was received.
+    """No complete response was received.
 
-    `retryable`: the same request may succeed later. `status`: of the answer, if its head was
-    received.
+    `retryable`: the same request may succeed later. `status`: the status of the response, if its
+    head was received.
     """
 
     def __init__(self, text: str, *, retryable: bool = True, status: int | None = None) -> None:
@@ -17,14 +18,14 @@ class OutboundError(Exception):
 
 
 class ResponseTooLong(OutboundError):
-    """The answer is longer than the limit."""
+    """The response is longer than the limit."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text, retryable=False, status=status)
 
 
 class ConnectionGone(OutboundError):
-    """The connection ended before the first byte of the answer. The server may not have seen the
+    """The connection ended before the first byte of the response. The server may not have seen the
     request."""
 
 

@@ -1,7 +1,7 @@
 """Opens connections through an HTTP proxy, by CONNECT. The proxy learns the host, but no content.
 
-The proxy looks up names, so it has to check the addresses behind them, and not the
-`AddressPolicy`.
+The proxy looks up the names. So the proxy has to check their addresses, and the `AddressPolicy` is
+not used.
 """
 
 from base64 import b64encode

@@ -1,7 +1,7 @@
-"""Looks up the addresses and services of names, by the system's resolver and by DNS.
+"""Looks up IP addresses (system resolver) and SRV records (DNS).
 
-Addresses come from the system (`getaddrinfo` with the hosts file, in separate threads),
-services (SRV) from the name servers that the system is set up with.
+Addresses come from `getaddrinfo`, which runs in threads and reads the hosts file. SRV records come
+from the name servers that the system is configured with.
 """
 
 import socket
@@ -30,7 +30,7 @@ class NameNotFound(Exception):
 
 
 class SrvRecords(msgspec.Struct, frozen=True):
-    """The SRV records of a name, if it has any, and their time to live in seconds."""
+    """The SRV records of a name, if it has any, and their TTL in seconds."""
 
     records: tuple[Service, ...]
     seconds: float

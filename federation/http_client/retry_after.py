@@ -1,4 +1,4 @@
-"""Reads `Retry-After`: how long to wait before the next request.
+"""Reads the `Retry-After` header, which says how long to wait before the next request.
 
 spec: client-server-api#rate-limiting; RFC 9110, section 10.2.3
 """

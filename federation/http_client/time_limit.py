@@ -1,4 +1,4 @@
-"""Time limits for work that a remote server can make slow."""
+"""Limits the time of work that a remote server can make slow."""
 
 from collections.abc import Coroutine
 from typing import Any, TypeVar

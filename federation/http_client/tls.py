@@ -1,4 +1,5 @@
-"""TLS to other servers: the trusted authorities, and the check of the name in a certificate.
+"""TLS for outgoing connections: the trusted authorities, and the check of the name in a
+certificate.
 
 OpenSSL checks the chain of certificates during the handshake. `check_identity` checks the name
 afterwards, before anything is sent.
@@ -62,7 +63,8 @@ class TlsTrust:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class TlsName:
-    """Makes the TLS of one connection, with the name in SNI, and checks the certificate's name."""
+    """Makes the TLS object of one connection, with the name in SNI. Checks that the certificate is
+    for that name."""
 
     def __init__(self, *, context: Context, name: str, verifies: bool) -> None:
         self._context = context

@@ -1,6 +1,7 @@
 """The production `Wire`: resolves a server name, connects, and sends a request.
 
-Redirects are not followed. A route whose hosts do not answer is resolved again the next time.
+Redirects are not followed. If no host of a route answers, the server name is resolved again for the
+next request.
 
 spec: server-server-api#resolving-server-names
 """
@@ -27,7 +28,7 @@ from federation.protocol.ids import ServerName, is_server_name
 
 @implementer(IAgent)
 class FederationAgent:
-    """An agent for URLs whose host and port are the name of a Matrix server."""
+    """An `IAgent` for URLs whose host and port are the name of a Matrix server."""
 
     def __init__(
         self, *, routes: Routes, connector: Connector, pool: ConnectionPool, trust: TlsTrust
@@ -79,7 +80,7 @@ class FederationAgent:
 
 
 class HttpWire:
-    """A `Wire`."""
+    """The `Wire` that sends requests over HTTPS."""
 
     def __init__(self, *, clock: IReactorTime, agent: FederationAgent) -> None:
         self._clock = clock

@@ -2,8 +2,8 @@
 
 Laws:
 - Nothing is sent to a server that the policy blocks.
-- Any behaviour of the other server ends in a value of the requested type or in a `RemoteError`,
-  never in an error of ours.
+- Whatever the other server does, the caller gets a value of the requested type or a `RemoteError`,
+  never another exception.
 
 spec: server-server-api#request-authentication
 """
@@ -52,7 +52,8 @@ T = TypeVar("T")
 
 
 class RefusedByRemote(RemoteError):
-    """The other server answered with an error: HTTP status, errcode and text, all untrusted."""
+    """The other server answered with an error. Its HTTP status, errcode and text are all
+    untrusted."""
 
     def __init__(
         self,

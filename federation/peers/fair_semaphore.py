@@ -1,15 +1,16 @@
-"""Bounds concurrency, and shares the permits fairly among keys such as servers, users or domains.
+"""Limits concurrency, and shares the permits fairly among keys such as servers, users or domains.
 
 Laws:
-- No more permits are held than there are, and no key gets more than its share.
+- No more permits are held than there are, and no key holds more than its share.
 - A permit may be held for several keys, such as a remote server and the user who made the request.
-  Each of them must have a share left.
-- Waiters get permits in rounds: one for each set of keys, then the next round. Within a set the
-  order is that of arrival. A waiter whose keys have no share left delays nobody.
-- The queue may be bounded, in all and for each key. Where it is full, waiting is refused at once.
-- A waiter that is cancelled, or has waited too long, leaves the queue and holds nothing.
-- Keys whose work was slow of late can be made to share what one key may hold, so that the rest of
-  the permits stays free for the others.
+  Then none of these keys may have used up its share.
+- Waiters get permits in rounds. In each round, each set of keys gets one permit. Within a set the
+  order is that of arrival. A waiter whose keys have used up their share delays nobody.
+- The queue may be bounded, in total and for each key. If it is full, further waiters are refused
+  immediately.
+- A waiter that is cancelled, or has waited too long, leaves the queue without a permit.
+- All keys whose recent work was slow can be limited to the share of one key. The remaining permits
+  stay free for the other keys.
 """
 
 from collections import Counter, OrderedDict, deque

@@ -1,11 +1,11 @@
-"""Decides which servers this server federates with. Checked for each incoming and outgoing name.
+"""Decides with which servers this server federates. Checks each incoming and outgoing server name.
 
 Laws:
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
-  host alone, so another port does not evade it. Matching ignores case. A denied server stays
-  denied, whatever allows it.
-- If the federation has a list of members, all other servers are refused. Without a list in force
-  all servers are.
+  host without its port, so another port does not evade it. Matching ignores case. A deny pattern
+  takes precedence over everything that allows a server.
+- If the federation has a list of members, all other servers are refused. If no list is in force,
+  all servers are refused.
 - Our own name is always allowed.
 - The rules may change at run time, so callers must not cache a decision.
 """
@@ -94,7 +94,7 @@ def make_rules(
 
 
 class FederationPolicy:
-    """Holds the policy in force."""
+    """The policy in force."""
 
     _log = Logger()
 

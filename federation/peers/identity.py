@@ -1,4 +1,4 @@
-"""Holds the name of this server and its signing key."""
+"""The name of this server and its signing key."""
 
 import msgspec
 
@@ -7,7 +7,8 @@ from federation.protocol.signing import SigningKey
 
 
 class ServerIdentity(msgspec.Struct, frozen=True):
-    """The identity of this server, for code that signs or tells local users from remote ones."""
+    """The identity of this server, for code that signs events or distinguishes local from remote
+    users."""
 
     server_name: ServerName
     key: SigningKey

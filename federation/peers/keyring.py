@@ -1,24 +1,26 @@
-"""Holds the keys of other servers. Fetches them to check a signature and renews them before expiry.
+"""Provides the signing keys of other servers. Fetches them when needed and renews them before
+expiry.
 
 Laws:
-- A key counts for signatures from the time of its validity. The accepted validity in the future is
-  bounded, and rooms of old versions do not check it.
-- Concurrent callers share one fetch. A server that failed, or lacks the requested key, is asked
-  again after a pause that doubles up to five minutes, so forged names cause few requests. A server
-  that has answered is not asked again for some seconds, even for new keys. A bounded number of its
-  keys is stored. A server that answers 429 is not asked before the time it names, but notaries are.
-- A document counts if the server has signed it. One from a notary must also be signed by the
-  notary.
-- Requests from servers without a valid signature so far wait for keys in a queue of their own,
-  because anybody can name any number of servers in requests and answer slowly. The slots are shared
-  among the network addresses of the requests and the registered domains that they name. Each may
-  hold as many slots as it leaves free, so a flood from one leaves some for others. Addresses and
-  domains are counted apart, as many requests may wait for the keys of one server. Servers are asked
-  by domain, in turns.
-- For a server with pinned keys only these count, and no request is made for its keys.
-- Servers are asked first, and then the notaries of the configuration, if there are any. If many
-  servers are needed at once, as in joining a large room, the notaries come first: one request
-  instead of hundreds.
+- A key is valid for signatures up to the end of its validity, but no longer than a week after the
+  fetch. Old room versions do not check the validity.
+- Concurrent callers share one fetch. A server that failed, or does not have the requested key, is
+  asked again after a pause that doubles up to five minutes. So made-up names cause few requests. A
+  server that has answered is not asked again for some seconds, even for new keys. The number of
+  stored keys per server is limited. A server that responds 429 is not asked before the time it
+  names, but notaries are.
+- A key document is accepted if the server has signed it. A document from a notary must also be
+  signed by the notary.
+- Requests from servers that have not sent a valid signature before wait for keys in a queue of
+  their own. Otherwise anybody could delay all requests with made-up names and slow servers. The
+  slots are shared among the network addresses of the requests and the registered domains that they
+  name. Each address and each domain may hold at most as many slots as are free at that moment, so a
+  flood from one leaves slots for the others. The two are counted separately, because many requests
+  may wait for the keys of one server. Servers are asked by domain, in turns.
+- If the keys of a server are pinned, no other keys are accepted and none are requested.
+- The servers themselves are asked first, then the configured notaries. If many servers are needed
+  at the same time, as when joining a large room, the notaries are asked first. That replaces
+  hundreds of requests by one.
 
 spec: server-server-api#retrieving-server-keys
 """
@@ -102,7 +104,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class _Party(NamedTuple):
-    """A network address or domain of requests, which has a share of the slots."""
+    """A network address or a domain of requests, which has a share of the slots."""
 
     kind: Literal["address", "domain"]
     name: str

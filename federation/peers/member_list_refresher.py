@@ -1,12 +1,12 @@
 """Refreshes the signed list of the federation's members from a URL or a file.
 
 Laws:
-- A list that cannot be read or verified changes nothing: the last good one stays in force until it
-  expires.
-- A list with a lower serial than the one in force is refused, even if correctly signed. It would
-  readmit removed members.
-- An expired list allows no server (`Policy` enforces that). So the expiry is announced in the log.
-  Near the expiry, and without a list in force, each step of the job looks for a newer list.
+- A list that cannot be read or verified changes nothing. The last valid list stays in force until
+  it expires.
+- A list with a lower serial number than the one in force is refused, even if it is correctly
+  signed, because it would readmit removed members.
+- An expired list allows no server (`FederationPolicy` enforces that). So the expiry is announced in
+  the log. Near the expiry, and if no list is in force, each run of the job looks for a newer list.
 """
 
 from collections.abc import Awaitable, Callable
@@ -35,14 +35,14 @@ Fetch = Callable[[str], Awaitable[bytes]]
 
 
 class MemberListObserver(Protocol):
-    """Counts the results of refreshing."""
+    """Counts the results of the refreshes."""
 
     def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
         """Record a refresh. `expires`: the expiry of the list in force in seconds, or None."""
 
 
 class MemberListSource(msgspec.Struct, frozen=True):
-    """The place of the list, one of `url` and `path`, and the keys that may sign it."""
+    """The location of the list, one of `url` and `path`, and the keys that may sign it."""
 
     url: str | None
     path: Path | None

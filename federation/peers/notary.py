@@ -1,8 +1,9 @@
 """Answers, as a notary, requests for the keys of third servers.
 
-Anybody may ask, and one small request could make us ask a hundred servers. So stored keys are
-returned. A server is only asked if its keys are out of date: for a few names of each request, at a
-bounded rate in all, and within the pauses of the keyring.
+Anybody may send such a request, and a small one could make us contact a hundred servers. So stored
+keys are returned. A server is contacted only if its stored keys are out of date. Each request
+refreshes the keys of a few servers only, the total rate is limited, and the pauses of the keyring
+apply.
 
 spec: server-server-api#querying-keys-through-another-server
 """

@@ -1,7 +1,9 @@
 """Publishes the keys with which this server signs.
 
-The document is valid for a day, or as configured. It is renewed at half of that time, so that it
-stays valid for hours after a fetch. spec: server-server-api#publishing-keys
+The key document is valid for a day, or as configured. It is renewed after half of that time, so
+that a fetched document stays valid for hours.
+
+spec: server-server-api#publishing-keys
 """
 
 from collections.abc import Callable, Mapping

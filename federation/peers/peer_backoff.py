@@ -1,13 +1,15 @@
-"""Records which servers not to ask for now: they did not answer, or asked us to wait (429).
+"""Records which remote servers are backed off, because they did not respond or responded 429.
 
 Laws:
-- A server that asks us to wait receives no requests of that kind until then. Each kind has a
-  `PeerBackoff` of its own: a server that is too busy for one may have time for another.
+- A server that responds 429 receives no requests of that kind until the time it names. Each kind of
+  request has a `PeerBackoff` of its own, because a server that is too busy for one kind may have
+  time for another.
 - A server that fails is paused for a time that grows with each consecutive failure. Failures within
   a pause count as one.
-- A server that answers is back, and its record is deleted. A failed request that began before the
-  server last answered another one does not count.
-- Memory is bounded. Invented names evict others, which are then asked once too early, and no more.
+- When a server responds, its record is deleted. A failure does not count if the server has answered
+  another request since the failed one began.
+- Memory is bounded. Made-up server names can evict records. The only effect is that an evicted
+  server is tried once before its pause is over.
 
 These records belong to one process. The sender stores the state of its destinations in the database
 (`sender/destination.py`), on the same schedule.
@@ -39,7 +41,8 @@ class _Failing(msgspec.Struct, frozen=True):
 
 
 class PeerBackoff(Generic[K]):
-    """Decides whether a server, or another key, may be asked. For the reactor thread."""
+    """Decides whether a server may be asked now, or whatever else the keys stand for. For the
+    reactor thread."""
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class PeerBackoff(Generic[K]):
 
 
 class BackoffWire:
-    """A wire that records which servers answer."""
+    """A `Wire` that records which servers respond."""
 
     def __init__(self, *, wire: Wire, backoff: PeerBackoff[ServerName]) -> None:
         self._wire = wire

@@ -1,8 +1,8 @@
-"""Bounds the requests of one server, so that a busy or hostile one delays only itself.
+"""Limits the requests of each remote server, so that a busy or hostile one delays only itself.
 
-A number of requests of a server is served concurrently, and further ones wait. A server that sends
-more requests in a window than allowed has them delayed. If too many of its requests wait, further
-ones are refused (429).
+A limited number of requests of a server is served concurrently, and further ones wait. If a server
+sends more requests in a time window than allowed, they are delayed. If too many of its requests
+wait, further ones are refused (429).
 
 spec: client-server-api#rate-limiting
 """
@@ -25,7 +25,7 @@ MAX_COUNTED: Final = 5_000
 
 
 class PeerLimits(msgspec.Struct, frozen=True):
-    """The bounds for one server. Times are in seconds."""
+    """The limits for one server. Times are in seconds."""
 
     window: float
     requests_per_window: int
@@ -36,7 +36,7 @@ class PeerLimits(msgspec.Struct, frozen=True):
 
 
 class PeerQueue:
-    """Admits requests of other servers. Each `enter` that returns needs a `leave`."""
+    """Admits requests of other servers. After each successful `enter`, call `leave`."""
 
     def __init__(self, *, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock

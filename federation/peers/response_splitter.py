@@ -1,8 +1,8 @@
-"""Splits the lists of events in a response that is too long to parse at once, piece by piece.
+"""Splits the lists of events in a response that is too long to be parsed as a whole.
 
-Parsing the complete JSON would block the reactor, and a response of nothing but empty objects would
-take many times its size in memory. This module only looks at brackets and strings. Each event is
-parsed separately later, and only then is it known to be JSON.
+Parsing the complete JSON would block the reactor, and a response that consists of empty objects
+would take many times its size in memory. This module only looks at brackets and strings. Each event
+is parsed separately later. Until then it may turn out to be invalid JSON.
 """
 
 import re
@@ -51,7 +51,7 @@ _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
 
 class Yielder:
-    """Lets the reactor run after a certain amount of parsing."""
+    """Lets the reactor run after a certain number of bytes has been parsed."""
 
     def __init__(self, *, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
         """`at_once`: bytes between two turns of the reactor."""
@@ -68,11 +68,11 @@ class Yielder:
 
 
 class TooManyEvents(ValueError):
-    """A response holds too many events."""
+    """A response contains too many events."""
 
 
 class SplitResponse(msgspec.Struct, frozen=True):
-    """A response with its lists split off."""
+    """A response and the lists that were split off from it."""
 
     lists: Mapping[str, Sequence[msgspec.Raw]]
     """The objects in each list, in order."""

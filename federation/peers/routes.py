@@ -3,8 +3,8 @@
 Laws:
 - A well-known file is cached for the time it states, between five minutes and 48 hours.
 - A server without a valid file is asked again after a pause that doubles from a minute to an hour.
-  If it does not answer at all, its former file stays valid for some hours, as a short outage of a
-  web server should not send us to port 8448.
+  If it does not answer at all, its previous file stays valid for some hours. Otherwise a short
+  outage of a web server would make us connect to port 8448.
 - Concurrent callers share one lookup. The caches are bounded.
 
 spec: server-server-api#resolving-server-names
@@ -50,7 +50,7 @@ MAX_CACHED = 10_000
 
 
 class WellKnownClient(Protocol):
-    """The client that fetches well-known files: an `HttpClient`."""
+    """The HTTP client that fetches well-known files: an `HttpClient`."""
 
     async def request(
         self,

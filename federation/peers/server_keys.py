@@ -1,4 +1,4 @@
-"""Fetches keys of servers, from themselves and from notaries.
+"""Fetches the signing keys of servers, from the servers themselves and from notaries.
 
 spec: server-server-api#retrieving-server-keys
 """
@@ -20,7 +20,7 @@ SERVERS_PER_QUERY = 100
 
 
 class ServerKeyClient:
-    """Fetches key documents. They are untrusted JSON: the caller checks the signatures."""
+    """Fetches key documents. They are untrusted JSON, and the caller checks their signatures."""
 
     def __init__(self, requests: FederationClient) -> None:
         self._requests = requests

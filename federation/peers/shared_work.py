@@ -1,9 +1,11 @@
 """Does a piece of work once for all callers that need it at the same time.
 
 Laws:
-- While the work for a key runs, further callers wait for it. Each gets its result, or its error.
-- A caller that is cancelled stops waiting. The work goes on for the others, and ends by itself.
-- Nothing is cached once the work is done.
+- While the work for a key runs, further callers wait for it. Each caller gets its result, or its
+  error.
+- A caller that is cancelled stops waiting. The work continues for the others, and also when no
+  caller is left.
+- Nothing is cached after the work is done.
 """
 
 from collections.abc import Callable, Coroutine, Hashable

@@ -1,10 +1,11 @@
-"""Checks the signature of a federation's list of members: a compact JWS (RFC 7515).
+"""Checks the signature of a federation's list of members, a compact JWS (RFC 7515).
 
 Laws:
-- It is trusted under a pinned key, or under a certificate that comes with it (`x5c`). The
-  certificate has to lead to an authority of the configuration, be valid now, and carry the
-  configured name, as an authority signs for others too.
-- The key decides which algorithms count, not the document alone.
+- The list is trusted under a pinned key, or under a certificate that comes with it (`x5c`). The
+  chain of the certificate must end at a configured authority, and the certificate must be valid now
+  and carry the configured name. The name is checked because an authority issues certificates to
+  others too.
+- The key decides which algorithms are accepted, not only the header of the document.
 """
 
 from base64 import b64decode, b64encode
@@ -37,7 +38,7 @@ Key = OKPKey | ECKey | RSAKey
 
 
 class _Registry(JWSRegistry):
-    """Bounds that fit a list with certificates."""
+    """Limits that allow a list with certificates."""
 
     max_header_length = MAX_CERTIFICATES * MAX_CERTIFICATE_CHARS
     max_payload_length = MAX_BYTES

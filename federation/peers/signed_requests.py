@@ -1,14 +1,15 @@
 """Authenticates requests of other servers by their signatures.
 
-Most servers send the body in the canonical form that they have signed. So the signature is checked
-over the body as received first, and over its canonical form only if that fails. A request with 50
-events then costs a tenth of a millisecond instead of several. Both forms are the same value, since
-the body is known to be one JSON text. A body that nests too deeply to be parsed is known to be one
-object, judged by its brackets: the parsable part of a transaction is accepted.
+Most servers send the body in the canonical form that they have signed. So the signature is first
+checked against the body as received, and against its canonical form only if that fails. For a
+request with 50 events that takes a tenth of a millisecond instead of several. Both forms encode the
+same value, because the body is one JSON text. If a body nests too deeply to be parsed, only its
+brackets are checked: they must form one object. Then the parsable part of a transaction is
+accepted.
 
 An unauthenticated caller can send a long body with an invalid signature. So the canonical form is
-only made of bodies with a bounded number of values, and of no long ones for an address that
-recently sent one with an invalid signature.
+made only of a body with a bounded number of values. It is not made of a long body from an address
+that recently sent a long body with an invalid signature.
 
 spec: server-server-api#request-authentication
 """
@@ -46,7 +47,7 @@ _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class RequestVerifier:
-    """Checks the signatures of requests: the guard's `SignatureChecker`."""
+    """Checks the signatures of requests, as the `SignatureChecker` of the HTTP server."""
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ MAX_BUCKETS: Final = 100_000
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """`per_second` actions in the long run, `burst_count` at once. Both are positive."""
+    """`per_second` actions in the long run, and `burst_count` actions in a burst. Both are
+    positive."""
 
     per_second: float
     burst_count: float

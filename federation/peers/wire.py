@@ -1,6 +1,7 @@
-"""Defines the edge to the network: sends a request to another server and returns the response.
+"""The interface to the network: sends a request to another server and returns the response.
 
-All other code uses this protocol, so that tests can cut, delay, reorder and falsify the traffic.
+All other code uses this protocol. So tests can replace the network, and cut, delay, reorder and
+falsify the traffic.
 """
 
 from typing import Protocol
@@ -12,7 +13,7 @@ from federation.protocol.ids import ServerName
 
 
 class WireRequest(msgspec.Struct, frozen=True):
-    """A request, ready to be sent. `uri`: path and query, percent-encoded, with the prefix
+    """A request that is ready to be sent. `uri`: path and query, percent-encoded, with the prefix
     `/_matrix/`."""
 
     method: str
@@ -29,7 +30,8 @@ class WireRequest(msgspec.Struct, frozen=True):
 
 
 class WireResponse(msgspec.Struct, frozen=True):
-    """A complete response. Header names are in lower case; the last of equal ones wins."""
+    """A complete response. Header names are in lower case. If a header occurs several times, the
+    last value is used."""
 
     status: int
     headers: dict[str, str]

@@ -1,15 +1,16 @@
 """Receives transactions of other servers. All content is durable before a transaction is
 acknowledged.
 
-- An event with known predecessors is stored within the request, by one write. An event that waits
-  for something goes into the inbox, also within the request. Missing data is fetched afterwards.
+- An event whose predecessors are known is stored during the request, in one write. An event that
+  waits for something is stored in the inbox, also during the request. Missing data is fetched
+  afterwards.
 - A repeated transaction gets the same response from a cache. If the response was evicted, the
-  transaction is processed again without further effect: events are known by their ids, and EDU
-  handlers accept repeated EDUs.
-- The content is parsed event by event. Parsed at once, a body of nothing but empty objects would
-  take twenty times its size and block the reactor.
+  transaction is processed again without further effect: stored events are recognized by their ids,
+  and EDU handlers accept repeated EDUs.
+- The content is parsed event by event. If it were parsed as a whole, a body that consists of empty
+  objects would take twenty times its size and block the reactor.
 - Each server has a queue, from which one transaction is processed at a time. A server that sends
-  more at once is refused with a time to wait. So no server delays the others.
+  too many concurrently is refused with a time to wait. So no server delays the others.
 
 spec: server-server-api#transactions
 """
@@ -79,7 +80,7 @@ Piece = Mapping[str, Any] | msgspec.Raw
 
 
 class _Form(msgspec.Struct):
-    """The fields of a transaction. Its origin is known from the signature."""
+    """The fields of a transaction. Its origin is taken from the signature of the request."""
 
     pdus: Sequence[msgspec.Raw]
     edus: Sequence[msgspec.Raw] = ()

@@ -1,4 +1,4 @@
-"""Queries other servers for profiles, aliases, their public room directory and space hierarchies.
+"""Queries other servers for profiles, aliases, public rooms and space hierarchies.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -27,7 +27,7 @@ MAX_PAGE_ROOMS: Final = 1000
 
 
 class RoomDirectoryQuery(msgspec.Struct, frozen=True):
-    """A search in a room directory. Hashable: responses are cached by it."""
+    """A search in a room directory. It is hashable, because responses are cached by it."""
 
     limit: int
     since: str | None = None

@@ -1,6 +1,6 @@
 """Fetches events and states of rooms from other servers, with limits for each response.
 
-Responses are only checked for their form. No event is verified here.
+This module checks only the form of a response, and verifies no event.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,
@@ -60,7 +60,8 @@ class _StateIDsAnswer(msgspec.Struct):
 
 
 class EventAtTime(msgspec.Struct, frozen=True):
-    """The event of another server next to a time, in milliseconds."""
+    """An event that another server named as the closest one to a time. The time is in
+    milliseconds."""
 
     event_id: EventID
     origin_server_ts: int
@@ -70,7 +71,7 @@ class EventClient:
     """Sends the requests. Each method raises RemoteError, and Forbidden if the policy blocks the
     server.
 
-    `seconds`: longest time for the response. Each method may shorten it.
+    `seconds`: longest time for the response. Methods may use a shorter limit.
     """
 
     def __init__(self, *, requests: FederationClient, clock: IReactorTime) -> None:

@@ -1,7 +1,8 @@
 """Queries and claims keys of other servers' users, and checks the responses.
 
-Malformed entries of a response are left out. Clients verify the signatures, as they trust no server
-with that. The owner of each key is checked here, so that a server can only speak for its own users.
+Malformed entries of a response are left out. Clients verify the signatures themselves, because they
+trust no server to do it. This module checks the owner of each key, so that a server can only
+provide keys of its own users.
 
 spec: server-server-api#end-to-end-encryption, server-server-api#device-management
 """

@@ -1,10 +1,10 @@
-"""Bounds concurrent large responses, so that slow servers do not delay the requests to others.
+"""Limits concurrent large responses, so that slow servers do not delay requests to other servers.
 
-Any server may be asked, and one machine can act as many servers. So each response is first
-requested as a short one, which needs no slot. If it is longer, it is requested again with a slot
-for its size.
-Registered domains get slots in turns, and each may hold one slot of a size. A response that is
-longer still waits for the next size, and delays none of the smaller ones.
+Requests may go to any server, and one machine can pose as many servers. So a response is first
+requested with a small size limit, for which no slot is needed. If the response is longer, it is
+requested again with a slot for a larger size. If it exceeds that size too, it waits for a slot of
+the next size, and does not delay smaller responses. Registered domains get slots in turns, and each
+may hold one slot of a size.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

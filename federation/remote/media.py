@@ -1,11 +1,11 @@
 """Downloads a file from the server that owns it into a sink, without holding it in memory.
 
 Laws:
-- The signed endpoint is used first. A server that does not know it is asked by the older one, with
-  the instruction to return only its own files.
+- The signed endpoint is used first. A server that does not support it gets a request to the older
+  endpoint, with the instruction to return only its own files.
 - Redirects are followed over https only, and only to addresses that this server may contact.
-- A response that is incomplete, malformed or too long is an error, even if the sink has received
-  data already.
+- A response that is incomplete, malformed or too long raises an error, even if the sink has
+  received data before.
 
 spec: server-server-api#content-repository
 """
@@ -52,7 +52,7 @@ class FileSink(Protocol):
 
 
 class FileHeaders(msgspec.Struct, frozen=True):
-    """The headers of a file from the other server. Untrusted."""
+    """The headers of a file, as sent by the other server. Untrusted."""
 
     type: str
     disposition: str
@@ -154,7 +154,7 @@ class MediaClient:
 
 
 class _Receiver:
-    """Reads the responses about one file."""
+    """Reads the responses for one file."""
 
     def __init__(self, *, server: ServerName, sink: FileSink, max_bytes: int) -> None:
         self.server = server

@@ -1,6 +1,6 @@
 """Sends joins, leaves and knocks to servers in a room, and invites to the invitee's server.
 
-Responses are checked for their form only. Their content counts once its events are verified.
+This module checks only the form of a response. Its content is used after its events are verified.
 
 spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room,
 server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
@@ -41,16 +41,16 @@ class UnknownRoomVersion(RemoteError):
 
 
 class MembershipTemplate(msgspec.Struct, frozen=True):
-    """A membership event proposed by a server in the room; to be completed and signed by us."""
+    """A template of a membership event from a server in the room. We complete and sign it."""
 
     version: RoomVersion
     event: Mapping[str, Any]
 
 
 class JoinedState(msgspec.Struct, frozen=True):
-    """The state before a join, its auth chain, and the join event of the other server.
+    """The state before a join, its auth chain, and the join event as the other server returned it.
 
-    The events are parsed later, one by one: there may be a hundred thousand.
+    The events are parsed later, one by one, because there may be a hundred thousand.
     """
 
     state: Sequence[msgspec.Raw]

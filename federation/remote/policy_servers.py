@@ -1,4 +1,4 @@
-"""Requests signatures from a room's policy server.
+"""Requests the signature of a room's policy server on an event.
 
 spec: server-server-api#post_matrixpolicyv1sign
 """

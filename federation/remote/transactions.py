@@ -20,7 +20,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class FederationTransaction(msgspec.Struct, frozen=True):
-    """A transaction. A retry has the same id and content."""
+    """A transaction. When it is retried, its id and content stay the same."""
 
     txn_id: str
     origin_server_ts: int

@@ -1,15 +1,17 @@
-"""Builds events from drafts: a chain of them on a room's head, in memory, each authorized by the
-state before it.
+"""Builds events from drafts: a chain of events on a room's head, in memory.
+
+The state before each event authorizes it.
 
 Laws:
-- A chain is built without a lock; the write checks that its head is still current.
-- The drafts of a request succeed or fail together: a failure leaves the chain as it was before the
+- A chain is built without a lock. The write checks that the head it was built on is still current.
+- The drafts of a request succeed or fail together. A failure leaves the chain as it was before the
   request.
-- Our own events pass the same authorization as all others (`receipt_checks.py`). Their form, hash
-  and signature are right by construction. They follow all forward extremities, so the state before
-  them is the current one, and their auth events are chosen from it. So the three state checks of a
-  received event are one here. (With more than MAX_PREV_EVENTS extremities, which no honest room
-  has, the first event names the oldest of them and the next one the others.)
+- Our own events pass the same authorization rules as all others (`receipt_checks.py`). Their form,
+  hash and signature are correct by construction. They follow all forward extremities, so the state
+  before them is the current state, from which their auth events are chosen. Therefore one check
+  replaces the three state checks of a received event. (If a room has more than MAX_PREV_EVENTS
+  extremities, which no honest room has, the first event of the chain names the oldest of them and
+  the next event names the others.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -61,7 +63,8 @@ class RoomBeforeEvent(msgspec.Struct, frozen=True):
 
 
 class Classification(msgspec.Struct, frozen=True):
-    """The meaning of an event for local users, given by the layer that knows them."""
+    """The push flags and push actions of an event. The layer that has the users' push rules
+    computes them."""
 
     flags: int = 0
     """NOTIFIES and CALLS_ROOM, if they apply."""
@@ -77,8 +80,8 @@ argument is the state event that names it."""
 
 
 class DependsOnChain(Exception):
-    """A draft depends on an event that is not written yet, or is being redacted; it waits for the
-    next chain."""
+    """A draft depends on an event of this chain that is not written yet, or that the chain redacts.
+    It waits for the next chain."""
 
 
 class Chain:

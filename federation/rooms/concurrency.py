@@ -1,4 +1,4 @@
-"""Runs the same work for many items concurrently, and waits for work with a time limit."""
+"""Runs the same function for many items concurrently, and waits for work with a time limit."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable

@@ -1,7 +1,7 @@
-"""Finds the current state of rooms at a past position, as clients that synced then know it.
+"""Finds the current state of rooms at a past position, as clients that synced then received it.
 
-While a room's history is forked, its current state is not the state after its newest event, which
-knows only its own branch. So code that compares two positions uses this module.
+While a room's history is forked, its current state differs from the state after its newest event,
+which includes only one branch. So code that compares two positions uses this module.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -17,7 +17,7 @@ MEMBER: Final = "m.room.member"
 
 
 class CurrentStates:
-    """Finds the roots of past current states. For the reactor thread."""
+    """Finds the state roots of past current states. For the reactor thread."""
 
     def __init__(self, *, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
         self._timelines = timelines

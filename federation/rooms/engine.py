@@ -1,11 +1,11 @@
 """The room engine: adds events of our users and of other servers to rooms.
 
 Laws:
-- Optimistic heads: a chain is built on a head that was read. The write checks the head, and if it
-  has moved, the chain is built again.
-- One queue per room: all sends that wait for a room become one chain and one write. So many senders
-  never conflict on one node, and never fork the room. No lock is held while waiting: a queue is a
-  list and a coroutine.
+- Optimistic heads: a chain of events is built on a head that was read. The write checks that the
+  head is still current. If it has moved, the chain is built again.
+- One queue per room: all sends that wait for a room become one chain and one write. So concurrent
+  senders on one node never conflict, and never fork the room. No lock is held while waiting,
+  because a queue is a list and a coroutine.
 - A send returns after its events are durable.
 """
 
@@ -53,8 +53,8 @@ more."""
 
 
 class HeadContention(DatabaseUnavailable):
-    """Other nodes write into the room faster than this one can build upon it: nothing is written,
-    and it may be tried again."""
+    """Other nodes write to the room so often that this node cannot add an event. Nothing was
+    written, and the request can be retried."""
 
     def __init__(self, room_id: str) -> None:
         super().__init__(f"the head of {room_id} moved {MAX_REBUILDS} times while building upon it")
@@ -67,7 +67,7 @@ class _Request(msgspec.Struct):
 
 
 class _Turn(msgspec.Struct):
-    """Other work that wants the room's head for itself."""
+    """Work that needs exclusive access to the room on this node."""
 
     work: Callable[[], Awaitable[Any]]
     done: "Deferred[Any]"
@@ -81,8 +81,8 @@ class _Queue(msgspec.Struct):
 class RoomEngine:
     """Reads the current state of rooms, and adds events. For the reactor thread.
 
-    Its snapshots are no `StreamCache`: a write replaces one and checks its version, and after a
-    write of another node one is read again.
+    The cache of snapshots is no `StreamCache`. A write replaces a snapshot and checks its version.
+    After a write of another node, a snapshot is read again.
     """
 
     # More than ten: everything on the way of an event into its room.

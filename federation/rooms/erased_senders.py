@@ -1,14 +1,14 @@
-"""Users of this server whose accounts were erased, and whose events are redacted for newcomers.
+"""Hides the content of erased users' events from users and servers that joined after the erasure.
 
 Laws:
-- A user or a server that comes into a room after the erasure gets the erased user's events in
-  redacted form, except for state events. Users who were in the room see what they saw. No
-  redaction is sent.
-- A user counts as having been in the room if they were joined at the time of the erasure, or
-  before it, for events before they left; or when the event arrived. A guest of a world-readable
-  room and an invited user were not in the room.
-- The erased users are cached. A page without events of theirs costs nothing; otherwise it costs
-  a few look-ups, however many events there are.
+- A user or a server that joins a room after the erasure gets the erased user's events in redacted
+  form, except for state events. Users who were in the room before still see the content. No
+  redaction event is sent.
+- A user sees the content of an event if they were in the room when the event arrived. They also see
+  it if they were joined at the time of the erasure, or if they were joined before the erasure and
+  left after the event. A guest of a world-readable room and an invited user were not in the room.
+- The erased users are cached. A page without events of erased users costs no query. Otherwise it
+  costs a few queries, however many events it has.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """

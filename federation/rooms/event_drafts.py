@@ -1,4 +1,4 @@
-"""Drafts: events that a local user wants to add to a room."""
+"""Drafts of the events that local users add to rooms."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Also = Callable[[WriteTransaction, RoomRow], None]
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """An event to build. The engine adds its place in the room, auth events, id, hash and
+    """An event to build. The engine adds its prev_events, depth, auth events, id, hash and
     signature."""
 
     type: str

@@ -1,4 +1,4 @@
-"""Finds the thread that an event is in, with cached events where possible.
+"""Finds the thread that an event belongs to. Uses cached events where possible.
 
 spec: client-server-api#threaded-read-receipts
 """

@@ -1,7 +1,8 @@
-"""A cache of events: parsed, and with the encoded form that clients get.
+"""A cache of events, parsed and in the encoded form that clients receive.
 
-Events are immutable, except for four changes, which the stream announces and which drop the event:
-a redaction, content that arrives late, a purge, and an outlier that gets its place in the room.
+Events are immutable, with four exceptions: a redaction, content that arrives late, a purge, and an
+outlier that is added to the room's graph. The stream announces these changes, and the cache then
+evicts the event.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,7 +161,7 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
     thread.
 
-    No `StreamCache`: after a write of another node it evicts only the events that changed.
+    The cache is no `StreamCache`. After a write of another node it evicts only the changed events.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Checks that a membership is unchanged when a draft gets its turn to be written.
+"""Checks that a membership is still the expected one when a draft is written.
 
-Authorization alone would allow a change: a kick after a ban would lift the ban, and a new display
-name after a leave would join a public room again.
+Authorization does not detect such a change. A kick that is written after a ban would lift the ban,
+and a new display name that is written after a leave would join a public room again.
 """
 
 from collections.abc import Callable, Collection, Sequence

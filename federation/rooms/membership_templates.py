@@ -1,5 +1,8 @@
-"""Membership events that two servers make together. A server in the room chooses the place of the
-event; the server of the user fills in the template and signs it.
+"""Makes the membership events that two servers create together (make_join and send_join, for
+example).
+
+A server in the room chooses the event's prev_events and auth events. The server of the user fills
+in the template and signs it.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -118,7 +121,7 @@ def fill_template(
 
 
 class TemplateRequests:
-    """Makes membership events of our users from templates of other servers."""
+    """Makes membership events of our users from the templates of other servers."""
 
     def __init__(
         self, *, remote: MembershipClient, identity: ServerIdentity, now_ms: Callable[[], int]

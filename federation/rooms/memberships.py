@@ -1,7 +1,7 @@
-"""Caches of memberships: the rooms of a user, and the local users of a room.
+"""Caches of memberships: the rooms of a user, and the local users in a room.
 
-The stream updates them, so that waking and synchronising clients costs no query. For the reactor
-thread.
+The stream updates both caches. So no query is needed to wake clients or to answer their syncs. For
+the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -13,7 +13,7 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class Memberships:
-    """Reads memberships by user and by room through caches."""
+    """Reads the memberships of users and of rooms through caches."""
 
     def __init__(self, *, store: MembershipStore, streams: Streams, capacity: int) -> None:
         """`capacity`: users, and as many rooms."""

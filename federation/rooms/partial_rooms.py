@@ -1,8 +1,8 @@
-"""A cache of the rooms that were joined with partial state, and waiting for their completion.
+"""Caches the rooms that were joined with partial state. Lets requests wait for their completion.
 
-The head of a room, which the engine caches, says whether its state is partial. This table also
-has rooms that have been completed since: clients that got nothing of such a room then get all of
-it.
+The head of a room, which the engine caches, says whether its state is partial. This cache also has
+rooms that have been completed. A client that was not shown such a room while its state was partial
+then gets the complete room.
 """
 
 from collections.abc import Mapping

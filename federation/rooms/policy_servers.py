@@ -1,19 +1,19 @@
-"""Asks the policy server of a room about our events before they are sent, and about remote events
-that lack its signature.
+"""Asks a room's policy server about our events before they are sent, and about remote events
+without its signature.
 
 Laws:
-- A room has a policy server while its state names one and a user of that server is in the room. The
+- A room has a policy server if its state names one and a user of that server is in the room. The
   event that names it needs no approval.
-- An event that it refused is not sent; from another server it is soft-failed. The sender gets the
-  policy server's own error text.
-- A policy server that does not answer is not asked again for half a minute, so that the room is
-  delayed little. Meanwhile its answer counts as a refusal. Past events wait for it instead, because
-  they are not urgent.
-- A policy server that rate limits us is left alone for the time that it names. Events from other
-  servers wait for it.
-- It is asked about remote events before their turn in the room, about some at once, so that a slow
-  one does not delay the room. A time limit keeps it from delaying the sending server. Its answers
-  are stored until the events are placed, and longer.
+- An event that the policy server refused is not sent. If it is from another server, it is
+  soft-failed. The sender gets the policy server's own error text.
+- A policy server that does not respond is not asked again for half a minute, so that the room is
+  delayed little. Until then, new events count as refused. Past events are not urgent, so they wait
+  until it responds.
+- A policy server that rate limits us is not asked before the time that it names. Events from other
+  servers wait for that time.
+- It is asked about remote events before their turn in the room's queue, and about several events
+  concurrently. So a slow policy server does not delay the room. A time limit prevents it from
+  delaying the sending server. Its answers are stored for a week (`policy_server_verdicts.py`).
 
 spec: server-server-api#policy-servers
 """
@@ -52,7 +52,7 @@ seconds more."""
 
 
 class RefusedByPolicyServer(MatrixError):
-    """The policy server's refusal, passed on unchanged."""
+    """The policy server refused the event. Its error is passed on unchanged."""
 
     status = 403
 

@@ -1,4 +1,4 @@
-"""Reads the relation of an event to its parent. Malformed relations count as absent.
+"""Reads the relation of an event to its parent. A malformed relation counts as absent.
 
 spec: client-server-api#forming-relationships-between-events
 """

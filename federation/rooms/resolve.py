@@ -1,8 +1,8 @@
-"""Resolves the state where branches of a room's history meet, from the stored states of the room.
+"""Resolves the room state where branches of the history meet, from stored states.
 
-A state is a `StateChange`: a stored root, and entries that differ from it. Only the differing
-entries are read from the states. The rest that resolution needs comes from the auth-chain index and
-the event cache, in batches.
+A state is a `StateChange`: a stored root, and the entries that differ from it. Only the entries in
+which the states differ are read. All other data that the resolution needs comes from the auth-chain
+index and the event cache, in batches.
 
 spec: server-server-api#room-state-resolution
 """
@@ -40,7 +40,7 @@ Difference = Mapping[StateKey, tuple[int | None, int | None]]
 
 
 class StateResolver:
-    """Resolves the states of rooms, through a cache. For the reactor thread."""
+    """Resolves the states of rooms, and caches the results. For the reactor thread."""
 
     def __init__(
         self,

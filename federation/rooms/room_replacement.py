@@ -1,8 +1,8 @@
-"""Replaces a room with a new one: the new room's first events and the old room's last ones are
-written in one transaction.
+"""Replaces a room with a new one, in one transaction.
 
-Either both are written or neither: no crash leaves a new room that nobody knows, or an old one with
-a dangling tombstone.
+The transaction writes the new room's first events and the old room's last events, or nothing. So no
+crash leaves a new room to which nothing refers, or an old room whose tombstone names a missing
+room.
 
 spec: client-server-api#room-upgrades
 """

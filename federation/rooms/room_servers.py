@@ -1,7 +1,8 @@
-"""A cache of the other servers in each room, which are the destinations of its events.
+"""A cache of the other servers in each room, to which its events are sent.
 
-The database counts their users as they join and leave (`storage/rooms/room_servers.py`). A room is
-invalidated when a remote user joins or leaves. For the reactor thread.
+The database counts the users of each server as they join and leave
+(`storage/rooms/room_servers.py`). When a remote user joins or leaves, the room's entry is
+invalidated. For the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,4 +1,4 @@
-"""Checks the server ACL of a room for servers that send or request anything about it.
+"""Checks the server ACL of a room when another server sends or requests data of the room.
 
 spec: server-server-api#server-access-control-lists-acls
 """

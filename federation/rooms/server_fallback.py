@@ -1,7 +1,7 @@
-"""Asks several servers for the same thing, one after the other, until one succeeds, and turns their
-failures into one error.
+"""Sends the same request to several servers, one after the other, until one succeeds.
 
-A server that fails, lies or refuses does not prevent the next request: anybody may have named it.
+A server that fails, lies or refuses does not prevent the next request, because anybody may have
+named it. If all fail, the failures are merged into one error.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ _FOREIGN_VERSION: Final = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORT
 
 
 class ServerFallback:
-    """Asks servers in turn."""
+    """Sends a request to servers in turn."""
 
     _log = Logger()
 

@@ -1,7 +1,7 @@
-"""Finds whether this server is in a room. Only then does it know the current room and may serve it.
+"""Finds whether this server is in a room. Only a server in the room has its state and may serve it.
 
-A room that all local users have left is known as it was then. It may have changed since, unless it
-had no members left.
+When the last local user leaves a room, its stored state stops changing. Other servers may change
+the room after that, unless it has no members left.
 
 spec: server-server-api#joining-rooms
 """

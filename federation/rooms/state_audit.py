@@ -1,18 +1,18 @@
 """Audits stored states: recomputes the states of events from the history and reports differences.
 
-For each event that arrived in a room with other servers, the state after it is recomputed from the
-states after its prev_events, and compared with the stored one. If each step is right, the whole
-history of the room is. After a batch, the current states of its rooms are recomputed from their
-forward extremities.
+The audit covers events that arrived in rooms with other servers. The state after an event is
+recomputed from the states after its prev_events, and compared with the stored one. If each such
+step is correct, all states in the room are. After a batch of events, the current states of its
+rooms are recomputed from their forward extremities.
 
 Laws:
-- It only reports. A difference is a bug of this server, or damage to the database, and its analysis
-  needs the data unchanged.
+- The audit only reports. A difference is a bug of this server, or damage to the database, and its
+  analysis needs the unchanged data.
 - Each event is checked once, some minutes after its arrival. A message in a linear history costs
   one comparison of hashes.
-- Its resolver has no cache: nothing is compared with itself.
-- It checks only what can be proved. It skips events that were placed on a state from another server
-  (at a join, or at a gap), past events, and rooms with partial state.
+- The resolver of the audit has no cache. Otherwise a result could be compared with itself.
+- The audit checks only states that follow from stored ones. It skips events whose state came from
+  another server (at a join, or at a gap), past events, and rooms with partial state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _HIDDEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
 
 class StateAuditObserver(Protocol):
-    """Receives the findings of the audit. May not raise or block."""
+    """Receives the findings of the audit. Must not raise or block."""
 
     def states_checked(self, count: int) -> None:
         """Count states that were recomputed and compared."""

@@ -1,7 +1,7 @@
-"""Computes the effect of a state event on the tables derived from the state: memberships, the
-room's summary, a space's children, the retention of messages.
+"""Computes how a state event changes the tables that are derived from the state.
 
-Anyone may send content, so malformed values count as absent.
+These tables hold memberships, room summaries, the children of spaces, and retention periods. Anyone
+may send any content, so a malformed value counts as absent.
 """
 
 from collections.abc import Collection, Mapping
@@ -43,8 +43,8 @@ _SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class StoredEffects:
-    """Computes the effects of many stored events at once, without the event cache, since few of
-    them are needed again."""
+    """Computes the effects of many stored events in one batch. It does not fill the event cache,
+    because few of these events are needed again."""
 
     def __init__(self, *, store: EventStore, identity: ServerIdentity) -> None:
         self._store = store

@@ -1,7 +1,7 @@
 """The state of a room at one root, read key by key. It is immutable, so its entries are cached.
 
-The view of the next root inherits the cached entries and the changes. So a busy room finds the
-entries that every event needs (power levels, join rules, the sender's membership) in memory.
+The view of the next root takes over the cached entries and the changes. So in a busy room the
+entries that every event needs (power levels, join rules, the sender's membership) are in memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ MAX_ENTRIES = 2048
 
 
 class StateView:
-    """Room state after some event. For the reactor thread."""
+    """The room state after some event. For the reactor thread."""
 
     __slots__ = ("_entries", "_events", "_trees", "room_nid", "root")
 

@@ -1,10 +1,11 @@
-"""Rechecks soft-failed sticky events, and releases them once their sender may send them after all.
+"""Rechecks soft-failed sticky events, and releases them when the current state allows them.
 
-Servers may have different current states when an event arrives, so they may differ in what they
-soft-fail. For a sticky event that would be final, so it is rechecked whenever its sender joins the
-room. It stays soft-failed: our events do not follow it, and no timeline shows it.
+Servers may have different current states when an event arrives, so one server may soft-fail an
+event that another accepts. A sticky event would then never be delivered on the first server. So it
+is rechecked whenever its sender joins the room. It stays soft-failed: our events do not follow it,
+and no timeline shows it.
 
-Proposal: MSC4354.
+Proposal: MSC4354
 """
 
 from collections.abc import Callable, Sequence
@@ -29,9 +30,10 @@ MAX_WAITING: Final = 10_000
 
 
 class WaitingSenders:
-    """Senders in rooms that have waiting events, up to a limit.
+    """A bounded set of the senders with soft-failed sticky events, by room.
 
-    Above it, the server with most senders loses one: it likely sends events that nobody may send.
+    When the set is full, the server with the most senders loses one, because it most likely sends
+    events that nobody may send.
     """
 
     def __init__(self, most: int = MAX_WAITING) -> None:

@@ -1,9 +1,9 @@
 """A cache of the events that are sticky now. For the reactor thread.
 
-Most rooms have none, and the others have few: one for each device in a call. Readers get the
-newest `MAX_PER_ROOM` of a room; no honest room has as many.
+Most rooms have none. The others have few: one for each device in a call. Readers get the newest
+`MAX_PER_ROOM` events of a room, which is more than an honest room has.
 
-Proposal: MSC4354.
+Proposal: MSC4354
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set

@@ -1,8 +1,8 @@
 """A cache of the newest events of rooms.
 
-A tail holds the latest arrivals of a room, complete from some position on. The stream extends it,
-so that waking and synchronising many clients after one message costs no query. For the reactor
-thread.
+A tail holds all arrivals of a room from some position on. The stream appends new events to it. So
+no query is needed to wake many clients, and to answer their syncs, after one message. For the
+reactor thread.
 """
 
 from bisect import bisect_right
@@ -61,9 +61,10 @@ class ArrivalRange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timelines:
-    """Reads what arrived in rooms, from cached tails or from storage.
+    """Reads the arrivals in rooms, from cached tails or from storage.
 
-    No `StreamCache`: a new event extends a tail, which knows from which position it is complete.
+    The cache is no `StreamCache`. A new event extends a tail, which records the position from which
+    it is complete.
     """
 
     def __init__(self, *, store: TimelineStore, streams: Streams, capacity: int) -> None:

@@ -1,14 +1,15 @@
-"""Applies our last leaves when we join a room again through a server that has not received them.
+"""Applies our last leaves when we rejoin a room through a server that has not received them.
 
-A local user who leaves as our last member has left at once; other servers get the leave when they
-can be reached. If a local user joins meanwhile through a server without the leave, the state in its
-response lacks it. So the events in which we left become extremities again, beside the join. The
-state is resolved between them, as on the other servers once the leave arrives, and our next events
-follow both.
+A local user who is our last member leaves immediately. Other servers receive the leave when they
+can be reached. A local user may then join again through a server that does not have the leave yet.
+The state in its response lacks the leave too. So the events with which we left become forward
+extremities again, beside the join. The state is resolved between them, as the other servers do when
+the leave arrives. Our next events follow both.
 
-If the server has the leave, our old knowledge of the room is outdated, and only the response
-counts. Resolving a state with one of its ancestors would restore outdated entries, here and on all
-servers that receive it. And a wrong state here is corrected by joining again.
+If the server has the leave, our stored state is outdated, and only the response is used. Resolving
+a state with one of its ancestors would restore outdated entries, on this server and on all servers
+that receive the result. In contrast, a wrong state on this server can be corrected by joining
+again.
 
 spec: server-server-api#room-state-resolution
 """
@@ -23,11 +24,13 @@ from storage.persist.room_writer import StateChange
 
 
 class HasLeftRoom(Forbidden):
-    """The joining user has left, which other servers will learn, and may not rejoin uninvited."""
+    """The joining user has left the room, and may not rejoin without an invite. Other servers have
+    not received the leave yet."""
 
 
 class UnacknowledgedLeaves:
-    """Compares states to find leaves that another server lacks. For the reactor thread."""
+    """Compares states to find leaves that another server has not received. For the reactor
+    thread."""
 
     def __init__(
         self, *, events: RoomEvents, resolver: StateResolver, identity: ServerIdentity

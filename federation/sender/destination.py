@@ -1,7 +1,8 @@
-"""Holds the unsent data and the reachability of one destination, in the memory of the sender.
+"""The unsent data and the reachability of one destination, in the memory of the sender.
 
-A server that keeps up has its events in `queue`. One that does not is behind. Then the sender only
-records the rooms in which it missed events, in the database too, and it catches up room by room.
+For a server that receives its transactions promptly, the events to send are in `queue`. Otherwise
+the server is behind. Then the sender only records the rooms in which it missed events, also in the
+database, and it catches up room by room.
 """
 
 from collections import OrderedDict, deque
@@ -43,7 +44,8 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class PendingTransaction(msgspec.Struct, frozen=True):
-    """A transaction under way, and what to record once the destination has accepted it."""
+    """A transaction that is being sent, and what to record after the destination has accepted
+    it."""
 
     transaction: FederationTransaction
     parts: deque[FederationTransaction]

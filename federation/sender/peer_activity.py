@@ -1,4 +1,5 @@
-"""Reports authenticated requests of peers to the sender, which then retries unreachable ones."""
+"""Reports authenticated requests of other servers to the sender, which then retries unreachable
+ones."""
 
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class RequestAuthenticator(Protocol):
 
 
 class PeerActivityRecorder:
-    """Authenticates with another checker, and reports each peer to the sender."""
+    """Authenticates requests with another object, and reports each remote server to the sender."""
 
     def __init__(self, *, checker: RequestAuthenticator, sender: FederationSender) -> None:
         self._checker = checker

@@ -1,12 +1,12 @@
 """Sends an empty transaction to each server that the policy blocked and now allows again.
 
-To that server we looked unreachable. It queues its transactions for us, and retries after a pause
-of an hour or more, or once it receives something from us. Our own unsent data would do
-(`transaction_sender.py`), but there may be none. If the empty transaction fails, the server's own
-retry follows soon enough.
+To the blocked server we looked unreachable. It queues its transactions for us. It retries after a
+pause of an hour or more, or after it receives something from us. Our own unsent data would have the
+same effect (`transaction_sender.py`), but there may be none. If the empty transaction fails, the
+server's own retry follows soon enough.
 
 A blocked server's request is refused before its signature is checked. So a name is stored only if
-it belongs to a server that shares a room with us. Invented names take no space, and nothing is sent
+it belongs to a server that shares a room with us. Made-up names take no space, and nothing is sent
 to them.
 """
 
@@ -37,8 +37,8 @@ their own retry."""
 
 
 class UnblockedServerNotifier:
-    """Notifies servers when the policy allows them again. Each node does so for the servers that it
-    has refused itself. For the reactor thread."""
+    """Sends the empty transactions. Each node does so for the servers that it has refused itself.
+    For the reactor thread."""
 
     _log = Logger()
 

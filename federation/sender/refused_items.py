@@ -1,7 +1,7 @@
 """Finds the items of a transaction that a destination refuses, by splitting it into halves.
 
-A destination reads a transaction as a whole. One item that it cannot parse, such as JSON nested too
-deeply or a number out of range, makes it refuse all other items too, at each retry.
+A destination parses a transaction as a whole. If it cannot parse one item, such as JSON nested too
+deeply or a number out of range, it refuses all other items too, at each retry.
 """
 
 from collections.abc import Callable

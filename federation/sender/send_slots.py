@@ -1,12 +1,13 @@
-"""Bounds how many transactions start at once, so that unresponsive servers delay no others.
+"""Limits how many transactions start concurrently, so that unresponsive servers do not delay
+others.
 
-A request gives its slot back after some seconds without an answer, and continues without one. If
-other servers wait for a slot, it does so after one second, unless very many requests are running.
-So the number of running requests is bounded by the slots, times the time limit of a request over
-the time that it holds its slot.
+A request releases its slot after some seconds without a response, and continues without one. If
+other servers wait for a slot, it releases its slot after one second, unless very many requests are
+running. So the number of running requests is at most the number of slots, multiplied by the time
+limit of a request and divided by the time that it holds its slot.
 
-Servers get slots in the order of their requests. A server that sends us something meanwhile gets
-the next slot, as it is reachable.
+Servers get slots in the order of their requests. A server that sends us something gets the next
+slot, because it is reachable.
 """
 
 from collections.abc import Awaitable, Callable

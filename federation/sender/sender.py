@@ -2,20 +2,20 @@
 
 Laws:
 - The content comes from the stream and from tables, never from the code that made the change. So a
-  restart, or another node's write, needs no special case. Up to the position of the lease all is
-  delivered or recorded as missed, and from there the stream is read again.
-- One node sends at a time: it holds the lease. On SQLite, which is for one node, the lease is taken
-  by force.
-- Each destination has one transaction under way, which is retried unchanged, with its id.
-- A server that newly shares a room with one of our users receives the latest change of their
+  restart, or a write of another node, needs no special case. Up to the position of the lease,
+  everything is delivered or recorded as missed. A restart reads the stream from that position.
+- Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
+  without waiting for its expiry.
+- Each destination has one transaction in progress, which is retried unchanged, with the same id.
+- A server that newly shares a room with one of our users receives the latest change of the user's
   devices, even if it received earlier ones. So it notices whether it missed some. A server that is
-  behind does not: it sees the users join when it catches up on the room.
+  behind does not need this: it sees the user join when it catches up on the room.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
   which it misses events (`destination.py`), and an occasional retry. So does one that the policy
   blocks, until the policy allows it again.
 
-Receipts, typing and presence are sent to reachable servers. An unreachable one receives the latest
-receipts and presence when it is back, if this process still runs.
+Receipts, typing and presence are sent to reachable servers. An unreachable server receives the
+latest receipts and presence when it responds again, if this process still runs.
 
 spec: server-server-api#transactions
 """

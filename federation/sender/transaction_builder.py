@@ -165,7 +165,7 @@ class TransactionBuilder:
 
 
 class _Taken:
-    """Data taken out of a destination, so that it can be put back."""
+    """The data that was taken out of a destination, so that it can be put back."""
 
     def __init__(self) -> None:
         self.events: list[QueuedEvent] = []

@@ -1,20 +1,19 @@
 """Sends transactions to destinations, one at a time for each, and schedules retries.
 
-A destination that does not answer is retried after a pause that grows, usually to an hour. A
-request or transaction from that server shows that it is back, and starts a retry at once. If
-earlier retries of this kind failed, the next one waits longer. Retries have slots of their own
-(`send_slots.py`), so that unresponsive destinations do not delay the others.
+A destination that does not respond is retried after a pause that grows, usually to an hour. If it
+sends us a request, it is retried immediately, or later if such retries failed before. Retries have
+slots of their own (`send_slots.py`), so that unresponsive destinations do not delay the others.
 
-A destination that answers 429 is reachable and names the time of the next try. Traffic from that
-server does not shorten this time, and our own pause still counts. The longest of our pauses bounds
-it. spec: client-server-api#rate-limiting
+A destination that responds 429 is reachable and names the time of the next attempt. Its requests to
+us do not shorten this time. The longer one of this time and our usual pause applies, up to the
+longest pause of the schedule. spec: client-server-api#rate-limiting
 
-A transaction that its destination refuses because of its content is sent in ever smaller parts
-(`refused_items.py`). A part refused alone is dropped, but only if the destination accepts an empty
-transaction right after it. A destination that refuses the empty transaction too refuses everything,
-as a proxy does that has lost its backend. It counts as unresponsive.
+If a destination refuses a transaction because of its content, it is sent in ever smaller parts
+(`refused_items.py`). An item that is refused on its own is dropped, but only if the destination
+accepts an empty transaction right after it. A destination that refuses the empty transaction too,
+like a proxy that has lost its backend, counts as unresponsive.
 
-A destination that the policy blocks is marked as behind. It is not tried until the policy or the
+A destination that the policy blocks is marked as behind. It is not retried until the policy or the
 signed list of members changes.
 """
 
@@ -89,7 +88,8 @@ class SendCounts(msgspec.Struct):
 
 
 class TransactionSender:
-    """Holds all destinations with something to send or with a failure. For the reactor thread."""
+    """Stores all destinations that have something to send or have failed. For the reactor
+    thread."""
 
     log = Logger()
 

@@ -1,14 +1,15 @@
-"""Account data: JSON objects that clients store on the server, global and per room. Tags are the
-room type `m.tag`.
+"""Account data: JSON objects that clients store on the server, global or for one room.
+
+Tags are the room account data of type `m.tag`.
 
 Laws:
 - Contents are stored and returned as bytes.
-- Each change takes a position (`Topic.ACCOUNT_DATA`, with its room). Only the latest position of
-  each entry is stored, which is after every earlier one.
-- A deleted entry stays as `{}` for incremental readers. Other readers do not see it. The latest
-  MOST_DELETED of a user are stored.
-- The total usage of a user is stored separately (`account_data_usage`) and updated with each entry.
-  Deleted entries are counted apart.
+- Each change takes a position (`Topic.ACCOUNT_DATA`, with its room). An entry stores only the
+  position of its latest change.
+- A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Full
+  reads skip it. The newest `MAX_DELETED` deleted entries of each user are stored.
+- The total usage of a user is stored in `account_data_usage` and updated with each entry. Deleted
+  entries are counted separately.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,7 @@ class UserAccountData(msgspec.Struct, frozen=True, gc=False):
 
 
 class AccountDataUsage(msgspec.Struct, frozen=True, gc=False):
-    """The usage of a user."""
+    """The amount of account data that a user has stored."""
 
     entries: int = 0
     size: int = 0

@@ -1,11 +1,13 @@
 """Accounts of this server: password hashes, flags, approval and expiry.
 
 Laws:
-- An account is never deleted: a deactivated one stays, so its user id is never reused.
-- Whatever invalidates earlier authentications (a new password, a sign-out everywhere, a lock, the
-  deactivation) increments the `credential_epoch`; a new hash of the same password does not.
-- Whatever ends sessions or changes the rights of an account moves its `position` and is announced
-  (`Topic.ACCOUNT`), so that every node invalidates its caches.
+- An account is never deleted. The row of a deactivated account remains, so that its user id is
+  never reused.
+- Everything that invalidates earlier authentications (a new password, a sign-out everywhere, a
+  lock, the deactivation) increments the `credential_epoch`. A new hash of the same password does
+  not.
+- Everything that ends sessions or changes the rights of an account sets a new `position` and is
+  announced (`Topic.ACCOUNT`), so that every node invalidates its caches.
 """
 
 from collections.abc import Iterable

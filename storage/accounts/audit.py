@@ -1,7 +1,8 @@
-"""The audit log of accounts: written with the operations, read by owners and administrators.
+"""The audit log of accounts, for owners and administrators. Operations write it in their
+transaction.
 
-A record contains time, event, IP address, device and detail, and nothing secret. Records are
-deleted after a retention time.
+A record contains time, event, IP address, device and detail, but no secrets. Records are deleted
+after a retention time.
 """
 
 from collections.abc import Collection, Iterable, Sequence

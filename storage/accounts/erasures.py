@@ -1,4 +1,4 @@
-"""Erased accounts, with the position of the erasure. Rows are never deleted."""
+"""Erased accounts, each with the position of its erasure. Rows are never deleted."""
 
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic

@@ -1,4 +1,4 @@
-"""Consents of users to policies, by version. Rows are added and never changed."""
+"""Consents of users to the versions of policies. Rows are added and never changed."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,7 @@
 """Registration tokens, each limited in uses and time.
 
-A use is first *pending* (the registration may still be abandoned) and then *completed*. Both count
-against the number allowed, so that a token for one account never creates two.
+A use is first *pending*, because the registration may be abandoned, and then *completed*. Both
+count against the allowed number, so that a token for one account never creates two.
 
 spec: client-server-api#token-authenticated-registration
 """

@@ -1,6 +1,6 @@
-"""Lists of this server's accounts for administrators: filtered, ordered and paginated.
+"""Lists of this server's accounts for administrators, filtered, ordered and paginated.
 
-A search for a name reads every account: only Python folds the case of all scripts.
+A search for a name reads every account, because only Python folds the case of all scripts.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
-"""Expiry of accounts: expiry times, the state of the e-mails about them, and renewal links.
+"""Expiry of accounts: expiry times, the e-mails about them, and renewal links.
 
 Laws:
-- The write that queues an e-mail sets its state, if it was not set: two nodes send one e-mail.
-- A new expiry time moves the `position` of the account, so that nodes invalidate their caches.
+- The transaction that queues an e-mail also sets its state, unless it is already set. So two nodes
+  send only one e-mail.
+- A new expiry time sets a new `position` of the account, so that nodes invalidate their caches.
 """
 
 from collections.abc import Iterable

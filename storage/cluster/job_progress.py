@@ -1,4 +1,4 @@
-"""Progress of background jobs: a text for each job, by name."""
+"""The progress of background jobs: one text for each job, by name."""
 
 from storage.engine.transaction import Transaction, WriteTransaction
 

@@ -1,7 +1,7 @@
-"""Leases: work on the stream that one node does at a time, such as sending to other servers. A
-lease records the holder, the expiry, and how far the work is.
+"""Leases on work that one node does at a time, such as sending to other servers.
 
-All work up to the position of a lease is done, except what tables of that work list.
+A lease records its holder, its expiry, and a position. All work up to that position is done, except
+what the tables of that work list.
 """
 
 import msgspec
@@ -19,7 +19,7 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class LeaseStore:
-    """The lease of one kind of work."""
+    """Stores the lease of one kind of work."""
 
     def __init__(self, *, database: Database, name: str) -> None:
         """`name` is the name of the work."""

@@ -1,18 +1,18 @@
-"""The lease of a kind of work, as one node takes and keeps it.
+"""The lease on a kind of work, as one node takes and renews it.
 
-A lease expires. If its holder is known to be gone, other nodes take it before that. The name of a
-holder contains its number among the nodes, and each running node holds a lock of its number
-(`postgres_notify.py`). SQLite has one node, so no other can hold the lease.
+A lease expires. If its holder is known to be gone, other nodes take the lease before it expires.
+The name of a holder contains its node number, and each running node holds an advisory lock of its
+number (`postgres_notify.py`). SQLite has one node, so no other node can hold the lease.
 
 Laws:
-- A node that starts takes the lease of a vanished holder at once: a server that was killed and
-  restarts continues without a pause.
-- A node that already ran takes it only if the holder was gone in the previous round too. If all
-  connections broke, the holder has time to record its new number.
-- A holder whose number is not known is gone when its lease has expired.
+- A node that starts takes the lease of a vanished holder immediately. So a server that was killed
+  and restarted continues without a pause.
+- A node that was already running takes the lease only if the holder was gone in the previous round
+  too. If all connections broke, this gives the holder time to record its new number.
+- A holder whose number is unknown counts as gone only when its lease has expired.
 - A holder that is replaced while it runs notices when it renews. Until then, for one round, both
-  may work. The same happens when a node starts just as all connections broke, or when clocks
-  differ. Work that is done twice must do no harm.
+  nodes may work. The same happens if a node starts while all connections are broken, or if clocks
+  differ. So repeated work must do no harm.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _SEPARATOR: Final = "@"
 
 
 class NodeLease:
-    """The lease of this node. For the reactor thread."""
+    """This node's hold on the lease. For the reactor thread."""
 
     def __init__(
         self, *, database: Database, name: str, process: str, get_node: Callable[[], int]

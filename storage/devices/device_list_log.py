@@ -1,8 +1,7 @@
-"""Changes of local users' devices as they are sent to other servers. Each has a stream ID, and
-names the previous one.
+"""The changes of local users' devices that are sent to other servers.
 
-The latest changes of each user are stored. A server that missed more finds a gap, and fetches the
-complete list.
+Each change has a stream ID, and names the previous one. Only the latest changes of each user are
+stored. A server that missed more of them notices the gap, and fetches the complete list.
 
 spec: server-server-api#device-management
 """
@@ -34,7 +33,7 @@ class DeviceListChange(msgspec.Struct, frozen=True):
 
 
 class DeviceListLog:
-    """Reads the log."""
+    """Reads the log of changes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

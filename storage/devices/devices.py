@@ -1,14 +1,12 @@
-"""Devices of users: their names, when and from where they were last seen, and when the device list
-changed.
+"""Devices of users: names, last use and address, and the position of the last device list change.
 
 Laws:
 - A change of the list (a device added or deleted, a new name, new keys) takes a position
-  (`Topic.DEVICE`). Only the latest position of each user is stored, which is after every earlier
-  one.
+  (`Topic.DEVICE`). Only the position of each user's latest change is stored.
 - Other servers are notified of changed keys and deleted devices
   (`storage/devices/device_list_log.py`), but not of display names.
-- The time when a device was last seen is written in batches, takes no position, and may be minutes
-  old.
+- The time when a device was last seen is written in batches, takes no position, and may be some
+  minutes old.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Room aliases of this server."""
+"""Room aliases of this server: the room of each alias, and its creator."""
 
 from collections.abc import Iterable, Mapping
 

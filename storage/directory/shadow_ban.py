@@ -1,7 +1,6 @@
-"""Changes of shadow-banned users to aliases, the room directory and room upgrades. Only the user
-who made them sees them.
+"""Changes that shadow-banned users make to aliases, the room directory and room upgrades.
 
-They concern no other user, so they take no position.
+Only the user who made a change sees it. So the changes take no position.
 """
 
 from collections.abc import Iterable, Mapping

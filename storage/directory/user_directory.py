@@ -1,8 +1,8 @@
-"""The user directory: names and avatars of users, updated by a job, searched by prefixes of words.
+"""The user directory: names and avatars of users. A search matches prefixes of words.
 
-Whether one user may find another is not stored. It is computed from the current memberships, so
-joins and leaves take effect at once. Names are copied; a change of a name queues the user
-(`storage.directory.user_directory_queue`).
+A job updates the entries. A change of a name queues the user
+(`storage.directory.user_directory_queue`). Which users may find a user is not stored. It is
+computed from the current memberships, so joins and leaves take effect immediately.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

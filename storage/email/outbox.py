@@ -4,7 +4,8 @@ A sender that takes e-mails postpones their due time, so that no other sender ta
 sender dies, they become due again.
 
 A notification e-mail contains the text of messages. When one of these messages loses its content,
-the same write deletes the e-mail and sets the pusher back, so that another e-mail covers the rest.
+the same transaction deletes the e-mail and resets the pusher, so that another e-mail reports the
+other messages.
 """
 
 from collections.abc import Collection, Sequence

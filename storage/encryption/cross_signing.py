@@ -1,5 +1,5 @@
-"""Cross-signing: keys with which users sign their devices and each other's keys, and the
-signatures."""
+"""Cross-signing keys, and the signatures that users make on their devices and on each other's
+keys."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

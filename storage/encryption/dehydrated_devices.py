@@ -1,7 +1,8 @@
-"""Dehydrated devices: one for each user, without a session, and the data that the user's clients
-need to rehydrate it.
+"""Dehydrated devices: one for each user, with the data that the user's clients need to rehydrate
+it.
 
-The device itself, its keys and its messages are stored as for any device.
+A dehydrated device has no session. The device itself, its keys and its messages are stored as for
+any device.
 
 spec: MSC3814
 """

@@ -1,15 +1,16 @@
 """Keys that devices publish for end-to-end encryption: identity keys, one-time keys, fallback keys.
 
 Laws:
-- A one-time key is given out once (`storage/encryption/one_time_keys.py`). A fallback key is given
-  out when none is left.
-- A claim is one write with a fixed number of statements, for up to CLAIMED_AT_ONCE keys. A larger
-  claim is several writes.
-- A change of key counts says what changed, so that listeners need not read it.
+- A one-time key is given out once (`storage/encryption/one_time_keys.py`). If none is left, a
+  fallback key is given out.
+- A claim of up to CLAIM_CHUNK keys is one write with a fixed number of statements. A larger claim
+  is several writes.
+- A change of key counts carries the new counts or the claimed keys, so that subscribers need not
+  read them.
 - A change of identity keys is a change of the user's device list.
-- A device that publishes new identity keys starts over. Its one-time and fallback keys were signed
-  with the old keys and are useless. So are signatures on its old keys and signatures made with
-  them.
+- If a device publishes new identity keys, all its other keys are deleted. Its one-time and fallback
+  keys were signed with the old keys and are useless. So are signatures on its old keys and
+  signatures made with them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,8 +72,8 @@ class KeyCountsChanged(msgspec.Struct, frozen=True):
 
 
 class KeysClaimed(msgspec.Struct, frozen=True):
-    """The detail of a change of the topic KEY_COUNT: one one-time key was claimed for each of
-    these."""
+    """The detail of a change of the topic KEY_COUNT: one one-time key of each of these devices was
+    claimed."""
 
     claimed: Sequence[KeyRequest]
 

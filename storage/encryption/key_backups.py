@@ -1,10 +1,10 @@
 """Backups of room keys: versions, each with the keys of sessions. The server cannot decrypt them.
 
 Laws:
-- A deleted version is invisible at once. Its keys, of which there may be hundreds of thousands, are
-  deleted in small steps.
-- However many keys a client adds or deletes at once, each write is short, so that other writes come
-  in between.
+- A deleted version becomes invisible immediately. Its keys, of which there may be hundreds of
+  thousands, are deleted in small steps.
+- However many keys a client adds or deletes in a request, each write is short, so that other writes
+  can run in between.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,13 @@
-"""One-time keys, stored in blocks: keys of one upload share a few rows, and are claimed from the
-first on.
+"""One-time keys, stored in blocks. The keys of one upload share a few rows, and are claimed in
+order.
 
 A block does not change. The number of its claimed keys is in a separate row of a few bytes, the
 mark. The marks of hundreds of devices share a page.
 
 A claimed key stays in its block until all keys of the block are claimed. The next upload then
-replaces the block by digests. Digests are stored for some time, or until many other keys were
-claimed. So a repeated upload, whose response was lost, does not bring a claimed key back, even
-after other uploads.
+replaces the block by digests of its keys. Digests are stored for some time, or until many other
+keys were claimed. So if a response is lost and the upload is repeated, a claimed key does not
+become claimable again, even after other uploads.
 
 Laws:
 - A key is given out once: the write that claims it moves the mark of the block past the key. Writes
@@ -15,7 +15,8 @@ Laws:
 - Keys are claimed in the order in which they were uploaded. spec:
   client-server-api#post_matrixclientv3keysclaim
 - A claim is one statement, however many devices it names.
-- A block is small, whatever is uploaded: SQLite reads all of it for a claim.
+- A block is small, however many keys are uploaded, because SQLite reads the complete block for a
+  claim.
 - An upload reads the IDs of the remaining keys, and a bounded number of digests. It reads contents
   only if an ID is uploaded again, and once to compute the digests.
 """
@@ -52,7 +53,7 @@ class KeyExists(Exception):
 
 
 class KeyBlock(msgspec.Struct, frozen=True):
-    """A block of keys of a device, without the keys."""
+    """The metadata of a block: its key IDs and how many of its keys are claimed."""
 
     algorithm: str
     block_nid: int

@@ -1,8 +1,7 @@
-"""To-device messages between servers: a queue of messages to remote devices, and IDs of received
-messages for deduplication.
+"""To-device messages between servers: a queue to remote devices, and the IDs of received messages.
 
-The queue for a server that does not come back is bounded: the oldest messages are dropped. The
-number of IDs stored for a server is bounded too.
+The IDs serve to discard repeated messages. The queue for an unreachable server is bounded: the
+oldest messages are dropped. The number of IDs stored for a server is bounded too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """Reads the published keys of local and remote users at one moment, with a fixed number of queries.
 
-Only the owner's own signatures are read with the keys, so signatures by other users cost nothing.
+Of the signatures on the keys, only those by the keys' owners are read. So signatures by other users
+cost nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +27,8 @@ INLINE_USERS: Final = 4
 
 
 class PublishedKeys(msgspec.Struct, frozen=True):
-    """By user: devices, cross-signing keys by usage, and the visible signatures."""
+    """The devices, the cross-signing keys by usage, and the visible signatures of users, each by
+    user."""
 
     devices: Mapping[str, Sequence[DeviceKeysRow]] = msgspec.field(default_factory=dict)
     cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = msgspec.field(default_factory=dict)

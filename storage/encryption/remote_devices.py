@@ -1,14 +1,15 @@
-"""Devices of remote users: cached for users whose devices were requested and who share a room with
-us.
+"""A cache of the devices of remote users who share a room with us, once their devices were
+requested.
 
 Laws:
-- A device list is complete up to its stream ID, or stale: then a change was missed, and the list
-  has to be fetched again.
+- A device list is either complete up to its stream ID, or stale. It is stale if a change was
+  missed, and then has to be fetched again.
 - A change is announced to local users, like a change of local devices. It is not sent to other
   servers.
-- The write decides whether a change follows the stored list, and whether a change arrived while a
-  list was being fetched: other processes receive changes too.
-- When a user newly shares a room with us, the same write marks their list as stale.
+- The write that stores a change checks that it follows the stored list. The write that stores a
+  fetched list checks that no change arrived since the request. Reads before the write are not
+  enough, because other processes receive changes too.
+- When a user newly shares a room with us, the same transaction marks their list as stale.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

@@ -1,25 +1,24 @@
-"""The queue of to-device messages: stored by position until the device syncs with a token after
-them.
+"""The queue of to-device messages. A message is stored until the device syncs with a later token.
 
-The queue of a device that does not come back is bounded: the oldest messages are dropped. Refusing
-new messages would harm the senders, whose requests include other devices. A device that returns
-after a long time needs the newest keys most.
+The queue of a device that never syncs is bounded: the oldest messages are dropped. If new messages
+were refused instead, senders would be harmed, because their requests include other devices. A
+device that returns after a long time needs the newest keys most.
 
 Messages are stored by the number of the device, which no later device with the same ID gets. So
-index entries are small and share pages. Messages that are sent in bulk go into the log first
+index entries are small and share pages. Messages that are sent in bulk are first stored in the log
 (`to_device_log`). After some minutes a job moves the undelivered ones out of the log, oldest first.
 A message is always in exactly one of the two.
 
-Nothing at or below a device's floor is read, in the queue or the log. A floor is set when the
-device has received messages that are in the log, and when many messages are to be deleted at once.
-A job deletes in small steps what is below, and then the floor. A floor is never above the head of
-the sequence, whatever token a client sends.
+A device may have a *floor*: a position up to which neither the queue nor the log is read. A floor
+is set when the device has received messages that are in the log, and when many messages are to be
+deleted. A job deletes the messages below a floor in small steps, and then the floor. A floor is
+never above the latest position of the sequence, whatever token a client sends.
 
 Laws:
 - A read returns each message once: first those stored by device, then those in the log. If a row
-  has left the log meanwhile, the read runs again.
-- The content of the log is known up to a head of the sequence: rows are committed in order of
-  position, and a position is never reused.
+  leaves the log during the read, the read runs again.
+- A reader has the complete content of the log up to the latest position at its read, because rows
+  are committed in order of position, and a position is never reused.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -111,8 +110,8 @@ class ToDeviceAdded(msgspec.Struct, frozen=True, gc=False):
 
 
 class DevicesDeleted(msgspec.Struct, frozen=True, gc=False):
-    """The detail of a change of the topic DEVICES_GONE: devices of the user were deleted with their
-    queued messages."""
+    """The detail of a change of the topic DEVICES_DELETED: devices of the user were deleted with
+    their queued messages."""
 
     device_ids: Sequence[str]
 

@@ -1,13 +1,14 @@
 """The two operations of storage: `read` and `write`.
 
 Laws:
-- `fn(txn, …)` is a plain function. It may run more than once (a lost connection, a conflict) and
-  must not wait for anything.
-- Writes of many callers run in one database transaction, each in its own savepoint. One that fails
-  harms no other. A write is acknowledged after the commit.
+- `fn(txn, …)` is a plain function that must not wait for anything. It may run more than once, after
+  a lost connection or a conflict.
+- Writes of many callers run in one database transaction, each in its own savepoint. A write that
+  fails does not affect the others. A write is acknowledged after the commit.
 - Changes are announced through the transaction and published after the commit, in order of
   position.
-- Positions of the one sequence become visible in order: a reader at N has seen everything up to N.
+- Positions of the one sequence become visible in order. A reader at position N sees everything up
+  to N.
 """
 
 import time
@@ -294,7 +295,7 @@ class Database:
 
 
 class _QueuedRead:
-    """A read on its way through a reading thread, and its result."""
+    """A read in the thread pool, and its result."""
 
     __slots__ = (
         "_clock",

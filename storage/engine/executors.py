@@ -1,8 +1,8 @@
-"""Executors: run database work in threads, or inline.
+"""Executors run database work in threads, or on the calling thread.
 
-An executor starts jobs in the order of submission (with one thread: one after the other). It
-delivers results on the reactor thread in the order in which they were handed over. Jobs must not
-raise.
+An executor starts jobs in the order of submission. With a single thread, jobs run one after the
+other. Results are delivered on the reactor thread in the order in which the jobs handed them over.
+Jobs must not raise.
 """
 
 import os
@@ -54,7 +54,7 @@ async def run_in(executor: Executor, work: Callable[[], T]) -> T:
 
 
 class InlineExecutor:
-    """Runs everything at once on the calling thread. For tests and command-line tools."""
+    """Runs each job immediately on the calling thread. For tests and command-line tools."""
 
     def submit(self, job: Callable[[], None]) -> None:
         job()
@@ -67,7 +67,7 @@ class InlineExecutor:
 
 
 class _Worker:
-    """A thread that waits for a job."""
+    """A worker thread that waits for a job."""
 
     __slots__ = ("job", "wake")
 
@@ -81,8 +81,8 @@ class _Worker:
 class _Wakeup:
     """Wakes the reactor for one executor through a pipe.
 
-    `callFromThread` does the same for any call. Here the call is fixed, which halves the work on
-    both threads; every write and most reads go this way.
+    `callFromThread` does the same for any call. This class has one fixed call, which halves the
+    work on both threads. Every write and most reads use it.
     """
 
     def __init__(self, *, reactor: IReactorFDSet, callback: Callable[[], None]) -> None:
@@ -123,8 +123,8 @@ class _Wakeup:
 
 
 class ThreadExecutor:
-    """A fixed number of threads. The idle thread that worked last works next, since its data is in
-    the CPU caches.
+    """A fixed number of threads. The idle thread that worked last works next, because its data is
+    in the CPU caches.
 
     Results that arrive while the reactor is busy are delivered together, with one wake-up.
     """

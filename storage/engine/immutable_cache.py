@@ -1,12 +1,11 @@
 """A bounded cache of immutable values. Entries are evicted but never invalidated.
 
 The cache has two generations. A value that is used moves to the young one. When the young one
-reaches half of the maximum weight, it becomes the old one and the former old one is evicted. This
-is close to least recently used, without the bookkeeping.
+reaches half of the maximum weight, it becomes the old one and the former old one is evicted. The
+effect is close to that of an LRU cache, without its cost for each access.
 
 Threads: `get` uses single dictionary operations, which are atomic. Changing a generation takes a
-lock. A reader that races with a change of generations may miss a cached value, but never gets a
-wrong one.
+lock. A reader during a change of generations may miss a cached value, but never gets a wrong one.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -18,8 +17,8 @@ V = TypeVar("V")
 
 
 class ImmutableCache(Generic[K, V]):
-    """Holds values up to `max_weight`, measured by `weigh`. Not an `LRU`: several threads use
-    it."""
+    """Stores values up to `max_weight`, measured by `weigh`. It is no `LRU`, because several
+    threads use it."""
 
     def __init__(self, *, max_weight: int, weigh: Callable[[V], int]) -> None:
         self._half = max_weight // 2

@@ -6,10 +6,10 @@
 Rules for SQL that runs on both:
 - `INSERT … ON CONFLICT … DO UPDATE` and `RETURNING` behave the same. Text compares and sorts by
   code point (a PostgreSQL database with another collation is refused).
-- Truth values are stored as 0 or 1. Bytes go in and come out as `bytes`.
+- Truth values are stored as 0 or 1. Bytes are passed and returned as `bytes`.
 - A write cannot continue after one of its statements has failed (a PostgreSQL limitation).
-- Text with U+0000 can be looked up by the same key, but PostgreSQL returns U+10FFFF in its place.
-  Text that has to be exact is stored as bytes.
+- PostgreSQL cannot store U+0000 in text. A text with it is found by the same key, but returned with
+  U+10FFFF in its place. Text that has to be exact is stored as bytes.
 - Integers have 64 bits.
 """
 
@@ -42,7 +42,7 @@ def get_prefix_end(prefix: str) -> str:
 
 
 class DatabaseUnavailable(Exception):
-    """The database could not do the work (lost, full, closed, too slow). Nothing of this write was
+    """The database could not do the work (lost, full, closed, too slow). No part of this write was
     acknowledged.
 
     Clients get M_UNKNOWN with status 503. The cause, if there is one, is in `__cause__`.
@@ -54,7 +54,8 @@ class NodeChannelLost(Exception):
 
 
 class UnsuitableDatabase(Exception):
-    """The database cannot be used as it is. The text tells the operator what to do."""
+    """The database cannot be used in its present condition. The text tells the operator what to
+    do."""
 
 
 class Connection(Protocol):
@@ -160,7 +161,7 @@ class Connection(Protocol):
 
 class NodeChannel(Protocol):
     """The connection on which a node receives notifications of other nodes. While it is open, the
-    other nodes see this node as present."""
+    other nodes see this node as running."""
 
     node: int
     """The number of this node."""

@@ -1,15 +1,15 @@
-"""Migrates a database to the schema of this program: numbered SQL files, forward only.
+"""Migrates a database to the schema of this program, by numbered SQL files, forward only.
 
 Each step runs once, in order, in a transaction that also records it in `schema_version`. A step is
 `schema/NNNN_name.sql` for both databases, or `NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql`,
-or both: then the common file runs first. Some words in these files stand for SQL that differs
-between the databases:
+or all three. In the last case the common file runs first. Some words in these files stand for SQL
+that differs between the databases:
 
 - `BYTES`: the type for bytes.
 - `ROWID`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows by
   this number, its rowid, and needs no index for it.
-- `CLUSTERED` (after a table): SQLite stores the rows in the primary key. For tables with short
-  rows.
+- `CLUSTERED` (after a table): SQLite stores the rows in the index of the primary key. For tables
+  with short rows.
 - `LOW_FILLFACTOR` (after a table): PostgreSQL leaves free space in each page, so that rows that
   change often stay in their page and need no new index entries.
 

@@ -1,13 +1,13 @@
-"""Reports the work of storage: for metrics, the slow log, and tests that count queries.
+"""Reports reads, writes and batches of the database, for metrics, the slow log, and tests.
 
-All times are seconds. All calls are made on the reactor thread.
+All times are in seconds. All calls are made on the reactor thread.
 """
 
 from typing import Protocol
 
 
 class Observer(Protocol):
-    """Is notified of each piece of work. Must not raise or block."""
+    """Is called for each read, write and batch. Must not raise or block."""
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         """A read waited for a thread, then ran or failed."""

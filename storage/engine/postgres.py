@@ -1,9 +1,9 @@
-"""PostgreSQL: the database that several nodes share. For PostgreSQL 13 and later, through psycopg2.
+"""PostgreSQL, version 13 and later, through psycopg2: the database that several nodes can share.
 
 Connections are in autocommit mode and this module sends BEGIN itself. So BEGIN, SAVEPOINT, RELEASE
 and statements without a needed result travel in the same message as the next statement.
 
-A writer holds an advisory lock from begin to commit. Nodes write one after the other, so positions
+A writer holds an advisory lock from begin to commit. So nodes write one after the other, positions
 of the one sequence are committed in order, and writers cannot deadlock on row locks.
 """
 

@@ -1,5 +1,4 @@
-"""Configuration of the PostgreSQL server, and the connection string of a session: timeouts, plans,
-keepalives."""
+"""Configuration of the PostgreSQL connections: address, timeouts, plans, keepalives."""
 
 from collections.abc import Mapping
 

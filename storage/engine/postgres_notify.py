@@ -1,8 +1,8 @@
 """Notifications between nodes that share a PostgreSQL database, by LISTEN and NOTIFY.
 
-A write that has to hold on all nodes before it is acknowledged notifies them with its commit. Each
-node answers once it has applied what was written. Each node holds an advisory lock while its
-connection lives; the locks show which nodes are running. Ephemeral messages, such as typing, are
+A write that must take effect on all nodes before it is acknowledged notifies them with its commit.
+Each node responds after it has applied the write. Each node holds an advisory lock while its
+connection lives. The locks show which nodes are running. Ephemeral messages, such as typing, are
 sent as notifications only and are not stored.
 """
 
@@ -27,7 +27,7 @@ _NOTE: Final = "note"
 
 
 class ConfirmedWrite(msgspec.Struct, frozen=True):
-    """The write at this position must hold on all nodes before it is acknowledged."""
+    """The write at this position must take effect on all nodes before it is acknowledged."""
 
     position: int
 

@@ -1,7 +1,7 @@
-"""Converts our statements for PostgreSQL: lists of keys, rows of arguments. Converts values too: in
-statements, in COPY rows, in results.
+"""Converts SQL for PostgreSQL, so that one statement handles many keys or many rows of arguments.
+Converts values too: in statements, in rows for COPY, and in results.
 
-SQLite runs the same statements unchanged, once for each row. See `storage/engine/interface.py`.
+SQLite runs the same SQL unchanged, once for each row. See `storage/engine/interface.py`.
 """
 
 import re

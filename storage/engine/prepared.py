@@ -1,13 +1,13 @@
-"""Prepared statements of a PostgreSQL session. Parsing and planning a statement costs several times
-its execution.
+"""Prepared statements of a PostgreSQL session.
 
-A statement is prepared when it is first used on a connection. It is planned once, for any arguments
-(`PostgresEngine.open`). Prepared statements survive a rollback.
+Parsing and planning a statement costs several times its execution. So a statement is prepared when
+it is first used on a connection. It is planned once, for any arguments (`PostgresEngine.open`).
+Prepared statements survive a rollback.
 
 Laws:
-- A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same
-  holds for `DELETE … LIMIT ?)`: with an unknown limit the server would estimate a tenth of the
-  table and scan all of it.
+- A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same holds
+  for `DELETE … LIMIT ?)`: with an unknown limit PostgreSQL would estimate a tenth of the table and
+  scan all of it.
 - Arguments have the types that literals would have, so that a prepared statement means the same.
 - The number of prepared statements in a session is bounded. The least recently used one is
   deallocated first.
@@ -23,7 +23,7 @@ from storage.engine.interface import SQLValue
 
 
 class TextArray(str):
-    """An array of text in PostgreSQL's literal form. One literal, where a list would be an
+    """An array of text in PostgreSQL's literal form. It is one literal. A list would be an
     expression with one constant for each value."""
 
     __slots__ = ()
@@ -77,7 +77,8 @@ def make_array(values: Sequence[SQLValue]) -> Argument:
 class PreparedStatements:
     """The prepared statements of one session.
 
-    Not an `LRU`: `storage.cache` is a higher layer, and an eviction has to deallocate a statement.
+    It is no `LRU`, because `storage.cache` is a higher layer, and an eviction has to deallocate a
+    statement.
     """
 
     __slots__ = ("_calls", "_deallocation", "_last", "_most")

@@ -1,9 +1,9 @@
-"""Allows only one server at a time on an SQLite file. A second one would not see the changes of the
-first.
+"""Allows only one server at a time on an SQLite file. A second one would not see the first's
+changes.
 
 The lock is on a separate file beside the database, because closing any handle of the database file
 releases SQLite's own locks. The kernel releases the lock when the process ends. Command-line tools
-do not take it: they may write while a server runs.
+do not take it, because they may write while a server runs.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ class DatabaseInUse(Exception):
 
 
 class ServerLock(msgspec.Struct, frozen=True):
-    """The lock of the server on its SQLite file, held until `give_up` or the end of the process."""
+    """The lock of the server on its SQLite file, held until `release` or the end of the process."""
 
     descriptor: int
 

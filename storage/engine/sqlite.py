@@ -1,8 +1,8 @@
 """SQLite: the embedded database of one node.
 
-WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never wait for the
-writer. Transactions are begun explicitly (`isolation_level=None`), so that the driver never opens
-one itself.
+In WAL mode with `synchronous=FULL`, a commit returns after its fsync, and readers never wait for
+the writer. Transactions are begun explicitly (`isolation_level=None`), so that the driver never
+opens one itself.
 """
 
 import os

@@ -2,16 +2,16 @@
 
 A change takes its position in the transaction that makes it. It is published on the reactor thread
 after the commit, in order of position. Readers (sync, notifier, push, the sender to other servers,
-application services, other nodes) subscribe here and import no writer.
+application services, other nodes) subscribe to `Streams` and import no writer.
 
 Laws:
 - All of this runs on the reactor thread.
 - `current()` never decreases. A read of the database at `current()` sees everything up to it.
-- Positions that become visible without a change published here were written by another process. The
-  watchers are notified of them before anything with a higher position is published.
+- Positions that become visible without a published change were written by another process. The
+  watchers are called for them before anything with a higher position is published.
 - Every subscriber and watcher names its `Stage`. All of one stage are called before any of the
-  next, so the order in which parts are built and subscribe does not matter. For that, a subscriber
-  of a stage uses only its own data and what the parts of earlier stages hold.
+  next, so the order of subscription does not matter. Therefore a subscriber uses only its own data
+  and the data of objects that subscribe in earlier stages.
 """
 
 from collections.abc import Callable, Sequence
@@ -121,7 +121,7 @@ _stage = itemgetter(0)
 
 
 class Streams:
-    """The head of the sequence, and its subscribers."""
+    """The latest published position of the sequence, and its subscribers."""
 
     _log = Logger()
 

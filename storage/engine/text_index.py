@@ -1,11 +1,12 @@
 """Full-text indexes: find the texts that contain certain keys.
 
-SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller decides what a word is and passes ready
-keys. Both databases take the keys as they are, so they give the same results. A text is a string of
+SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller splits text into words and passes their
+keys. Both databases index the keys unchanged, so they give the same results. A text is a string of
 keys, with a space before and after each. Two spaces separate parts that do not follow each other
 (`" one two  three "`).
 
-The room of a text is one more key, so that a search in a few rooms reads only their index entries.
+The room of a text is indexed as one more key, so that a search in a few rooms reads only their
+index entries.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +25,7 @@ ROOM_MARK: Final = "\ue000"
 
 
 class SearchTerm(msgspec.Struct, frozen=True):
-    """A search term: one of its alternatives has to be in the text."""
+    """A search term. The text must contain one of its alternatives."""
 
     alternatives: tuple[tuple[str, ...], ...]
     """Sequences of keys that follow each other in the text."""

@@ -1,8 +1,8 @@
 """The operations available to a function that runs in `Database.read` or `Database.write`.
 
 Laws:
-- SQL has `?` for its arguments on both databases, and nowhere else.
-- The function must not catch an SQL error: the error undoes all of the function's work.
+- In SQL, `?` marks the arguments on both databases, and occurs nowhere else.
+- The function must not catch an SQL error, because the error undoes all of the function's work.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,29 +1,29 @@
 """The one writer: writes of many callers share a transaction and its fsync (group commit).
 
-Writes queue up while a batch runs. The next batch takes all that wait. On an idle server a write is
-committed at once.
+Writes queue up while a batch runs. The next batch takes all queued writes. On an idle server a
+write is committed immediately.
 
 Laws:
-- A batch is one transaction. On PostgreSQL it holds an advisory lock from begin to commit, so
-  positions are committed in order on all nodes, and the counters that a write sees are true until
-  the commit.
+- A batch is one transaction. On PostgreSQL it holds an advisory lock from begin to commit. So
+  positions are committed in order on all nodes, and the counters that a write reads do not change
+  until the commit.
 - Each write has a savepoint. If a write raises, or the database refuses its statement, only this
-  write is undone: it takes no numbers, publishes nothing, and harms no other write. Its caller gets
-  the error.
-- A write is acknowledged after the commit, on the reactor thread, after the streams and its own
+  write is undone. It takes no numbers, publishes nothing, and does not affect other writes. Its
+  caller gets the error.
+- A write is acknowledged on the reactor thread after the commit, after the streams and its own
   callbacks have run. Nothing is acknowledged that is not durable.
-- A batch that fails before its COMMIT is sent has changed nothing. It runs again where that may
-  help: after a conflict or a lost connection, at most MAX_ATTEMPTS times. So a write function may
-  run more than once.
+- A batch that fails before its COMMIT is sent has changed nothing. After a conflict or a lost
+  connection it runs again, at most MAX_ATTEMPTS times. So a write function may run more than once.
 - When the COMMIT fails, its outcome is unknown. The batch never runs again, and its callers get
-  `DatabaseUnavailable`. One exception: if the server reports that the transaction has failed and is
-  still open, a statement sent with the COMMIT failed, so the batch failed before its COMMIT.
-- When a batch fails, all its writes get `DatabaseUnavailable`, also those that had failed alone:
-  their error may be the effect of a write that is undone.
+  `DatabaseUnavailable`. There is one exception: the server may report that the transaction has
+  failed and is still open. Then a statement sent with the COMMIT failed, so the batch failed before
+  its COMMIT.
+- When a batch fails, all its writes get `DatabaseUnavailable`, including those that had failed on
+  their own. Their error may have been caused by another write that is undone too.
 - When a transaction cannot begin (no connection, or another process holds the lock for too long),
-  all waiting writes get `DatabaseUnavailable`: they would wait for the same thing.
+  all queued writes get `DatabaseUnavailable`, because the same would happen to them.
 - After a failed batch the next one uses a new connection.
-- The writer's thread survives whatever a write raises.
+- The writer's thread survives any exception that a write raises.
 """
 
 import threading
@@ -61,7 +61,7 @@ sooner."""
 
 
 class QueuedWrite(msgspec.Struct):
-    """A write in the queue, and its result once there is one."""
+    """A write in the queue, and its result after it has run."""
 
     name: str
     fn: Callable[..., Any]

@@ -1,18 +1,18 @@
-"""Auth chains of state events by a chain cover, so that no query walks them event by event.
+"""The auth chains of state events, indexed by a chain cover. So no query walks them event by event.
 
-Theory. The auth events of all events form a directed acyclic graph. It is cut into chains: in a
+Theory. The auth events of all events form a directed acyclic graph. It is cut into chains. In a
 chain, every event has all earlier events of the chain in its auth chain, and a *place* (the column
-`sequence_number`) numbers them from 1. A *link* says that from a place of one chain on, another
-chain is in the auth chain up to some place. The auth chain of any set of events is then, in each
-chain, everything up to one place: a few numbers (a *reach*), found by following links from chain to
-chain, with one query a step. A room of 50,000 members has about as many chains, but no event cites
-the membership of an ordinary member, so these chains are never followed.
+`sequence_number`) numbers them from 1. A *link* means: from a place of one chain on, another chain
+is in the auth chain up to some place. The auth chain of any set of events is then, in each chain,
+everything up to one place. These few numbers are a *reach*. They are found by following links from
+chain to chain, with one query a step. A room of 50,000 members has about as many chains, but no
+event cites the membership of an ordinary member, so these chains are never followed.
 
 Laws:
-- "Auth chain" is strict, as the specification defines it: an event is not in its own (spec:
+- An event is not in its own auth chain, as the specification defines it (spec:
   rooms/v2#definitions).
 - The index only grows. Places and links of an event are written with it, in the same transaction.
-- A link that follows from others need not be written; the reach over all links stays exact.
+- A link that follows from others need not be written. The reach over all links is still exact.
 - Methods named `…_in` run inside a read or a write.
 """
 
@@ -257,7 +257,7 @@ class AuthChainStore:
 
 
 class _ChainLinks(msgspec.Struct):
-    """The loaded links of chains, and the walks along them."""
+    """The loaded links of chains, and methods that follow them."""
 
     _txn: Transaction
     _by_chain: dict[int, list[tuple[int, int, int]]] = msgspec.field(default_factory=dict)

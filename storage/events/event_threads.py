@@ -1,8 +1,8 @@
-"""The thread of an event, by its own relation or through the events that it relates to, also after
-a redaction.
+"""Finds the thread of an event, by its own relation or through the events that it relates to.
 
-A redaction or a purge removes the relation of an event. So its thread is stored with the event then
-(`events.thread_root`), as it is when the event notifies somebody.
+A redaction or a purge removes the relation of an event. So the same transaction stores the thread
+with the event (`events.thread_root`). The thread is also stored with every event that notifies a
+user.
 
 spec: client-server-api#threaded-read-receipts
 """

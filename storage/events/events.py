@@ -1,6 +1,8 @@
 """Stored events: rows of plain values, read in batches.
 
-A stored event changes only by a redaction or a purge, which remove its content.
+A redaction or a purge removes the content of a stored event, and the content may be restored. An
+outlier may later be added to the room's graph. A partial-state resync recomputes some columns.
+Nothing else changes a stored event.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +16,10 @@ from storage.engine.transaction import Transaction
 
 
 class EventFlag:
-    """Facts about an event beyond its content; bits of the column `flags`.
+    """Properties of an event beyond its content. They are bits of the column `flags`.
 
-    Plain numbers: each event of each answer is tested, and an `IntFlag` makes a new object per
-    operation.
+    They are plain numbers, because each event of each response is tested, and an `IntFlag` makes a
+    new object per operation.
     """
 
     OUTLIER: Final = 1
@@ -97,7 +99,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class EventSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The facts of a stored event that other nodes receive."""
+    """The properties of a stored event that other nodes receive with a commit."""
 
     room_nid: int
     position: int | None
@@ -115,7 +117,7 @@ class StateEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class EarlierReferences(msgspec.Struct, frozen=True):
-    """Stored references to the given events from before their arrival."""
+    """References to the given events by events that were stored before them."""
 
     redactions: Mapping[str, list[int]]
     """Numbers of the redactions by the id of their target."""

@@ -1,11 +1,11 @@
-"""Relations between events: children by parent, their aggregations, the threads of rooms.
+"""Relations between events: the children of an event, their aggregations, the threads of rooms.
 
 Laws:
 - A row stands for a child that is in its room's timeline and not redacted. It is written with the
-  event and removed with its redaction. An event without a relation costs nothing here.
-- A child counts only for a parent in its own room: readers compare the rooms.
-- Conditions on the parent (may this event replace it?) are checked when reading, since a child may
-  arrive before its parent.
+  event and removed with its redaction. An event without a relation needs no row.
+- A child counts only for a parent in its own room. Readers compare the rooms.
+- Conditions on the parent (may this event replace it?) are checked when reading, because a child
+  may arrive before its parent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

@@ -1,10 +1,11 @@
-"""Per thread and sender: the number of their events and the latest one, in one row.
+"""For each thread and sender, one row: the number of the sender's events and the latest of them.
 
 Laws:
-- A row is derived from the children in `relations` alone. It is written with them, only by the two
-  functions here. So the count is exact, even if a child is stored twice or removed for any reason.
-- Adding a child costs one statement. Only if a sender's latest child is removed and others remain
-  are these read.
+- A row is derived from the children in `relations` only. It is written with them, by the two
+  functions of this module. So the count is exact, even if a child is stored twice or removed for
+  any reason.
+- Adding a child costs one statement. If a sender's latest child is removed, the remaining ones are
+  read.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""A room's events in order: by arrival (for sync) and by depth (for pagination).
+"""The events of a room in order: by arrival (for sync) and by depth (for pagination).
 
 Arrival is the position in the one sequence. A backfilled event has none and never appears as new.
-The order by depth is (depth, event_nid), over all events of the timeline. A purged message keeps
-its arrival, since state lookups and tokens depend on it, and is on no page.
+The order by depth is (depth, event_nid), over all events of the timeline. A purged message is on no
+page, but its arrival stays stored, because state lookups and tokens depend on it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Direction(Enum):
 
 
 class TimelinePlace(msgspec.Struct, frozen=True, order=True):
-    """A place between events in the order by depth: right after the event with this depth and
+    """A place between two events in the order by depth: right after the event with this depth and
     number."""
 
     depth: int
@@ -40,7 +40,7 @@ START = TimelinePlace(-1, 0)
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """An event by arrival."""
+    """An event and the position at which it arrived."""
 
     position: int
     event_nid: int
@@ -67,7 +67,7 @@ GAPS_SQL: Final = (
 
 
 class TimelineStore:
-    """Reads the order of events."""
+    """Reads events in either order."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

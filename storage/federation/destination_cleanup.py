@@ -1,8 +1,8 @@
-"""Cleans up remote servers with nothing left to send: messages that wait too long for an
-unreachable server, and its row.
+"""Deletes messages that have waited too long for an unreachable server, and the rows of such
+servers.
 
-The caller decides after how long. A server *shares a room* while one of its users is joined to a
-room of ours, or `send_join` listed it (`partial_rooms.py`).
+The caller passes the time limits. A server *shares a room* while one of its users is joined to a
+room of ours, or while `send_join` listed it and the room's state is partial (`partial_rooms.py`).
 """
 
 from typing import Final
@@ -33,7 +33,7 @@ of `CleanupAges`."""
 
 
 class CleanupAges(msgspec.Struct, frozen=True):
-    """Times in milliseconds since 1970."""
+    """Time limits in milliseconds since 1970."""
 
     dead_since: int
     """Servers unreachable since before then get no to-device messages any more; if they share no

@@ -1,4 +1,4 @@
-"""The state of outgoing federation by remote server, page by page, for administrators."""
+"""Lists the remote servers and the state of sending to them, page by page, for administrators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
@@ -55,7 +55,7 @@ class DestinationRoom(msgspec.Struct, frozen=True):
 
 
 class DestinationListStore:
-    """Reads the tables of outgoing federation, and of the servers in rooms."""
+    """Reads the tables of outgoing federation and the table of the servers in rooms."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,10 +1,10 @@
-"""Remote servers that this one sends to: which of them are unreachable, and what these have missed.
+"""Remote servers to which this server sends: which are unreachable, and what they have missed.
 
 Laws:
-- No row is written per message: a reachable server needs no row, and an unreachable one has a row
-  for each room of which it missed something.
-- Up to the position of the lease `LEASE` (`leases.py`) only what these tables record is left to
-  send.
+- No row is written per message. A reachable server needs no row. An unreachable one has a row for
+  each room in which it missed an event.
+- Up to the position of the lease `LEASE` (`leases.py`), everything is sent except what these tables
+  list.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,8 @@ _TO_SEND = int(EventFlag.TO_SEND)
 
 
 class ActivitySource(IntEnum):
-    """The source of a report that an unreachable server is back; a greater one has precedence."""
+    """The source of a report that an unreachable server responds again. The greater one takes
+    precedence."""
 
     SERVER = 1
     OPERATOR = 2
@@ -42,7 +43,8 @@ class DestinationRow(msgspec.Struct, frozen=True):
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """The beginning of a server's backlog: by room, and by user whose devices changed."""
+    """The positions at which a server's backlog begins, by room and by user whose devices
+    changed."""
 
     rooms: dict[int, int] = msgspec.field(default_factory=dict)
     users: dict[str, int] = msgspec.field(default_factory=dict)

@@ -1,14 +1,15 @@
-"""Acknowledged events from other servers that wait for missing data. They are stored until they are
-processed or given up.
+"""Acknowledged events from other servers that wait for missing data.
 
-Limits per server: a part of its quota may wait for verdicts of policy servers (and for events
-before those), a smaller part for one policy server, and a smaller part yet in one room. So a slow
-policy server blocks neither rooms without one nor rooms of another. An event that names the room's
-policy server may end the wait: only the total quota applies to it.
+They are stored until they are accepted, refused, or have waited too long.
 
-Limits for all servers together, in events and bytes. Once half of these are used, each server gets
+Limits for each server: only a part of its quota may wait for verdicts of policy servers (and for
+events before those), a smaller part for one policy server, and a still smaller part in one room. So
+a slow policy server affects neither rooms without one nor rooms with another one. An event that
+names the room's policy server may end the wait, so only the total quota applies to it.
+
+Limits for all servers together, in events and bytes: when half of them is used, each server gets
 few, so only very many servers could fill the rest. Servers that are not in the room they send for
-share a small part. One machine may pose as any number of servers, so servers of one registered
+share a small part. One machine may pose as any number of servers, so the servers of one registered
 domain share limits too.
 """
 

@@ -1,8 +1,8 @@
-"""Leaves of local users that remote servers still have to receive: declined invites and withdrawn
-knocks.
+"""Leaves of local users that remote servers have not received yet.
 
-They are stored in the write of the leave (`storage/rooms/out_of_room_memberships.py`). All pending
-leaves of a server are retried together, since as a rule the server itself is unreachable.
+They are declined invites and withdrawn knocks. The transaction that stores the leave adds them
+(`storage/rooms/out_of_room_memberships.py`). All pending leaves of a server are retried together,
+because usually the server itself is unreachable.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ MAX_PER_SERVER: Final = 500
 
 
 class PendingLeave(msgspec.Struct, frozen=True):
-    """A leave to send to a server. The caller that took it is sending it."""
+    """A leave to send to a server. The caller that leased it is sending it."""
 
     room_nid: int
     user_id: str

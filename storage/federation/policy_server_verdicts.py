@@ -1,7 +1,9 @@
-"""Cache of policy servers' verdicts about events of other servers, so that each is requested once.
+"""A cache of policy servers' verdicts about events of other servers, so that each is requested
+once.
 
-An event may be checked more than once before it is stored. After that its stored flags hold the
-verdict and nobody reads it here. So only the newest verdicts of a room are stored, for a week.
+An event may be checked more than once before it is stored. After that its stored flags contain the
+verdict, and the cache is not used any more. So only the newest verdicts of a room are stored,
+for a week.
 """
 
 from collections.abc import Collection, Mapping

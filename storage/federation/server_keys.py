@@ -1,8 +1,8 @@
 """Signing keys of other servers, and the last key document of each.
 
-Keys stay after a server withdraws them: events signed while they were valid must still be verified.
-But a server may name new keys without end, so their number is limited. The current keys and those
-with the longest validity stay.
+When a server withdraws a key, the key stays stored, because events signed while it was valid must
+still be verified. But a server may publish any number of new keys, so the number of stored keys is
+limited. The current keys and those with the longest validity are stored.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ MAX_STORED_KEYS: Final = 250
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """A public key, and until when it is valid, in ms."""
+    """A public key, and the end of its validity in ms since 1970."""
 
     public_key: bytes
     valid_until: int

@@ -1,4 +1,7 @@
-"""Signed documents that this server obeys: the last valid one of each purpose."""
+"""Signed documents that configure this server, such as the list of a federation's members.
+
+For each purpose, the last valid document is stored.
+"""
 
 import msgspec
 

@@ -1,10 +1,10 @@
-"""Filters uploaded by clients. A filter never changes. Uploading the same filter again returns its
-ID.
+"""Filters uploaded by clients. A filter never changes. Uploading it again returns the same ID.
 
 Laws:
-- The number of a user's filters, and their total size, is bounded. A new filter first replaces
-  filters that were uploaded but never used, except a few recent ones that clients are about to use.
-  Then it replaces the least recently used ones. So filters in use stay, however many are uploaded.
+- The number of a user's filters, and their total size, is limited. If a new filter exceeds the
+  limit, the first to be deleted are filters that were uploaded but never used, except a few recent
+  ones that clients are about to use. The next are the least recently used ones. So filters in use
+  remain, however many are uploaded.
 - IDs increase and are not reused, so that an old ID never means another filter.
 """
 

@@ -1,10 +1,11 @@
-"""Access tokens and refresh tokens, stored by the SHA-256 of their text; the text is not on disk.
+"""Access tokens and refresh tokens. The database has only their SHA-256 hashes.
 
-A refresh issues a new pair and leaves the old one usable, since the response may be lost. The first
-use of either new token ends the old pair: the old refresh token is spent, the old access token
-expires (and is refused with `soft_logout`, not as unknown). Until then the old refresh token may be
-exchanged again, and each pair that it gave is valid: two tabs of a client may refresh at the same
-time. A later refresh of the device, or the removal of the device, deletes expired and spent tokens.
+A refresh issues a new pair and leaves the old one usable, because the response may be lost. The
+first use of either new token ends the old pair: the old refresh token is spent, and the old access
+token expires. (It is then refused with `soft_logout`, not as unknown.) Until then the old refresh
+token may be exchanged again, and each pair from it is valid, because two tabs of a client may
+refresh at the same time. A later refresh of the device, or the removal of the device, deletes
+expired and spent tokens.
 
 spec: client-server-api#refreshing-access-tokens
 """
@@ -73,7 +74,7 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
 
 
 class TokenState(msgspec.Struct, frozen=True):
-    """The current state of a token that was valid before."""
+    """The current state of a token that was valid at an earlier check."""
 
     exists: bool
     expires_ts: int | None
@@ -85,7 +86,8 @@ class TokenState(msgspec.Struct, frozen=True):
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
-    """A refresh token. `session_expires_ts`: the end of the session; refreshes do not move it."""
+    """A refresh token. `session_expires_ts`: the end of the session, which refreshes do not
+    extend."""
 
     refresh_nid: int
     user_id: str

@@ -1,4 +1,4 @@
-"""Browser sessions of the server's own pages, stored by the hash of the cookie.
+"""Browser sessions of the server's own pages, looked up by the hash of their cookie.
 
 A job removes expired sessions.
 """

@@ -1,4 +1,4 @@
-"""Login tokens: valid for one sign-in, within minutes. Stored as hashes."""
+"""Login tokens. Each is valid for one sign-in, within some minutes. They are stored as hashes."""
 
 import msgspec
 
@@ -8,8 +8,8 @@ from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `upstream_login`: the sign-in at an identity provider behind it, as JSON.
-    `epoch`: the credential epoch of the account when the token was issued."""
+    """A used token. `upstream_login`: the sign-in at an identity provider from which it came, as
+    JSON. `epoch`: the credential epoch of the account when the token was issued."""
 
     user_id: str
     upstream_login: str | None

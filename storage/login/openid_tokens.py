@@ -1,5 +1,7 @@
-"""OpenID tokens, which prove a user's identity to other services. Stored as hashes, with an expiry
-time; bounded per user."""
+"""OpenID tokens, which prove a user's identity to other services.
+
+They are stored as hashes, with an expiry time. Their number per user is limited.
+"""
 
 from typing import Final
 

@@ -1,7 +1,7 @@
 """Sessions of user-interactive authentication (UIA), and the last confirmation per device.
 
-A session belongs to one operation and user, and confirms no other. It expires after minutes;
-expired sessions are removed by a job.
+A session belongs to one operation and user, and confirms no other. It expires after some minutes. A
+job removes expired sessions.
 
 spec: client-server-api#user-interactive-authentication-api
 """

@@ -1,22 +1,22 @@
-"""Repairs a database that was restored from a backup: clients and other servers know changes that
-came after the backup.
+"""Repairs a restored database, because clients and other servers have seen later changes.
 
 Laws:
-- No position is used a second time. Clients with later positions than the backup receive all new
-  changes.
+- No position is used a second time. Clients whose tokens have later positions than the backup
+  receive all new changes.
 - No one-time key is given out again. Some of the stored keys were claimed after the backup, and
-  messages encrypted with them would be unreadable. Devices are shown one remaining key, so they
-  publish new ones. Until then fallback keys are given out, which the devices then replace.
+  messages encrypted with them would be unreadable. The server reports one remaining key to each
+  device, so the devices publish new ones. Until then fallback keys are given out, which the devices
+  then replace.
 - Device lists that may have changed are fetched again: lists of remote users by us, lists of local
   users by other servers, and all of them by clients.
 - Connections of sliding sync start over, because the numbers of their states would be reused. The
   numbers of key backups and filters would be reused too, so the next ones of each user are far
-  higher. The same holds for the next pusher: an unsubscribe link in an older e-mail must not match
-  a new pusher.
+  higher. The same holds for the next pusher, because an unsubscribe link in an older e-mail must
+  not match a new pusher.
 - Key backups keep their version, though they lack keys. If the version changed, a client would read
   nothing from its backup until its owner enters the recovery key (docs/adr/0034).
 
-For a database that no server has open.
+No server may have the database open.
 """
 
 from typing import Final
@@ -36,7 +36,7 @@ PUSHER_LEAP: Final = 1_000_000
 
 
 class RestoreRepair(msgspec.Struct, frozen=True):
-    """The number of things that have to be renewed."""
+    """The numbers of devices and users whose keys or device lists are renewed."""
 
     devices: int
     """Devices whose one-time keys were removed."""

@@ -1,8 +1,9 @@
 """Copies a whole database into an empty one: from SQLite to PostgreSQL, and back.
 
 Laws:
-- The copy has both databases to itself while it runs. If a server uses one of them, it is refused.
-- Tables and columns are read from the database, so there is no list that could lack one.
+- No other process uses the two databases during the copy. If a server uses one of them, the copy is
+  refused.
+- Tables and columns are read from the database, so no list of them can be incomplete.
 - The target is written in one transaction, and read back and compared before its commit. If the
   copy fails, the target stays empty, and the copy can be started again. The source is never
   changed.
@@ -93,7 +94,7 @@ class CopyResult(msgspec.Struct, frozen=True):
 
 
 class RowChecksum:
-    """A checksum of rows that does not depend on their order, which databases do not guarantee."""
+    """A checksum of rows. It does not depend on their order, which databases do not guarantee."""
 
     def __init__(self) -> None:
         self.rows = 0

@@ -1,8 +1,8 @@
 """PostgreSQL as the source or target of a copy.
 
 Sessions of a server are found by their application name. The writer's lock (see `postgres.py`) is
-held to the end, so that a server that starts meanwhile has to wait. Rows are added by COPY, all in
-one transaction.
+held to the end, so that a server that starts during the copy has to wait. Rows are added by COPY,
+all in one transaction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _ESCAPES = str.maketrans(
 
 
 class PostgresSide:
-    """See `storage.maintenance.copy_side.CopySide`."""
+    """The `storage.maintenance.copy_side.CopySide` of a PostgreSQL database."""
 
     def __init__(self, *, engine: PostgresEngine, writes: bool) -> None:
         """Raises CannotCopy while a server uses the database."""

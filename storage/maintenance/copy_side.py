@@ -1,8 +1,8 @@
-"""The interface to the source or target of a copy. `copy_sqlite.py` and `copy_postgres.py`
-implement it.
+"""The interface to the source or target of a copy.
 
-A side is one connection that has the database to itself. Opening it raises `CannotCopy` while a
-server uses the database. Until it is closed, no server can write there.
+`copy_sqlite.py` and `copy_postgres.py` implement it. A side is one connection that uses the
+database exclusively. Opening it raises `CannotCopy` while a server uses the database. Until it is
+closed, no server can write to the database.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ SCHEMA_VERSION_TABLE = "schema_version"
 
 
 class CannotCopy(Exception):
-    """Nothing was copied. The text says why and what to do."""
+    """Nothing was copied. The text tells the operator the reason and the remedy."""
 
 
 class CopySide(Protocol):
-    """One of the two databases, in one transaction from its opening to `commit` or `close`."""
+    """One of the two databases. Its transaction lasts from the opening to `commit` or `close`."""
 
     def get_schema_version(self) -> int:
         """Return the schema version; 0 for a database without a schema."""

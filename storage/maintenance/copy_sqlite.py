@@ -1,8 +1,8 @@
 """SQLite as the source or target of a copy.
 
-Exclusive locking keeps all others out of the file. The lock is taken before the first read, so a
-server that has the file open is noticed even if it is idle. Such a lock needs a connection that may
-write; on the source, SQLite itself refuses writes.
+Exclusive locking prevents other processes from using the file. The lock is taken before the first
+read, so a server that has the file open is noticed even if it is idle. Such a lock needs a
+connection that may write. On the source, SQLite itself refuses writes.
 """
 
 import sqlite3
@@ -17,7 +17,7 @@ LOCK_TIMEOUT = 1
 
 
 class SQLiteSide:
-    """See `storage.maintenance.copy_side.CopySide`."""
+    """The `storage.maintenance.copy_side.CopySide` of an SQLite database."""
 
     def __init__(self, *, engine: SQLiteEngine, writes: bool) -> None:
         """Raises CannotCopy if the file does not exist or another process has it open."""

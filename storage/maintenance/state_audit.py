@@ -1,5 +1,4 @@
-"""Reads events for the state audit: events that have arrived in rooms with remote servers, in order
-of their numbers."""
+"""Reads events for the state audit: those that arrived in rooms with remote servers, by number."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,14 +1,14 @@
-"""The bytes of files by SHA-256, each content stored once, wherever that is.
+"""The bytes of files, by their SHA-256. Files with equal bytes share one *content*, stored once.
 
-`Contents` is the interface; `LocalContents` stores them only in a folder. Rows and bytes are
-changed through it together:
-- `add`: the bytes become durable, then the row, in one transaction that `write` fills. If `write`
-  fails, there is neither.
+`MediaContents` is the interface. `LocalContents` stores contents only in a folder. Rows and bytes
+are changed through it together:
+- `add`: first the bytes become durable, then the row, in the transaction of `write`. If `write`
+  fails, neither is stored.
 - `remove_unused`: `remove_rows` deletes rows and returns, in the same transaction, the contents
-  that no row uses any more. Only then are the bytes deleted. No other code may delete bytes.
+  that no row uses any more. Then their bytes are deleted. No other code may delete bytes.
 
-After a crash between these steps, `sweep` (at start-up, and by a job) deletes contents without a
-row.
+After a crash between these steps, `sweep` deletes contents without a row. It runs at start-up and
+as a job.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class OpenedContent(Protocol):
-    """A content that is open for reading: a source for a response. The receiver closes it."""
+    """A content that is open for reading, as the source of a response. The receiver closes it."""
 
     @property
     def size(self) -> int:

@@ -1,21 +1,21 @@
-"""The media folder: each content is stored once, under its SHA-256.
+"""The media folder. It stores each content once, under its SHA-256.
 
     content/ab/cd/abcd…           a complete content: it appears by a link, never half-written
     thumbnails/ab/cd/abcd…/NAME   thumbnails of it; may be deleted at any time
     incoming/*.part               a content that is being written or read, locked by its user
-    incoming/HASH.*               a placed content that is not in the database yet, or no longer
-    lock, turn                    locks to place or remove contents (`storage/media/folder_lock.py`)
+    incoming/HASH.*               a stored content whose row is not committed yet or is deleted
+    lock, turn                    locks to add or remove contents (`storage/media/folder_lock.py`)
 
 Laws:
-- The order of a write: bytes written and synced, linked to their place, folder synced, row
-  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, which
-  tells `sweep` what to delete. So no row is without its file, and no file is without a row after
-  the next start.
-- The order of a removal: entry in `incoming`, rows, content, entry.
-- Several processes may share the folder. A writer holds the shared lock until its row is committed;
-  a remover needs the lock exclusively, or retries later.
-- Everything runs in the executor's threads, except while the exclusive lock is held: all threads
-  may be waiting for it.
+- A write has this order: bytes written and synced, linked into `content`, folder synced, row
+  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, from
+  which `sweep` knows what to delete. So no row lacks its file, and after the next start no file
+  lacks its row.
+- A removal has this order: entry in `incoming` added, rows deleted, content deleted, entry removed.
+- Several processes may share the folder. A writer holds the shared lock until its row is committed.
+  A remover needs the lock exclusively, or retries later.
+- Everything runs in the executor's threads, except while the exclusive lock is held, because all
+  threads may be waiting for it.
 """
 
 import errno
@@ -53,7 +53,8 @@ class ReadableBytes(Protocol):
 
 
 class ReceivedFile:
-    """Bytes on disk without a place. The owner calls `discard` in the end."""
+    """Bytes on disk that are not linked into `content` yet. The owner has to call `discard` in the
+    end."""
 
     def __init__(self, *, path: Path, hash: bytes, size: int, lock: int) -> None:
         self.path = path
@@ -63,7 +64,7 @@ class ReceivedFile:
 
 
 class ContentFile(NamedTuple):
-    """A content in its place. `read`: when it arrived or was last read, in seconds since 1970."""
+    """A stored content. `read`: when it arrived or was last read, in seconds since 1970."""
 
     hash: bytes
     size: int
@@ -71,8 +72,8 @@ class ContentFile(NamedTuple):
 
 
 class PlacedFile:
-    """A content on disk. It stays after `settle`, which is called once the row that names it is
-    committed."""
+    """A content on disk whose row is not committed yet. After the commit, the owner calls `settle`,
+    and the content stays."""
 
     def __init__(self, *, hash: bytes, size: int, entry: Path, lock: int) -> None:
         self.hash = hash
@@ -82,7 +83,7 @@ class PlacedFile:
 
 
 class OpenedFile:
-    """A content that is open for reading: a source for a response."""
+    """A content that is open for reading, as the source of a response."""
 
     def __init__(self, *, executor: Executor, file: FileIO, size: int) -> None:
         self.size = size

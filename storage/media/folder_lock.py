@@ -1,11 +1,11 @@
-"""Lock of a folder with many writers, also in several processes, and an occasional remover.
+"""The lock of a folder with many writers, in one or several processes, and an occasional remover.
 
     lock    shared by writers, held exclusively by the remover
     turn    held exclusively by a waiting remover: new writers wait for it
 
 Laws:
-- A remover waits for current writers only: it gets its turn however busy the folder is.
-- Only `lock_shared` blocks, in a thread. Nobody waits for a turn in a thread: current writers need
+- A remover waits for current writers only, so it gets its turn however busy the folder is.
+- Only `lock_shared` blocks, in a thread. No thread waits for a turn, because current writers need
   the threads to finish.
 """
 
@@ -36,8 +36,8 @@ class FolderMissing(OSError):
 
 
 class FolderLock:
-    """Gives file descriptors that hold the lock; closing one releases it. Raises OSError,
-    FolderGone among them."""
+    """Gives file descriptors that hold the lock. Closing a descriptor releases its lock. Raises
+    OSError, including FolderMissing."""
 
     def __init__(self, *, folder: Path, clock: IReactorTime) -> None:
         self._folder = folder

@@ -34,7 +34,7 @@ class MediaOrder(msgspec.Struct, frozen=True):
 
 
 class MediaFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects files. A field that is None selects all."""
+    """Selects files. A field that is None does not restrict the selection."""
 
     from_ms: int | None = None
     """Created at or after this time (ms since 1970)."""

@@ -1,6 +1,7 @@
 """Rows of uploaded files: uploader, type and content hash.
 
-An id is reserved first and filled later, or both at once; a filled one is never filled again.
+An id may be reserved first and get its content later, or both in one write. An id that has a
+content never gets another one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

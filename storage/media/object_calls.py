@@ -1,13 +1,15 @@
-"""Calls of an object store in threads. The store may hang; no caller waits longer than it may be
-silent.
+"""Runs calls of an object store in threads, and limits how long the store may be silent.
+
+If the store hangs, its callers do not.
 
 Laws:
-- Each caller fails within that time after the store falls silent: no bytes of its call move or,
-  while no thread is free, no bytes of any call. While a store joins uploaded parts, it may be
-  silent for longer.
+- Each caller fails within a time limit after the store becomes silent. Silent means that no bytes
+  of its call move or, while no thread is free, no bytes of any call. While a store joins uploaded
+  parts, the limit is longer.
 - A call that was abandoned before a thread took it is never made. A running one ends with its next
-  bytes, or at its socket timeout (`storage.media.s3`); a result that still arrives goes to `late`.
-- Long calls have only some of the threads, so that short ones do not wait for them.
+  bytes, or at its socket timeout (`storage.media.s3`). A result that arrives later is passed to
+  `on_late_result`.
+- Long calls get only some of the threads, so that short ones do not wait for them.
 """
 
 from collections import deque
@@ -28,7 +30,7 @@ MIN_BYTES: Final = 1 << 16
 
 
 class ObjectCall:
-    """A call as its thread sees it."""
+    """A running call, as the thread that makes it uses it."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self.is_begun = False
@@ -165,7 +167,7 @@ class ObjectCallRunner:
 
 
 class _SilenceTimer:
-    """Gives up a call whose bytes do not move."""
+    """Abandons a call whose bytes do not move."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Interface of an object store such as S3. Every call blocks, so it belongs to a thread."""
+"""The interface of an object store such as S3. Every call blocks, so calls run in threads."""
 
 from pathlib import Path
 from typing import Literal, Protocol
@@ -7,8 +7,8 @@ import msgspec
 
 
 class S3Config(msgspec.Struct, frozen=True):
-    """The address and credentials of an S3 store. boto3 fills in what is None (environment,
-    instance)."""
+    """The address and credentials of an S3 store. boto3 fills in fields that are None (from the
+    environment or the cloud instance)."""
 
     bucket: str
     endpoint_url: str | None
@@ -29,7 +29,7 @@ class S3Config(msgspec.Struct, frozen=True):
 
 
 class ObjectStoreFailed(OSError):
-    """The store could not be reached, or refused. The text tells the operator why."""
+    """The store could not be reached, or refused the call. The text tells the operator why."""
 
 
 class UploadProgress(Protocol):

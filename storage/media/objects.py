@@ -1,8 +1,8 @@
-"""Journal of the object store: which contents are there, arriving or being deleted.
+"""The journal of the object store: which contents are stored, being uploaded, or being deleted.
 
 `uploading` (before the object is written) → `stored` (in the transaction of the first file's row) →
 `deleting` (in the transaction that deletes the last one) → no row (after the object is deleted). An
-expired `uploading` row becomes `deleting`; its writer, if it is still alive, learns of that when it
+expired `uploading` row becomes `deleting`. If its writer is still alive, it notices that when it
 tries to set `stored`.
 """
 

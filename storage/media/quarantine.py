@@ -1,13 +1,14 @@
 """Quarantined files, and files that are protected from it.
 
 Laws:
-- A quarantine holds for a content: all files with the same bytes, local and remote, and those that
-  arrive later. A quarantine by an administrator stays when the files are deleted and come again.
+- A quarantine applies to a content: to all files with the same bytes, local and remote, and to
+  those that arrive later. If such files are deleted and arrive again, the quarantine by an
+  administrator still applies.
 - A remote file may be quarantined before there is a copy of it.
-- A protected file is never quarantined, whatever other files have its bytes and whatever a scanner
-  finds.
-- A file that an administrator releases is released for scanners too.
-- Each change has a number; a reader of the changes in order misses none.
+- A protected file is never quarantined, even if other files have its bytes or a scanner finds it
+  harmful.
+- If an administrator releases a file, scanners do not quarantine it again.
+- Each change has a number. A reader of the changes in order misses none.
 """
 
 from collections.abc import Iterable, Sequence, Set

@@ -1,8 +1,7 @@
-"""Moves contents between the folder and the object store as their role requires, and keeps the
-folder small.
+"""Moves contents between the folder and the object store, and limits the size of the folder.
 
-Each is a step of a job. Finished work is not found again, so an interrupted job continues. The
-roles: `storage.media.shared_contents`.
+`storage.media.shared_contents` describes the roles that decide where contents belong. Each class is
+a step of a job. Finished work is not found again, so an interrupted job continues.
 """
 
 from collections import Counter
@@ -32,7 +31,8 @@ AGE_RESOLUTION_SECONDS: Final = 3600
 
 
 class MediaRebalancer:
-    """Moves contents between the two, in walks over all of them in the order of their hashes."""
+    """Moves contents between folder and store. It walks over all of them in the order of their
+    hashes."""
 
     log = Logger()
 
@@ -160,9 +160,9 @@ class MediaRebalancer:
 
 
 class FolderTrimmer:
-    """Walks the folder continuously. Removes contents that no file uses (another node may have
-    deleted them) and, beyond `most_bytes`, the least recently read ones that are in the store. One
-    walk computes the age limit for the next."""
+    """Walks over the folder continuously. Removes contents that no file uses (another node may have
+    deleted the files). If the folder is larger than `max_bytes`, it also removes the least recently
+    read contents that are in the store. One walk computes the age limit for the next."""
 
     def __init__(self, *, database: Database, files: MediaFiles, max_bytes: int | None) -> None:
         """`max_bytes`: None means no limit."""

@@ -1,7 +1,7 @@
-"""Progress of the job that reads events for their references to files, and its next step.
+"""Reads events for their references to files, step by step, for a job.
 
-Events are read by number. Profiles and account data are not read here: each write of them also
-writes their references.
+Events are read in the order of their numbers. Profiles and account data are not read by the job:
+the write that changes them also writes their references.
 """
 
 from typing import Final

@@ -1,20 +1,20 @@
-"""References to files by events, profiles and account data. They tell when a file may be deleted.
+"""References to files by events, profiles and account data. They decide when a file may be deleted.
 
 Laws:
-- An event refers to every content URI in it while it has its content; an edit only while the edited
-  event has its content too; an `m.room.member` until a later one of the member: a user who changes
-  their avatar wants the old one deleted.
-- A reference from a room counts while a local user is in the room, or was and has not forgotten it.
-  For local files it also counts while remote users are in the room.
-- Rows of events are written by the job that reads events by number (`select_batch`, `put_batch`),
-  rows of settings in the write that changes the setting. A write that may remove a reference
-  records a recheck, which the job does later.
-- One write handles as many content URIs as one event may have (`MAX_URIS`), or a little more: other
+- An event refers to every content URI in it while it has its content. An edit refers to them only
+  while the edited event has its content too. An `m.room.member` refers to them until a later
+  membership event of the member, because a user who changes their avatar wants the old one deleted.
+- A reference from a room counts while a local user is in the room, or was in it and has not
+  forgotten it. For local files it also counts while remote users are in the room.
+- The job that reads events by number writes the references of events (`select_batch`, `put_batch`).
+  The write that changes a profile or account data writes their references. A write that may remove
+  a reference records a recheck, which the job does later.
+- One write handles about as many content URIs as one event may have (`MAX_URIS`), because other
   writes wait for it.
-- `unreferenced_ts` is the time since when nothing refers to a file. A local file that its uploader
-  was never seen to refer to has none, whatever others refer to and stop referring to: it may be
-  attached to an encrypted message. Account data does not count here: stickers removed from a pack
-  may be in encrypted messages.
+- `unreferenced_ts` is the time since which nothing refers to a file. A local file has none if no
+  reference by its uploader was ever seen, even if references by other users are added and removed:
+  the file may be attached to an encrypted message. Account data does not count as such a reference,
+  because stickers removed from a pack may be in encrypted messages.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
@@ -85,7 +85,7 @@ class EventReferences(msgspec.Struct, frozen=True):
 
 
 class ReferenceBatch(msgspec.Struct, frozen=True):
-    """References of some events, in the order of their numbers."""
+    """References of consecutive events, in the order of their numbers."""
 
     upto: int
     """All events up to this number have been read after this batch."""

@@ -1,10 +1,11 @@
-"""Deletion of files: the candidates, the deletion of their rows, and the record of deletions.
+"""Deletes files: selects the candidates, deletes their rows, and records the deletions.
 
 Laws:
-- A caller that deletes rows holds the folder's lock (`storage/media/files.py`), so no file is
-  placed where one is being removed.
-- An unreferenced file is deleted only when all events have been read, in the write that deletes it.
-- The same write records what was deleted, when and why.
+- A caller that deletes rows holds the folder's lock (`storage/media/files.py`), so no file is added
+  while an equal one is removed.
+- The write that deletes unreferenced files first reads the events that the job has not read yet,
+  for their references. If too many are left, it deletes nothing.
+- The same write records the deleted files, the time and the reason.
 - Quarantined or protected files are deleted only on an explicit request.
 """
 

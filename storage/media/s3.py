@@ -1,7 +1,7 @@
-"""An object store with the S3 protocol: Amazon's, or another at `endpoint_url`.
+"""An object store with the S3 protocol: Amazon's, or another one at `endpoint_url`.
 
-boto3 takes 50 MB and a second to load, so this module is imported only where such a store is
-configured (`homeserver.wiring.media_stores`).
+boto3 takes 50 MB of memory and a second to load. So this module is imported only where such a store
+is configured (`homeserver.wiring.media_stores`).
 """
 
 import threading
@@ -34,7 +34,7 @@ _MISSING_CODES: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload
 
 
 class S3ObjectStore:
-    """A bucket. Raises ObjectStoreFailed if its configuration is unusable."""
+    """The objects of a bucket. Raises ObjectStoreFailed if the configuration is unusable."""
 
     def __init__(self, config: S3Config) -> None:
         self._bucket = config.bucket
@@ -143,7 +143,7 @@ class S3ObjectStore:
 
 
 class _JoiningClient:
-    """The client that boto3's transfers use, with another way to join the parts."""
+    """The client that boto3's transfers use. It joins the parts of an upload in another way."""
 
     def __init__(self, *, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
         self._client = client

@@ -1,12 +1,13 @@
-"""Scan results by content, so that each content is scanned once, and nothing is served unscanned.
+"""Scan results by content, so that each content is scanned once, and no unscanned file is served.
 
 Laws:
-- A new file is recorded as to be scanned in the write that adds it, so none is missed in a crash.
+- The write that adds a new file also records that it has to be scanned, so no crash loses a scan.
 - A verdict and its effect (all files with these bytes are quarantined) are one write.
 - A content that an administrator released stays released, whatever is found later. A harmful
   content stays harmful until it is released.
-- Rows are deleted with the last file of the content. A requester can invent keys for the decrypted
-  content of a file, so clean verdicts on decrypted contents are limited per content, and expire.
+- Rows are deleted with the last file of the content. A requester can make up keys for an encrypted
+  file, each of which gives another decrypted content. So clean verdicts on decrypted contents are
+  limited per file content, and expire.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -59,7 +60,7 @@ class ScanRow(msgspec.Struct, frozen=True):
 
 
 class ScannedFile(msgspec.Struct, frozen=True):
-    """A file with a content. `user_id`: the local uploader."""
+    """A file that has a scanned content. `user_id`: the local uploader."""
 
     address: ContentURI
     user_id: str | None

@@ -5,20 +5,19 @@
     second_copy    has every content              has every content, a minute later
     retired        gets every content back        is emptied
 
-The name of an object is new for each write: `PREFIX content/ab/cd/HASH-…`. The table
-`media_objects` is the journal. Moves between the two are steps of the job
-`storage.media.rebalancing` and can be interrupted anywhere.
+Each write of an object uses a new name: `PREFIX content/ab/cd/HASH-…`. The table `media_objects` is
+the journal. Moves between folder and store are steps of the job `storage.media.rebalancing` and can
+be interrupted at any point.
 
 Laws:
 - `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
   its row.
-- `second_copy`: it is acknowledged when the folder has it, whatever the state of the store. The job
-  writes the object, the latest first.
-- A content that returns from the store to the folder is verified by its hash before anybody gets
-  it.
-- Nobody waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
-  own. Deleting a file waits for no store at all: the journal lists its object, which is deleted
-  right after, or by a later walk of the job.
+- `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
+  store. The job writes the object, the latest first.
+- If a content is fetched from the store to the folder, its hash is checked before it is used.
+- No caller waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
+  own. The deletion of a file does not wait for the store: the journal lists its object, which is
+  deleted right after, or by a later walk of the job.
 """
 
 import threading
@@ -65,7 +64,7 @@ class _ObjectDeleted(Exception):
 
 
 class SharedContents:
-    """The folder and the object store together. Implements `storage.media.contents.Contents`."""
+    """Implements `storage.media.contents.MediaContents` with the folder and the object store."""
 
     log = Logger()
 
@@ -370,7 +369,7 @@ class _CountingStream:
 
 
 class _OpenedObject:
-    """An object as a source: consecutive reads share one response of the store."""
+    """An object as a source of bytes. Consecutive reads share one response of the store."""
 
     def __init__(
         self, *, objects: ObjectStore, calls: ObjectCallRunner, found: StoredObject

@@ -1,8 +1,7 @@
-"""Buffers for incoming bytes: in memory while they are few, else in a file that can become a
-content without a copy.
+"""Buffers for incoming bytes, in memory while they are few, and otherwise in a file.
 
-The file is an entry of the store's `incoming` folder, with a lock: the sweep ignores it, and
-deletes it after a crash.
+The file can become a content without a copy. It is an entry of the media folder's `incoming`
+folder, with a lock. While it is locked, the sweep ignores it. After a crash the sweep deletes it.
 """
 
 import fcntl

@@ -14,7 +14,7 @@ NO_USER = ""
 
 
 class PreviewRow(msgspec.Struct, frozen=True):
-    """A preview. `body`: JSON; None if the preview failed. `expires_ts`: milliseconds since
+    """A preview. `body`: JSON, or None if the preview failed. `expires_ts`: milliseconds since
     1970."""
 
     url: str

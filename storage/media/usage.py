@@ -1,5 +1,7 @@
-"""Disk usage of files by user, room and server, and in total. For administrators: these queries
-read all files."""
+"""Disk usage of files by user, by room, by server, and in total, for administrators.
+
+These queries read all files.
+"""
 
 from collections.abc import Sequence
 

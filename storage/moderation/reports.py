@@ -1,4 +1,4 @@
-"""Reports of events, rooms and users to the administrators."""
+"""Reports of events, rooms and users, which users send to the administrators."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -43,7 +43,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class ReportFilter(msgspec.Struct, frozen=True):
-    """A filter for reports. Parts of IDs match regardless of case. An empty part matches
+    """A filter for reports. Parts of IDs match, and case is ignored. An empty part matches
     everything."""
 
     reporter_part: str = ""

@@ -1,4 +1,4 @@
-"""Stores pending device authorization grants. Device codes are stored as hashes.
+"""Pending device authorization grants. Device codes are stored as hashes.
 
 spec: RFC 8628
 """

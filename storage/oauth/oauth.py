@@ -1,4 +1,4 @@
-"""Stores registered clients, authorization codes, and sessions of the OAuth 2.0 API.
+"""Registered clients, authorization codes, and sessions of the OAuth 2.0 API.
 
 Codes are stored as hashes. Times are milliseconds since 1970.
 """
@@ -22,8 +22,8 @@ class OAuthClientRow(msgspec.Struct, frozen=True):
 
 
 class OAuthCodeRow(msgspec.Struct, frozen=True):
-    """An authorization code. `used_for`: the family hash of the session that it was exchanged for;
-    b"" if the exchange failed; None if it is unused."""
+    """An authorization code. `used_for_family`: the family hash of the session that it was
+    exchanged for; b"" if the exchange failed; None if it is unused."""
 
     code_hash: bytes
     user_id: str
@@ -230,7 +230,7 @@ class OAuthStore:
 
 
 class CrossSigningResetStore:
-    """Stores until when users may replace their cross-signing keys."""
+    """Stores the time until which a user may replace their cross-signing keys."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,10 +1,10 @@
 """The writes that complete the state of a room that was joined with partial state.
 
 Laws:
-- Fetched state and recomputed events are stored beside the room (`partial_rooms.py`), chunk by
-  chunk. The room continues with its partial state, and after a restart finished chunks are not
+- Fetched state and recomputed events are stored in tables of their own (`partial_rooms.py`), chunk
+  by chunk. The room continues with its partial state, and after a restart finished chunks are not
   repeated.
-- One final write replaces everything and moves the head: a reader sees all of it or nothing.
+- One final write replaces everything and moves the head, so a reader sees all of it or nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -62,7 +62,7 @@ class RecomputedEvent(msgspec.Struct, frozen=True):
 
 
 class LateMessage(msgspec.Struct, frozen=True):
-    """A message that was rejected at its arrival, and is shown now."""
+    """A message that was rejected at its arrival, and that the complete state allows."""
 
     event_nid: int
     flags: int

@@ -1,7 +1,7 @@
 """Events that were left out of room states because their auth chains could not be verified in time.
-They are stored until they are verified, and then added to the state.
 
-Added ones stay recorded: events that cite them may have states that were written without them.
+They are stored until they are verified, and then added to the state. After that they remain
+recorded, because events that cite them may have states that were written without them.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ again."""
 
 
 class NeededIn(IntEnum):
-    """The set that such an event belongs to."""
+    """The part of a state or auth chain that such an event belongs to."""
 
     AUTH_CHAIN = 0
     """Other recorded events need it in their auth chain."""

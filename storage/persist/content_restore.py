@@ -1,5 +1,5 @@
-"""Restores the content of an event that was stored without it: in the event, and in the tables
-derived from it."""
+"""Restores the content of an event that was stored without it, in the event and in derived
+tables."""
 
 from typing import Final
 

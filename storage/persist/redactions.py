@@ -1,4 +1,4 @@
-"""Removes the content of a redacted event: from the event, and from the tables derived from it."""
+"""Removes the content of a redacted event, from the event and from derived tables."""
 
 import msgspec
 from msgspec.structs import replace

@@ -1,12 +1,12 @@
 """Adds events to a room in one write: rows, edges, state, memberships, summary, head, positions.
 
 Laws:
-- The version of the head is checked. A caller that built on a head that has moved gets `HeadMoved`
-  and builds again.
-- All of it is in one savepoint: either every event of the batch is stored, with all its effects, or
-  none.
-- This module knows no rule of Matrix: the meaning of a membership event or a name event comes as
-  plain values with the event.
+- The version of the head is checked. If the head has moved since the caller read it, the caller
+  gets `HeadMoved` and builds the events again.
+- Everything is in one savepoint: either every event of the batch is stored, with all its effects,
+  or none.
+- This module has no rules of Matrix. Callers pass the meaning of an event, such as the membership
+  that it sets, as plain values.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -36,7 +36,7 @@ STICKY_FLAGS = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
 
 
 class HeadMoved(Exception):
-    """The room's head is no longer the one that the batch was built on."""
+    """The batch was built on a head of the room that is no longer the current one."""
 
 
 class NewEvent(msgspec.Struct, frozen=True):
@@ -80,7 +80,8 @@ class NewEvent(msgspec.Struct, frozen=True):
 
 
 class StateChange(msgspec.Struct, frozen=True):
-    """A state: a stored one, and the entries that differ. Values are numbers of stored events."""
+    """A state: a stored root, and the entries that differ from it. Values are numbers of stored
+    events."""
 
     root: bytes | None
     entries: Mapping[tuple[str, str], int] = msgspec.field(default_factory=dict)

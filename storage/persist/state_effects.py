@@ -1,7 +1,8 @@
-"""Applies changes of a room's current state to the derived tables: memberships and their counts,
-remote servers in the room, the summary, the children of a space, the retention period.
+"""Applies changes of a room's current state to the tables that are derived from it.
 
-This module knows no rule of Matrix: the meaning of an event comes as plain values.
+These tables hold memberships and their counts, remote servers in the room, the room's summary, the
+children of a space, and the retention period. This module has no rules of Matrix: callers pass the
+meaning of an event as plain values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class NewRetention(msgspec.Struct, frozen=True):
 
 
 class StateEffect(msgspec.Struct, frozen=True):
-    """The effect of a state event on the derived tables while it is current state."""
+    """The effect of a state event on the derived tables while it is in the current state."""
 
     membership: NewMembership | None = None
     summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""The last presence of users: one row for each user. Rows take no position, since presence is
-served from memory."""
+"""The last presence of each user. Rows take no position, because clients get presence from
+memory."""
 
 from collections.abc import Iterable
 from typing import Final

@@ -1,9 +1,9 @@
-"""Profiles of local users: a display name, an avatar and any further fields, each a JSON value
-stored as bytes.
+"""Profiles of local users: a display name, an avatar and any further fields.
 
-A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also adds a row
-to `profile_propagation_queue` in the same write. The memberships are rewritten afterwards, even
-after a crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
+Each field is a JSON value stored as bytes. A change takes a position (`Topic.PROFILE`). A change
+that rooms show (name, avatar) also adds a row to `profile_propagation_queue` in the same write. The
+memberships are rewritten afterwards, even after a crash. Removals of fields are recorded, the
+latest `MAX_REMOVALS` of each user.
 
 Fields that a shadow-banned user sets are stored separately (`shadow_profile_fields`). Only that
 user sees them, so they take no position.

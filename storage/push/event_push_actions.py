@@ -1,7 +1,7 @@
-"""Push actions of events for users: counted from the flags of events, the few rows for users with
-another outcome, and the user's receipts.
+"""The push actions of events, and the unread counts that follow from them and the user's receipts.
 
-An outcome is 0 (nothing), 1 (notifies) or 3 (notifies and is highlighted).
+An action is 0 (nothing), 1 (notify) or 3 (notify and highlight). It follows from the event's push
+flags and the user's notification level. A row stores it for a user whose action differs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,8 +43,8 @@ _ROWS = (
 
 
 class _ActionSource(msgspec.Struct, frozen=True):
-    """Tables with events that may notify a user: within a span of a room, each event is in at most
-    one source."""
+    """Tables with events that may notify a user. In a span of a room, each event is in at most one
+    source."""
 
     tables: str
     """Takes the user as an argument."""
@@ -77,8 +77,8 @@ def get_default_outcome(flags: int, attention: int) -> int:
 
 
 class ReadPositions(msgspec.Struct, frozen=True):
-    """The positions up to which a user has read a room: all of it, single threads (MAIN is one)
-    further than that, and all threads (MAIN excluded)."""
+    """The positions up to which a user has read a room: the complete room, single threads (MAIN is
+    one) beyond that position, and all threads (without MAIN)."""
 
     everything: int
     threads: Mapping[str, int]

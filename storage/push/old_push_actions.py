@@ -1,8 +1,10 @@
-"""Deletes push actions (`event_push_actions.py`) of events that were read long ago, so that the
-table stays bounded.
+"""Deletes push actions (`event_push_actions.py`) of events that were read long ago.
 
-Law: no reader looks at events below the floor of a user in a room. Without their rows these would
-get the default action.
+So the table stays bounded. The position up to which a user's rows of a room are deleted is a
+*floor*.
+
+Law: no reader reads events below the floor of a user in a room. Without their rows these events
+would get the default action.
 """
 
 from collections.abc import Mapping, Sequence

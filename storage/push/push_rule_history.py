@@ -1,8 +1,8 @@
-"""History of users' push rules: how the ordinary messages of each room notify users with rules of
-their own, by position.
+"""The history of users' push rules: by position, how plain messages of each room count.
 
-Each change of a user's rules adds its effect at the position of the change. So an event is always
-counted by the rules that applied at its arrival.
+Only users with rules of their own have a history. A notification level says how plain messages of a
+room count for the user. Each change of the user's rules adds the new levels at the position of the
+change. So an event always counts by the rules that applied at its arrival.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ beyond it, events are counted as in other rooms."""
 
 
 class PushRuleSpan(msgspec.Struct, frozen=True):
-    """The attention that applied after one position, up to another."""
+    """The notification level that applied after one position, up to another."""
 
     after: int
     upto: int
@@ -37,8 +37,8 @@ class PushRuleSpan(msgspec.Struct, frozen=True):
 
 
 class PushRuleHistory(msgspec.Struct, frozen=True):
-    """The complete history of a user: by room (id in lower case) the changes in order, as
-    (position, attention)."""
+    """The complete history of a user: for each room (id in lower case) the changes in order, as
+    (position, notification level)."""
 
     changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
 

@@ -1,5 +1,5 @@
-"""The stream as the push sender reads it from the database: after a start, and for writes of other
-nodes."""
+"""Reads the changes that concern pushes from the database, after a start or a write of another
+node."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class PushedEvent(msgspec.Struct, frozen=True):
 
 
 class MovedReceipt(msgspec.Struct, frozen=True):
-    """A receipt that moved, of a room or a thread."""
+    """A receipt of a room or a thread that moved to another event."""
 
     position: int
     room_nid: int

@@ -1,14 +1,14 @@
-"""Pushers: where users' notifications go, and the delivery state of each.
+"""Pushers: where users' notifications are sent, and the delivery state of each.
 
 Laws:
-- Setting and removing pushers takes a position (`Topic.PUSHER`); the latest one per user is stored,
-  so other nodes learn whose pushers changed.
-- The delivery state is written in batches, takes no position, and may be a minute old; a failure is
-  written at once.
-- A locked or expired account gets no notification: in `get_users`, `get_active`, `get_failing` and
-  `get_due` it has no pushers.
-- A push writes no row: all is done up to the position of the lease (`leases.py`), or of a failing
-  pusher.
+- Setting and removing pushers takes a position (`Topic.PUSHER`). The latest position per user is
+  stored, so that other nodes notice whose pushers changed.
+- The delivery state is written in batches, takes no position, and may be a minute old. A failure is
+  written immediately.
+- A locked or expired account gets no notifications: `get_users`, `get_active`, `get_failing` and
+  `get_due` return none of its pushers.
+- A push writes no row. All pushes up to the position of the lease (`leases.py`) are done. A failing
+  pusher has a stored position of its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +63,7 @@ class PusherState(msgspec.Struct, frozen=True):
 
 
 class EmailPause(msgspec.Struct, frozen=True):
-    """When an e-mail about a room was sent, and the pause before the next one. Milliseconds."""
+    """The time of the last e-mail about a room, and the pause before the next one. Milliseconds."""
 
     sent_ts: int
     interval_ms: int

@@ -1,10 +1,12 @@
-"""Purges of room history: requests, progress and outcome; and rooms that no local user remembers.
+"""Purges of room history: requests, progress and outcome. Also the rooms that no local user
+remembers.
 
 Laws:
 - A room has at most one running purge.
-- The progress is written with the purged messages: a restart continues there.
-- A purge leaves later events alone: it stores the number of the last event at its start.
-- The purge of a forgotten room ends if a local user remembers the room again: each write checks it.
+- The progress is written with the purged messages, so after a restart the purge continues from it.
+- A purge stores the number of the last event at its start, and does not touch later events.
+- The purge of a forgotten room ends if a local user remembers the room again. Each write checks
+  that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +53,7 @@ class HistoryPurge(msgspec.Struct, frozen=True):
 
 
 class PurgeExtent(msgspec.Struct, frozen=True):
-    """The extent of a purge as of one moment."""
+    """The newest event and message of a room at one moment, which limit a purge."""
 
     upto_nid: int
     """The number of the newest event."""

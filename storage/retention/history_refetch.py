@@ -1,11 +1,10 @@
-"""Restores messages that were purged because no local user remembered their room, from copies of
-other servers.
+"""Restores purged messages of a room that local users had forgotten, from copies of other servers.
 
 Laws:
-- Only messages purged for that cause are restored: content that exceeded its retention period, or
-  that an administrator purged, never comes back.
+- Only messages purged for that cause are restored. Content that exceeded its retention period, or
+  that an administrator purged, is never restored.
 - One write restores a message's content in every table from which the purge removed it, except push
-  actions: it is not new.
+  actions, because the message is not new.
 - Redacted messages stay without content.
 """
 

@@ -1,15 +1,15 @@
-"""Purges: messages lose their content for good, in their own row and in all derived data.
+"""Purges messages: they lose their content for good, in their own row and in all derived data.
 
 Laws:
-- A purged event keeps what a redaction leaves, under the same id: other events still refer to it,
-  servers that request it get that, and a server that sends the complete event again learns that it
-  is known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
+- A purged event keeps the fields that a redaction keeps, under the same id, because other events
+  refer to it. Servers that request it get these fields. If a server sends the complete event again,
+  it counts as known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages
   were purged, and why.
-- Messages to purge are found by an index that purged ones leave (`events_messages_by_time`). An
-  interrupted purge continues by searching again, and messages that arrive or are placed late are
-  found like the others.
-- The thread of a message stays known, as after a redaction: users mark threads as read up to it.
+- Messages to purge are found by an index of unpurged messages (`events_messages_by_time`). So an
+  interrupted purge continues by searching again, and also finds messages that arrive late.
+- The thread of a message remains known, as after a redaction, because users mark threads as read up
+  to it.
 - State events are not touched.
 """
 

@@ -1,6 +1,7 @@
 """Retention periods of rooms, from their `m.room.retention` events.
 
-A row stays when the room no longer sets a period, so that other nodes notice.
+If a room no longer sets a period, its row remains without one, so that other nodes notice the
+change.
 """
 
 import msgspec

@@ -1,9 +1,8 @@
-"""Delayed events (MSC4140): scheduled events, and for some time those that were sent or cancelled
-(finalised).
+"""Delayed events (MSC4140): scheduled ones and, for some time, finalised ones (sent or cancelled).
 
 Laws:
-- A node leases an event in a write before it sends it, so only one node sends it. An expired lease
-  belonged to a node that died; the event is leased again.
+- A node leases an event in a write before it sends it, so only one node sends it. If a lease has
+  expired, its node died, and another node leases the event.
 - A leased event can be neither cancelled nor restarted.
 """
 

@@ -1,12 +1,11 @@
 """Receipts of remote users that arrived before their events.
 
-A server sends a receipt at once, while the event may still be on its way from a third server. Its
-order and thread are unknown until then, so such a receipt is sent to no client. It is stored here,
-and counts as any other from the write that stores the event, on whichever node that is.
+A server sends a receipt immediately, while the event may still be on its way from a third server.
+The order and thread of such a receipt are unknown, so it is sent to no client, but stored.
+The write that stores the event, on any node, turns it into an ordinary receipt.
 
-Laws:
-- The latest receipt per user, room and thread is stored. There is a limit per server and in total;
-  the oldest are deleted first. A user's next receipt makes up for a deleted one.
+Law: the latest receipt per user, room and thread is stored. The number is limited per server and in
+total, and the oldest receipts are deleted first. The user's next receipt replaces a deleted one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ MAX_RECEIPTS = 10_000
 
 
 class EarlyReceipt(msgspec.Struct, frozen=True):
-    """A receipt at an event that is not stored yet."""
+    """A receipt for an event that is not stored yet."""
 
     room_nid: int
     user_id: str

@@ -1,4 +1,4 @@
-"""Current memberships of users in rooms. The membership at an event is read from the state tree.
+"""The current memberships of users in rooms. The membership at a past event is in the state tree.
 
 `storage.persist.room_writer` writes them in the transaction that changes a room's state.
 """

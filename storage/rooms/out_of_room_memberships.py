@@ -1,9 +1,9 @@
-"""Memberships of local users in rooms that this server is not in: invites, knocks, and leaves that
-end these.
+"""Memberships of local users in rooms that this server is not in: invites, knocks, and later
+leaves.
 
 They are rows of `memberships` like all others, with `OUT_OF_ROOM` as their `event_nid`. The event
-itself is stored here and not among the room's events: its auth events and state are unknown, so
-nothing can be built or decided on it.
+itself is stored in a table of its own, not among the room's events. Its auth events and state are
+unknown, so no event can be built on it or authorized by it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

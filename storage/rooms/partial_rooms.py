@@ -1,9 +1,9 @@
 """Rooms that were joined with partial state: the progress of their completion, and the events
-stored meanwhile.
+stored since the join.
 
 The room's head says whether its state is partial now, and changes in the same write. This module
-stores what the completion needs. It also keeps the position of the completion: a client that did
-not see the room before must then get all of it.
+stores the data of the completion. It also stores the position of the completion: a client that did
+not see the room before it must then get all of the room.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ _COLUMNS = "room_nid, join_nid, position, resident_server, completed_position"
 
 
 class PartialRoomStore:
-    """Reads these tables, and takes a room's lease."""
+    """Reads these tables, and takes the lease on the completion of a room."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

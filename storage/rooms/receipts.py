@@ -1,4 +1,4 @@
-"""Receipts: how far users have read, public and private, of whole rooms and of threads.
+"""Receipts, public and private, of rooms and of threads: up to which event a user has read.
 
 spec: client-server-api#receipts
 """

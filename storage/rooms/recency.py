@@ -1,4 +1,4 @@
-"""The newest positions of rooms, of any event or of some types: the sort keys of room lists."""
+"""The newest positions of rooms, of any event or of some types. Room lists are sorted by them."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final

@@ -1,11 +1,11 @@
 """Redactions that also redact the events that relate to their target (MSC3912).
 
 Laws:
-- They are stored in the write that redacts the target, and stay: relations that arrive later are
-  redacted too.
-- One node at a time redacts the relations that exist; `due_ts` is the expiry of its lease. If it
-  dies, another node continues after that. A node that returns after the expiry, or after the
-  request was added again, finds that it lost the lease.
+- They are stored in the write that redacts the target, and remain stored, because relations that
+  arrive later are redacted too.
+- One node at a time redacts the existing relations. `due_ts` is the expiry of its lease. If the
+  node dies, another node continues after the expiry. If the first node returns after the expiry, or
+  after the request was added again, it finds that it has lost the lease.
 """
 
 from collections.abc import Iterable

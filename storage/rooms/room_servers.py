@@ -1,8 +1,8 @@
-"""The remote servers in each room, counted as their users join and leave, so that no reader has to
-scan members.
+"""The remote servers in each room. They are counted as users join and leave, so no reader scans the
+members.
 
-While a room's state is partial (see `partial_rooms.py`), the servers that `send_join` listed count
-too.
+While a room's state is partial (see `partial_rooms.py`), the servers that `send_join` listed are in
+the room too.
 """
 
 from collections.abc import Collection, Iterable, Mapping

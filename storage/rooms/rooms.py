@@ -1,9 +1,9 @@
-"""Rooms that this server knows, and their heads.
+"""The stored rooms and their heads.
 
-The number, id and version of a room never change after its first event here, so they are cached
-without invalidation. Before that the version is only the claim of a server that invited one of our
-users, and is not cached. The head (extremities, depth, root of the current state) changes with
-every event; its version tells whether it has moved.
+The number, id and version of a room never change after its first event is stored, so they are
+cached without invalidation. Before that, the version is only a claim of a server that invited one
+of our users, and is not cached. The head (extremities, depth, root of the current state) changes
+with every event. Its version number shows whether it has moved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class RoomRow(msgspec.Struct, frozen=True, gc=False):
-    """The immutable part of a room with at least one event here."""
+    """The immutable data of a room of which at least one event is stored."""
 
     room_nid: int
     room_id: str
@@ -26,7 +26,8 @@ class RoomRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class RoomHead(msgspec.Struct, frozen=True, gc=False):
-    """The current state of a room."""
+    """The head of a room: forward extremities, depth, root of the current state, and a version
+    number."""
 
     version: int
     """Rises with every change."""

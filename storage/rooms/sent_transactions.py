@@ -1,10 +1,10 @@
-"""Transaction ids of clients, so that a retried request gets its first answer and is not carried
-out again.
+"""Transaction ids of clients, so that a retried request gets its first response and is not
+repeated.
 
-The record is written in the transaction that carries the request out, so it survives a restart. Its
-key is a hash: a record is written with every message, and the names are longer than many messages.
-No index orders records by age, since each of these writes would pay for it. The clean-up reads all
-of them, in the order of their hashes.
+The record is written in the transaction of the request itself, so it survives a restart. Its key is
+a hash, because a record is written with every message, and the names are longer than many messages.
+There is no index by age, because each of these writes would pay for it. The clean-up reads all
+records, in the order of their hashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ follows."""
 
 
 class AlreadySent(Exception):
-    """The request was carried out before; `response` is its answer."""
+    """The request was carried out before. `response` is the response to it."""
 
     def __init__(self, transaction: SentTransaction, response: bytes) -> None:
         super().__init__("this request was carried out before")

@@ -1,7 +1,8 @@
-"""States of rooms with their auth chains for answers to other servers: one read per answer.
+"""Reads room states with their auth chains for responses to other servers, in one read per
+response.
 
-A state of a few hundred events comes with its PDUs, unless these are long. For a larger one only
-the sizes are returned, so that an answer can state its length and then be streamed
+A state of a few hundred events is returned with its PDUs, unless these are long. For a larger state
+only the sizes are returned, so that a response can state its length and then be streamed
 (`EventStore.get_pdus`).
 """
 
@@ -27,7 +28,7 @@ Choose = Callable[[Mapping[StateKey, int]], Iterable[int]]
 
 
 class ServedState(msgspec.Struct, frozen=True):
-    """Events of a state and of their auth chain, by number in ascending order."""
+    """The events of a state and of their auth chain, by number in ascending order."""
 
     state: Sequence[int]
     chain: Sequence[int]

@@ -1,4 +1,4 @@
-"""Children of spaces.
+"""The children of spaces.
 
 `storage.persist.room_writer` writes them in the transaction that changes a room's state.
 """

@@ -1,8 +1,9 @@
-"""Sticky events (MSC4354): events that are delivered to everyone in their room until they expire.
+"""Sticky events (MSC4354): events that are delivered to all users in their room until they expire.
 
 Laws:
-- A row is written with the event. It is deleted with its content (a redaction) or after its expiry.
-- Each has a position (`Topic.STICKY`): that of its arrival, or a new one for a backfilled event.
+- A row is written with the event. It is deleted when the event is redacted, or after its expiry.
+- Each row has a position (`Topic.STICKY`): the position of the event's arrival, or a new one for a
+  backfilled event.
 - A soft-failed event is held, and takes a new position when it is released.
 """
 

@@ -1,5 +1,5 @@
-"""Summaries of rooms as the directory shows them, updated with the state, and the directory
-search."""
+"""Summaries of rooms for the directory, updated with the room state, and the search in the
+directory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +33,7 @@ class SummaryRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class RoomNaming(msgspec.Struct, frozen=True, gc=False):
-    """The data that names a room: its name or alias, or else some of its members."""
+    """The data from which clients name a room: its name or alias, or else some of its members."""
 
     name: str | None
     canonical_alias: str | None

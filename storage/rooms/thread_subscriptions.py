@@ -1,8 +1,8 @@
-"""Subscriptions to threads (MSC4306).
+"""Subscriptions of users to threads (MSC4306).
 
 Laws:
 - Each change takes a position (`Topic.THREAD_SUBSCRIPTION`). The latest row of each thread is
-  stored, also that of an unsubscribe.
+  stored, also if the user unsubscribed.
 - An automatic subscription names the event that caused it. It is refused if the user has
   unsubscribed since that event.
 """
@@ -15,7 +15,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ThreadSubscriptionRow(msgspec.Struct, frozen=True):
-    """A user's subscription state of a thread, and the position that set it."""
+    """A user's subscription state of a thread, and the position of its last change."""
 
     room_id: str
     root: str

@@ -1,10 +1,10 @@
-"""Threads with new events in a range of positions.
+"""Finds the threads of rooms with new events in a range of positions.
 
 Each thread is listed once, with its newest event in the order of the room.
 
-Laws:
-- The cost of a page is bounded. It walks back over a limited number of thread events of the rooms.
-  If these belong to too few threads, the page is short and says how far it came.
+Law: the cost of a page is bounded. It reads a limited number of thread events of the rooms,
+backwards. If these belong to too few threads, the page is short and states the position that it
+reached.
 """
 
 from collections.abc import Collection, Sequence
@@ -83,7 +83,7 @@ class ThreadUpdatePage(msgspec.Struct, frozen=True):
 
 
 class _Thread(msgspec.Struct):
-    """The data read of a thread so far."""
+    """The data of a thread that has been read so far."""
 
     position: int
     newest: TimelinePlace

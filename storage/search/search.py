@@ -1,11 +1,11 @@
-"""Searchable texts of events: written by a job, found by their keys.
+"""The searchable texts of events. A job writes them, and a search finds them by their keys.
 
 Laws:
 - A row stands for an event in a timeline that is not redacted and has a text. The text is that of
   its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
-- Only the job that follows the events by number writes rows (`select_batch`, `set_texts`). A row
-  holds the text as of that number or later. Readers check the current events.
+- Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). A row
+  contains the text as of that number or later. Readers check the current events.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -76,7 +76,8 @@ class TextQuery(msgspec.Struct, frozen=True):
 
 
 class SearchBatch(msgspec.Struct, frozen=True):
-    """Events to index, in order of their numbers, and other events affected by them."""
+    """Events to index, in the order of their numbers, and other events whose texts change with
+    them."""
 
     upto: int
     """All events up to this number are processed with this batch."""

@@ -1,13 +1,14 @@
-"""Dense numbering of a room's (type, state_key) pairs: the keys of its state trees.
+"""Numbers the (type, state_key) pairs of each room densely. The numbers are the keys of state
+trees.
 
 Laws:
 - Numbers are assigned in order from 0 and never released, so the committed ones are always 0 … n-1
-  without a gap. With the first n pairs known, a tree whose highest key is below n is fully known,
-  including what it does *not* hold.
-- Pairs that a write has numbered are shared with other transactions only after its commit: after a
-  rollback the same number goes to another pair.
-- Only one write runs at a time, on any node (`storage/engine/writer.py`). So it reads the numbering
-  of a room once.
+  without a gap. Suppose the first n pairs are known. Then a tree whose highest key is below n is
+  fully known: pairs that it does *not* contain are known to be absent.
+- Pairs that a write has numbered are shared with other transactions only after its commit. After a
+  rollback the same number may be assigned to another pair.
+- Only one write runs at a time, on all nodes (`storage/engine/writer.py`). So it reads the
+  numbering of a room once.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class RoomStateKeys:
 
 
 class PendingKeys:
-    """A room's numbering as a write sees it, with uncommitted pairs at its end."""
+    """The numbering of a room inside a write, with uncommitted pairs at its end."""
 
     __slots__ = ("_before", "_shared", "_tail")
 

@@ -1,22 +1,23 @@
-"""An immutable radix tree from small dense integers (keys) to positive integers (values), addressed
-by content.
+"""An immutable, content-addressed radix tree from small dense integers to positive integers.
 
 It is pure: nodes come from a loader and new nodes are returned. `state_tree.py` stores them in the
-database, where the keys number a room's (type, state_key) pairs and the values are event_nids.
+database. There the keys are the numbers of a room's (type, state_key) pairs and the values are
+event_nids.
 
 Laws:
-- A node is bytes that are read in place; a lookup decodes nothing. Its id is the hash of its bytes,
-  so equal subtrees are one node. Equal maps have equal roots, whatever the order of their changes:
-  a tree is as high as its highest key needs, and absent entries at the end of a node are not
-  written.
+- A node is bytes that are read in place, so a lookup decodes nothing. Its id is the hash of its
+  bytes, so equal subtrees are one node. Equal maps have equal roots, whatever the order of their
+  changes: a tree is only as high as its highest key needs, and absent entries at the end of a node
+  are not written.
 - A key is set and never removed. The empty map has no root (None).
 - Every node of a tree that `apply` returns is either among the new nodes or below the given root.
-  `apply` never relies on a node only because it once existed. Garbage collection depends on this.
-- Nodes are loaded level by level, all of a level at once.
+  `apply` does not assume that any other node still exists. Garbage collection depends on this.
+- Nodes are loaded level by level, all nodes of a level in one batch.
 
-Encoding. First byte: height of the node; 0 is a leaf of 32-bit values, 255 one of 64-bit values.
-After it, little-endian, a leaf's values (0: absent) or an inner node's child ids of 16 bytes
-(zeroes: absent). The sizes of nodes were chosen by measurement (docs/adr/0004-state-tree.md).
+Encoding: the first byte is the height of the node. 0 is a leaf of 32-bit values, 255 a leaf of
+64-bit values. The rest is little-endian. In a leaf it is the values (0: absent). In an inner node
+it is the child ids of 16 bytes (zeroes: absent). The sizes of nodes were chosen by measurement
+(docs/adr/0004-state-tree.md).
 """
 
 import struct
@@ -38,8 +39,8 @@ Get = Callable[[bytes], bytes | None]
 
 
 class MissingNode(Exception):
-    """A node that a tree refers to is missing: the database is damaged, or the root was already
-    collected."""
+    """A node that a tree refers to is missing. Either the database is damaged, or the root had been
+    collected before."""
 
 
 def compute_node_id(content: bytes) -> bytes:

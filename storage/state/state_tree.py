@@ -1,20 +1,20 @@
-"""The state of rooms after each event: immutable trees that share equal parts.
+"""The state of rooms after each event, as immutable trees that share equal parts.
 
 A state is a root (None: the empty state) of a radix tree from the room's numbered (type, state_key)
 pairs to event_nids. See `radix_tree.py` for the tree, `keys.py` for the numbering,
 `state_garbage_collection.py` for the deletion of states that no event needs.
 
 Laws:
-- A root that is given to `apply` belongs to an event or a head that the same transaction has read
-  (or was made in it), and the returned root is stored with an event or a head in the same
-  transaction. Otherwise its nodes may be collected.
-- `apply` writes every node it made, whether it is cached or not: a cached node may have been
-  collected.
-- Nodes may be cached before the commit that stores them, since their ids are hashes; numbers of
+- A root that is passed to `apply` belongs to an event or a head that the same transaction has read,
+  or was made in it. The returned root is stored with an event or a head in the same transaction.
+  Otherwise its nodes may be collected.
+- `apply` writes every node it made, whether it is cached or not, because a cached node may have
+  been collected.
+- Nodes may be cached before the commit that stores them, because their ids are hashes. Numbers of
   pairs may not.
-- Reads cost one query a level for all roots and keys together (2 to 4 levels), and one for newly
-  numbered pairs. Methods named `…_in` run inside a read or a write; the `async` ones use no
-  database and no thread if all is cached.
+- A read costs one query a level (2 to 4 levels) for all roots and keys together, and one for newly
+  numbered pairs. Methods named `…_in` run inside a read or a write. If everything is cached, the
+  `async` methods use neither the database nor a thread.
 - All methods may be called from any thread.
 """
 
@@ -54,7 +54,7 @@ _INSERT_NODE = """
 
 
 class _NotCached(Exception):
-    """The answer needs the database."""
+    """The result cannot be computed from the caches. The database is needed."""
 
 
 class _NodeSource(Protocol):
@@ -372,7 +372,7 @@ class _InTransaction:
 
 
 class _Cached:
-    """Reads from the caches alone."""
+    """Reads from the caches only."""
 
     def __init__(
         self, *, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, room_nid: int

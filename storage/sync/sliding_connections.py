@@ -1,14 +1,14 @@
-"""Connections of sliding sync: the state of each connection, so that clients continue after a
-restart of the server.
+"""Connections of sliding sync: the state of each connection, so that it survives a restart.
 
 Laws:
-- A stored state never changes, and its number is not reused. So a state that was read stays valid.
-- A client has certainly received a state once it returns with it. The next write then deletes the
-  older ones. Until then every state that the client may have received stays. The server may not
-  have noticed that a connection broke, and may answer the first request after the retry. So a late
-  response never invalidates the position of the client.
-- The number of states of a connection is bounded.
-- The number of connections of a device is bounded, and unused ones are deleted after some time.
+- A stored state never changes, and its number is not reused. So a state that was read remains
+  valid.
+- A client has certainly received a state if it sends the state's number in its next request. The
+  next write then deletes the older states. Until then every state that the client may have received
+  is stored. If a connection breaks unnoticed, the server may answer the first request after the
+  retry. Such a late response never invalidates the position of the client.
+- The number of states of a connection is limited.
+- The number of connections of a device is limited, and unused ones are deleted after some time.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Bindings of addresses at identity servers that this server made, to unbind them later."""
+"""Bindings of addresses that this server made at identity servers, so that it can unbind them
+later."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Daily counts of sent text messages, for the limit of their costs."""
+"""The number of text messages sent on each day, to limit their costs."""
 
 from storage.engine.transaction import WriteTransaction
 

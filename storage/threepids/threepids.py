@@ -1,10 +1,10 @@
 """E-mail addresses and telephone numbers of accounts, and their validations.
 
-Below, an address is either of the two.
+In this module, an address is either of the two.
 
 Laws:
-- An address belongs to at most one account. The user has validated it, or the identity providers
-  that assert it are stored.
+- An address belongs to at most one account. Either the user has validated it, or the identity
+  providers that assert it are stored.
 - A validation serves one purpose, once. Its token or code, and the client secret, are stored as
   hashes.
 

@@ -1,5 +1,7 @@
-"""Stores sign-ins that ended at their identity provider, for some minutes: a request that is in
-progress on any node checks them in its own write."""
+"""Sign-ins that ended at their identity provider, stored for some minutes.
+
+A request that is in progress on any node checks them in its own write.
+"""
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction

@@ -1,8 +1,8 @@
-"""Stores links between subjects of identity providers and accounts of this server.
+"""Links between subjects of identity providers and accounts of this server.
 
 Laws:
-- A subject has at most one account here, and an account at most one subject of each provider.
-- A subject is the provider's identifier of a person, which it never reassigns.
+- A subject has at most one account, and an account has at most one subject of each provider.
+- A subject is the provider's identifier of a person. The provider never reassigns it.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,8 @@
-"""Stores pending upstream sign-ins (flows) used SAML assertions and used logout tokens.
+"""Pending upstream sign-ins (flows), used SAML assertions and used logout tokens.
 
 Laws:
-- A flow is at one step, for one browser, for minutes. Continuing removes it, so it is used once.
+- A flow is at one step, for one browser, and expires after some minutes. Continuing removes it, so
+  it is used once.
 - A pending flow ends with its session at the provider.
 - An assertion and a logout token are used once, on all nodes.
 """
@@ -28,7 +29,7 @@ _COLUMNS = "flow_id, step, browser_hash, expires_ts, content"
 
 
 class UpstreamFlowStore:
-    """The tables of flows and of assertions."""
+    """The tables of flows, assertions and logout tokens."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

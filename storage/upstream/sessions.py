@@ -1,6 +1,6 @@
-"""Stores with which session at an identity provider each device signed in.
+"""The session at an identity provider with which each device signed in.
 
-A provider's logout names the session, or the person for all of their sessions.
+A provider's logout names either a session, or a subject, which means all sessions of that subject.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,8 @@ class StoredProviderSignIn(msgspec.Struct, frozen=True):
 
 
 class ProviderSessions(NamedTuple):
-    """A sign-in by the provider's session name; with `is_url_prefix`, all with this prefix."""
+    """A session by the provider's name for it. With `is_prefix`: all sessions whose names have this
+    prefix."""
 
     provider: str
     session: str

@@ -1,11 +1,11 @@
-"""Fetches the past of a room that this server does not have, when one of our users reads back.
+"""Fetches earlier events of a room that this server does not have, when a local user paginates
+back.
 
-- The backward extremities are stored with their depths, so that a page knows whether it meets one.
-  Messages that this server purged when it left the room are fetched again
-  (`history_refetch.py`).
-- A room has one fetch at a time, which all readers share. They wait with a time limit, and then
-  read what is stored while the fetch goes on.
-- If no server could help, none is asked again for a while.
+- The backward extremities are stored with their depths. So a page can tell whether it reaches one.
+  Messages that this server purged after it left the room are fetched again (`history_refetch.py`).
+- A room has one fetch at a time, which all readers share. A reader waits with a time limit and then
+  gets what is stored. The fetch continues.
+- If no server could help, none is asked for this room for a minute.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -55,7 +55,7 @@ class Gap(Enum):
 
 
 class Backfill:
-    """Fetches the past of rooms. For the reactor thread."""
+    """Fetches earlier events of rooms. For the reactor thread."""
 
     def __init__(
         self,

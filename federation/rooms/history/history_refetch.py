@@ -1,12 +1,13 @@
-"""Restores the content of messages that this server purged after it left a room, once it has joined
-again. Other servers send the content.
+"""Restores messages that this server purged after it had left a room, once it is in the room again.
+
+The content comes from other servers.
 
 Laws:
-- No server is trusted: the event must have the reference hash of the stored one, and its content
-  the content hash, which the purge has kept.
+- No server is trusted. The received event must have the reference hash of the stored one, and its
+  content must match the content hash, which the purge has kept.
 - Redacted messages stay without content, whether they were redacted before or after the purge.
-- If the asked servers have a message only without content, it is not requested again: it would
-  hide older messages from readers.
+- If the asked servers have a message only without its content, it is not requested again. Otherwise
+  readers would never get beyond it to older messages.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +33,7 @@ from storage.retention.history_refetch import (
 
 
 class RefetchResult(msgspec.Struct, frozen=True):
-    """The result of restoring messages from the events of a server."""
+    """The result of restoring messages from the events that one server sent."""
 
     count: int
     """Messages that are shown again."""

@@ -1,8 +1,8 @@
 """Finds the end of the last membership period of a user who has left a room.
 
-The position at which it ended is stored with their membership, whether they left by an event or
-were removed by the resolution of a fork. Later events are not for them, except their own membership
-and those that the history visibility allows.
+A user may have left by an event, or state resolution may have removed them after a fork. The
+position at which the membership ended is stored in both cases. The user does not see later events,
+except their own membership and events that the history visibility allows.
 """
 
 import msgspec
@@ -25,7 +25,7 @@ class Departure(msgspec.Struct, frozen=True, gc=False):
 
 
 class MembershipPeriods:
-    """Finds the departures of users. For the reactor thread."""
+    """Finds the ends of users' last membership periods. For the reactor thread."""
 
     def __init__(self, *, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
         self._timelines = timelines

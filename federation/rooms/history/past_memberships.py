@@ -1,8 +1,8 @@
-"""Finds a user's membership of a room at a past position by following it back, event by event.
+"""Finds a user's membership of a room at a past position, by following it back event by event.
 
 Each membership event is stored with the number of the event that it replaced. So this needs no
-query if the events are cached, and no walk of the state. For local users the position of their
-last join is stored with their membership.
+query if the events are cached, and it does not read the state tree. For local users the position of
+their last join is stored with their membership.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ followed."""
 
 
 class PastMemberships:
-    """Follows memberships back. For the reactor thread."""
+    """Follows memberships back in time. For the reactor thread."""
 
     def __init__(self, events: RoomEvents) -> None:
         self._events = events

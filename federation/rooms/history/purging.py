@@ -1,7 +1,7 @@
-"""Purges messages of rooms: of each message it keeps what a redaction would leave.
+"""Purges messages of rooms. A purged message keeps only the fields that a redaction keeps.
 
-A stored event that cannot be read, for example after disk corruption, is logged and left as it is.
-It does not block the others.
+A stored event that cannot be read, for example after disk corruption, is logged and skipped, so
+that it does not block the others.
 
 proposal: MSC1763
 """

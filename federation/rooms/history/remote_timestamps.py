@@ -1,7 +1,7 @@
-"""Finds the event closest to a time with the help of servers that have more of a room's past.
+"""Finds the event closest to a time, with the help of servers that have more of a room's history.
 
-The event that a server names is fetched, checked and placed with the state before it, like every
-past event.
+The event that another server names is fetched and checked. It is stored with the state before it,
+like every past event.
 
 spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
 """

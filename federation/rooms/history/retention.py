@@ -1,8 +1,9 @@
-"""Caches how long the messages of each room are kept. Readers ask once for each page.
+"""Caches the retention periods of rooms. Readers look them up once for each page.
 
 Laws:
-- The room's present policy applies, whenever a message was sent, within the server's limits.
-- Only rooms that have a policy cost memory.
+- The room's current retention policy applies to all messages, also to those sent before it, within
+  the limits of the server.
+- Only rooms that have a policy use memory.
 - A server without retention rules has no such object.
 
 proposal: MSC1763
@@ -18,7 +19,7 @@ from storage.retention.room_retention import RoomRetention, RoomRetentionStore
 
 
 class RoomRetentionCache:
-    """Knows how long messages are kept and shown. For the reactor thread."""
+    """Returns how long messages are stored and shown. For the reactor thread."""
 
     def __init__(
         self,

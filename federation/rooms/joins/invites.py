@@ -1,7 +1,7 @@
-"""Invites across servers: the invited user's server signs the event before it enters the room.
+"""Invites across servers. The invited user's server signs the event before it is added to the room.
 
-In a room that does not federate, remote users cannot be invited: they could neither join nor
-decline.
+In a room that does not federate, remote users cannot be invited, because they could neither join
+nor decline.
 
 spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
 """
@@ -73,7 +73,8 @@ POLL_SECONDS: Final = 0.25
 
 
 class PromisedInvite(msgspec.Struct, frozen=True):
-    """An invite that was promised to an address, in the form that an identity server sends."""
+    """A third-party invite, which was sent to an address, in the form that an identity server
+    sends."""
 
     mxid: str
     room_id: str
@@ -82,7 +83,7 @@ class PromisedInvite(msgspec.Struct, frozen=True):
 
 
 class BoundAddress(msgspec.Struct, frozen=True):
-    """An address that now belongs to a user, with the invites that were promised to it."""
+    """An address that now belongs to a user, with the third-party invites that were sent to it."""
 
     mxid: str
     medium: str = ""
@@ -96,11 +97,11 @@ class _Promise(msgspec.Struct, frozen=True):
 
 
 class _InvalidPromise(Exception):
-    """A claimed promise could not be turned into an invite."""
+    """A third-party invite could not be turned into an invite."""
 
 
 class InviteGate(Protocol):
-    """Decides whether our users may be invited; implemented by the layer that knows them."""
+    """Decides whether our users may be invited. The layer that has their settings implements it."""
 
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
         """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
@@ -113,7 +114,7 @@ class InviteGate(Protocol):
 
 
 class ServerReachability(Protocol):
-    """Knows which servers can be reached; implemented by the federation sender."""
+    """Records which servers can be reached. The federation sender implements it."""
 
     def is_unresponsive(self, server: ServerName) -> bool:
         """Return whether the server was unreachable, or did not answer, a moment ago."""

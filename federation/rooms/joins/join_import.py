@@ -1,15 +1,15 @@
 """Imports a room from another server: the state before our join, its auth chain, and the join.
 
 - All events are first stored as outliers, in chunks. The state tree under the join and the
-  memberships of remote users are written in chunks, too. Then one small write places the join and
-  moves the head. Until then no local user is in the room, and no client sees it.
-- After a restart each step is repeated and finds what is stored already.
-- A large room may come with partial state, without most memberships. The room is entered with
-  that, and its head says so. `completion.py` fetches the rest.
-- Events that cannot be verified because keys are unavailable are left out and stored: see
-  `unverified_events.py`.
-- Leaves of our users that the server we join through does not know count: see
-  `unacknowledged_leaves.py`.
+  memberships of remote users are written in chunks, too. Then one small write adds the join to the
+  room's graph and moves the head. Until then no local user is in the room, and no client sees it.
+- After a restart all steps run again. They skip what is already stored.
+- The state of a large room may be partial, without most memberships. The user joins with that, and
+  the room's head says so. `completion.py` fetches the rest.
+- Events that cannot be verified because keys are unavailable are left out of the state and stored
+  separately: see `unverified_events.py`.
+- The server that we join through may not have received the last leaves of our users. These leaves
+  are applied: see `unacknowledged_leaves.py`.
 
 spec: server-server-api#joining-rooms
 """
@@ -79,7 +79,7 @@ Entries = Mapping[tuple[str, str], int]
 
 
 class RemoteRoomInfo(msgspec.Struct, frozen=True):
-    """Facts about a room, besides its state, from the response of another server."""
+    """Data about a room from the response of another server, besides the state."""
 
     resident: ServerName
     servers: Collection[ServerName]

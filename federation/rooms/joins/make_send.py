@@ -1,10 +1,11 @@
 """Serves the make_* and send_* endpoints: remote users join, leave and knock through this server.
 
 Laws:
-- A server asks only for its own users. Its signature is checked before the event is used.
-- The event is received like any other: the room's rules decide.
+- A server may act for its own users only. Its signature is checked before the event is used.
+- The event is received like any other, so the room's rules decide.
 - A remote user who joins through us counts as a join of the room for rate limits, like a local one.
-  Refused joins and existing members do not count: else any server could block a room for others.
+  Refused joins and existing members do not count. Otherwise any server could block the joins of a
+  room.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -41,7 +42,7 @@ JOINED_OR_INVITED: Final = frozenset({"join", "invite"})
 
 
 class MembershipHandshakes:
-    """Serves make_join, send_join and the like. For the reactor thread."""
+    """Serves make_join, send_join and the other endpoints. For the reactor thread."""
 
     def __init__(
         self,

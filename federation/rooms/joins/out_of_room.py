@@ -1,12 +1,16 @@
-"""Memberships of our users in rooms that this server is not in: invites, knocks, and the stripped
-state that came with them.
+"""Stores invites and knocks of our users in rooms that this server is not in, with the stripped
+state.
 
-Nothing that another server says of such a room can be proved. So the first membership stands. An
-invite ends by its user, by the server that sent it, or by an event that cites it, whose id only
-servers in the room know. Invites from other servers wait, and the next is shown when somebody else
-ends the first. A user who accepts an invite joins through the servers of all of them. A knock may
-be followed by an invite from any server, which need not cite the knock. After that the server that
-was knocked at may still send an invite. Each membership has the room version that its server names.
+Nothing that another server states about such a room can be proved. So the first membership that
+arrived stays in force until it is ended legitimately:
+
+- An invite is ended by the user, by the server that sent it, or by any event that cites it. Only
+  servers in the room know the id of the invite.
+- Invites from other servers are queued. If another user ends the first invite, the next one is
+  shown. A user who accepts an invite joins through the servers of all queued invites.
+- Any server may send an invite after a knock, and the invite need not cite the knock. After that,
+  the server that received the knock may still send an invite of its own.
+- Each membership is stored with the room version that its server named.
 
 spec: server-server-api#inviting-to-a-room
 """
@@ -41,7 +45,8 @@ MAX_STATE_BYTES: Final = 1 << 18
 
 
 class OutOfRoomInfo(msgspec.Struct, frozen=True):
-    """The stripped state of a room that came with an invite or a knock, and its server."""
+    """The stripped state of a room that came with an invite or a knock, and the server that sent
+    it."""
 
     server: ServerName
     state: tuple[StrippedEvent, ...]

@@ -1,8 +1,8 @@
-"""Receives events about our users in rooms that this server is not in: a withdrawn invite, or a
-refused knock.
+"""Receives events that retract an invite or refuse a knock of a local user.
 
-We cannot check the rules of such a room. We check that the event is signed by its sender's server
-and cites the invite or knock that it ends, whose id only servers in the room know.
+This server is not in the room, so it cannot check the room's rules. It checks that the event is
+signed by its sender's server and cites the invite or knock that it ends. Only servers in the room
+know the id of that event.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#knocking-rooms
 """

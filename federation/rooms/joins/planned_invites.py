@@ -1,13 +1,13 @@
-"""Sends the invites to remote users that a new room is created with. Their servers may be slow.
+"""Sends the invites of remote users to a newly created room. Their servers may be slow.
 
 Laws:
-- The invites are written with the room, so no crash loses any of them.
-- Those of one room are sent one after the other: concurrent invites would fork the room.
-- Each is sent while the room's creator may still invite: their account is checked before, and the
-  room's rules with the event.
-- The room exists already. An invite that is refused or fails is no error of the room's creation,
-  and does not delay the others. A user who has any membership but a knock is not invited: they may
-  have been invited before a crash and have declined.
+- The invites are written in the transaction that creates the room, so no crash loses any of them.
+- The invites of one room are sent one after the other. Concurrent invites would fork the room.
+- An invite is sent only while the room's creator may still invite. Their account is checked before
+  each invite, and the room's rules are checked with the event.
+- An invite that is refused or fails does not make the creation of the room fail, and does not delay
+  the other invites. A user who has any membership but a knock is not invited again. They may have
+  been invited before a crash and have declined.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,14 +41,14 @@ MAX_RESUMED_ROOMS: Final = 16
 
 
 class PlannedInviteBatch(msgspec.Struct, frozen=True):
-    """Invites to send into a room, and the end of the lease for them (ms since 1970)."""
+    """Invites to send into a room, and the end of the lease on them (ms since 1970)."""
 
     invites: Sequence[PendingInvite]
     lease_ends: int
 
 
 class InviterGate(Protocol):
-    """Decides whether our users may invite; implemented by the layer that knows them."""
+    """Decides whether our users may invite. The layer that has their accounts implements it."""
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
         """Check whether an account may still invite, after its request was answered.
@@ -59,7 +59,7 @@ class InviterGate(Protocol):
 
 
 class PlannedInviteSender:
-    """Sends planned invites. For the reactor thread."""
+    """Sends the invites of newly created rooms. For the reactor thread."""
 
     _log = Logger()
 

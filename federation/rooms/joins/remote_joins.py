@@ -1,12 +1,12 @@
-"""Joins and knocks on rooms that this server is not in, through a server that is.
+"""Joins and knocks on rooms that this server is not in, through a server that is in the room.
 
 Leaving such rooms is in `remote_leaves.py`.
 
 Laws:
-- A server's response is trusted as far as its events prove it (`join_import.py`). If it is invalid,
-  we try to undo our join, and no local user is in the room.
-- When two of our users join the same room at once, one joins through the other server. The second
-  then joins like any local user.
+- A server's response is trusted only as far as its events prove it (`join_import.py`). If the
+  response is invalid, we try to undo our join, and no local user is in the room.
+- If two of our users join the same room at the same time, the first joins through the other server.
+  The second then joins like any local user.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms

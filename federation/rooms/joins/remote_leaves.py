@@ -1,12 +1,12 @@
 """Declines invites and withdraws knocks in rooms that this server is not in.
 
 Laws:
-- The user has left at once, whether or not a server answers.
-- Each server that sent us the invite is sent the leave. The servers that still need it are stored
-  in the same write as the leave. Each is retried for a week with growing pauses, and after a 429
-  not before the time it names. An outdated leave is not sent.
-- If other local users enter the room meanwhile, the declined invite is still in its state. Then the
-  user leaves there.
+- The user leaves immediately, whether or not another server responds.
+- The leave is sent to each server that sent us the invite. The transaction that stores the leave
+  also stores the servers that have not received it yet. Each is retried for a week with growing
+  pauses. After a 429 it is not retried before the time it names. An outdated leave is not sent.
+- Other local users may join the room before the leave is sent. Then the declined invite is still in
+  the room's state, and the user leaves in the room itself.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
 """

@@ -1,4 +1,4 @@
-"""Restricted joins: finds local users who may authorise the join of a member of an allowed room.
+"""Restricted joins: finds a local user who can authorise the join of a member of an allowed room.
 
 spec: client-server-api#restricted-rooms, server-server-api#restricted-rooms
 """

@@ -1,4 +1,4 @@
-"""The response to send_join: the state of a room, complete or without most memberships.
+"""Builds the response to send_join: the state of a room, with or without most memberships.
 
 spec: server-server-api#put_matrixfederationv2send_joinroomideventid
 """

@@ -1,8 +1,9 @@
-"""Reads the stripped state that another server sends with an invite or as the response to a knock.
+"""Reads the stripped state that another server sends with an invite or in the response to a knock.
 
 In room versions whose room id is the hash of the create event, the stripped state consists of full
-events. The create event is required, since the room id proves it, and the other events need their
-signatures. In older versions we are lenient, since many servers send events with only four keys.
+events. The create event is required, and the room id proves it. The other events need valid
+signatures. In older versions signatures are not required, because many servers send events with
+only four keys.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
 server-server-api#put_matrixfederationv1send_knockroomideventid

@@ -1,17 +1,18 @@
-"""Completes rooms with partial state: fetches the rest of the state, rechecks the events that came
-meanwhile, and applies the result in one last write.
+"""Completes rooms with partial state (partial-state resync).
+
+It fetches the rest of the state, rechecks the events that arrived since the join, and applies the
+result in one last write.
 
 Laws:
-- The room is used with its partial state meanwhile; only the last step needs its queue.
-- Fetched states and results are stored as they come. After a restart each step finds what is stored
-  already.
+- The room is used with its partial state until then. Only the last step needs the room's queue.
+- Fetched states and results are stored as they arrive. A restart repeats no finished step.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
-  After a failed attempt the room pauses, longer each time. We never give up while a local user is
-  in the room. But if no server sends the rest any more (`state_sources.py`), no request waits for
-  it, and we retry once an hour.
+  After each failed attempt the pause grows. Attempts continue as long as a local user is in the
+  room. But if no server sends the rest any more (`state_sources.py`), no request waits for it, and
+  we retry once an hour.
 - Events that cannot be verified because keys are unavailable are left out and stored
   (`unverified_events.py`). They are added once they are verified.
-- Requests that wait for the room continue after the last write (`PartialRooms.tell`).
+- Requests that wait for the room continue after the last write (`PartialRooms`).
 """
 
 from collections.abc import Coroutine, Iterable, Sequence
@@ -73,7 +74,7 @@ LEASE_MS: Final = 15 * 60_000
 
 
 class PartialRoomObserver(Protocol):
-    """Receives the number of rooms with partial state. May not raise or block."""
+    """Receives the number of rooms with partial state. Must not raise or block."""
 
     def partial_rooms_changed(self, count: int) -> None:
         """The number changed."""

@@ -1,7 +1,6 @@
-"""The stores that complete a room with partial state, in one value for `RoomCompletion`.
+"""The stores that a partial-state resync reads and writes, in one struct.
 
-The completion reads the room and its members from them, stores each finished step (`partial`), and
-makes the last write (`completion`).
+So the parts of the resync take one argument instead of seven.
 """
 
 import msgspec
@@ -16,7 +15,7 @@ from storage.state.state_tree import StateTreeStore
 
 
 class CompletionStores(msgspec.Struct, frozen=True):
-    """The stores of a room with partial state."""
+    """The stores of the tables that a partial-state resync reads and writes."""
 
     database: Database
     rooms: RoomStore

@@ -1,10 +1,9 @@
 """Decides whom to notify of messages that the partial state refused and the complete state allows.
 
-Laws:
-- A new message is shown to the members of the room, and counted as unread (`visibility.py`). These
-  messages become visible after users have joined who were not there when they were sent. Such users
-  are not notified. If one of them may not see a message, it is news to nobody, and is shown as part
-  of the past.
+Law: a new message is shown to the current members of the room, and counted as unread
+(`visibility.py`). A late message becomes visible after users have joined who were not in the room
+when it was sent. These users are not notified. If one of them may not see the message, it is not
+new for anybody, and is shown as part of the history.
 """
 
 from collections.abc import Mapping, Sequence

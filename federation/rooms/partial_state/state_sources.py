@@ -1,12 +1,12 @@
 """Chooses the servers to fetch the rest of a room's state from, and decides when to stop waiting.
 
-All servers in a room refuse a server whose users were removed, or that the room's ACL denies. It
-may never learn why, since no server sends it events any more. Then the partial state is all that it
-gets. It is used as if it were the complete state at the time of the removal. The same happens when
-no server could be reached for two days.
+If our users were removed from a room, or the room's ACL denies this server, all servers in the room
+refuse to send it the state. It may never learn the reason, because no server sends it events any
+more. Then the partial state is used as if it were the complete state at the time of the removal.
+The same happens if no server could be reached for two days.
 
-This need not be final: the ACL may change, or a local user may be let in again. So we go on asking
-the servers. After a 429 a server is not asked before the time it names.
+This need not be final. The ACL may change, or a local user may be invited again. So the servers are
+still asked from time to time. After a 429 a server is not asked before the time it names.
 
 spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this open
 """
@@ -29,7 +29,7 @@ MAX_WAIT_MS: Final = 2 * 24 * 3600 * 1000
 
 
 class StateSources:
-    """Knows the servers of rooms with partial state, and their last answers."""
+    """The servers of rooms with partial state, and which of them refuse or have to be paused."""
 
     def __init__(
         self, *, servers: RoomServers, policy: FederationPolicy, now_ms: Callable[[], int]

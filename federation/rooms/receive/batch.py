@@ -1,8 +1,7 @@
-"""Parses events that came together, orders them, and collects their outcomes.
+"""Parses the events of one request, orders them, and collects their outcomes.
 
-Each event comes after those that it refers to. References to events outside the batch do not count.
-Each event comes after those that it refers to. References to events outside the batch do not count.
-Events on a cycle, or that depend on one, are dropped; room versions 1 and 2 allow cycles of ids.
+Each event comes after the events of the batch that it refers to. Events on a cycle, or that depend
+on one, are dropped. Only room versions 1 and 2 allow cycles of ids.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""Answers the queries of the checks on receipt (`receipt_checks.CheckSources`) from stored
+"""Provides the inputs of the checks on receipt (`receipt_checks.CheckSources`) from stored
 events."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence

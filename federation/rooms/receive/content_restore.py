@@ -1,9 +1,9 @@
 """Restores the content of events that are stored without it.
 
-This happens when an altered copy came first (`unaltered_copies.py`). The content is added when the
-unaltered copy arrives. The event is not checked again, because a redaction leaves everything that
-the rules of a room read. Clients are not notified: they see the content when they read the event
-again.
+We store an event in redacted form if its content hash does not match (`unaltered_copies.py`). When
+a copy with the right hash arrives, its content is added. The event is not checked again, because
+redaction keeps every field that the authorization rules use. Clients are not notified: they get the
+content when they read the event again.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -28,7 +28,7 @@ MAX_TRIES = 3
 
 
 class ContentRestorer:
-    """Adds contents to stored events. For the reactor thread."""
+    """Adds the content to stored events that lack it. For the reactor thread."""
 
     def __init__(
         self,

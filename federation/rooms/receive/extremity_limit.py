@@ -1,15 +1,15 @@
-"""Limits the forward extremities of a room: an event that would add one too many waits.
+"""Limits the forward extremities of a room. An event above the limit waits in the inbox.
 
-The current state is the resolution of the states after all forward extremities, so each of them
-makes every further event more expensive. Honest servers build upon all extremities that they know,
-so there is rarely more than one per server. But a server in the room may send any number of events
-that follow one and the same event.
+The current state is the resolution of the states after all forward extremities. So each extremity
+makes every further event more expensive. Honest servers build upon all extremities that they have
+received, so there is rarely more than one per server. But a server in the room may send any number
+of events with the same `prev_events`.
 
-So each server may have a few extremities, and the room a larger number. An event beyond that waits
-in the inbox. Events that replace or merge extremities are always received, and make room.
+Therefore each server may have a few extremities, and the room a larger number. Events that replace
+or merge extremities are always accepted, and reduce the number.
 
-The specification has no such limit. It does not matter when an event is placed: its place in the
-room stays the same.
+The specification has no such limit, but a delay is harmless: the position of an event in the room's
+graph depends on its `prev_events`, not on its arrival.
 """
 
 from collections import Counter

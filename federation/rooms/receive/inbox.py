@@ -1,21 +1,23 @@
-"""Holds acknowledged events that lack something: events that they refer to, or a signing key.
+"""Stores acknowledged events that lack something: events that they refer to, or a signing key.
 
-They are retried until they can be placed, or expire.
+They are retried until they can be accepted into the room, or expire.
 
 Laws:
-- The inbox is in the database, so it survives a restart; `start` continues the work.
-- A room has one worker at a time. Few rooms have one at once, and fewer because of one server,
-  which may be slow to answer for its events. After a try without success the room pauses, longer
-  each time. News of the room ends the pause early, because a server can be reached again.
-- Events with the fewest attempts come first, server by server: events that nobody can complete do
-  not delay the others. Among servers with equal attempts, the one that has been in the room for
-  longest comes first. A server gets little time at the first try and more at each further one. A
-  long try ends when there is news, so that other rooms have their turn.
-- For events from outside the room no server is asked, unless the events concern the room
-  (`participants.py`): they wait for what other servers send. Rooms with only such events share the
-  limit of one server.
-- An event expires after two days. If other events build upon it, it is missing like any other then,
-  and fetched again.
+- The inbox is in the database, so it survives a restart. `start` continues the work.
+- A room has one worker at a time. The number of rooms that have a worker is limited, and more
+  strictly for the rooms whose next events come from one domain, because its servers may respond
+  slowly. After an attempt without success the room pauses, longer each time. New events for the
+  room end the pause early, because they may show that a server can be reached again.
+- Servers in the room come first, then servers whose events have the fewest attempts. So events that
+  nobody can complete do not delay the others. Among servers with equally many attempts, the one
+  that has been in the room for longest comes first. The time limit for a server is short on the
+  first attempt and doubles on each further one. A long attempt ends when new events arrive, so that
+  other rooms have their turn.
+- For an event from a server outside the room no requests are sent, unless the event concerns the
+  room (`participants.py`). It waits until another server sends what it lacks. All rooms with only
+  such events share the limit of one domain.
+- An event expires after two days. If a later event refers to it, it is fetched again like any
+  missing event.
 """
 
 from collections.abc import Coroutine, Sequence
@@ -62,7 +64,7 @@ POLL_SECONDS: Final = 60.0
 
 
 class PduObserver(Protocol):
-    """Receives the outcomes of events from other servers. May not raise or block."""
+    """Receives the outcomes of events from other servers. Must not raise or block."""
 
     def pdu_received(self, result: str) -> None:
         """An event got its outcome: a value of `Verdict`, or `known`, `waiting` or `expired`."""

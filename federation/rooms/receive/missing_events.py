@@ -1,19 +1,19 @@
-"""Fills the gaps before events that refer to events that we do not have, from servers in the room.
+"""Fetches the events that received events refer to and that this server does not have.
 
-1. Request the events in between with `get_missing_events`, a few times, back to known events.
+1. Request the events in between with `get_missing_events`, a few times, back to stored events.
 2. Fetch missing auth events with their chains.
-3. If there still is a gap in the past, request the state before the events at its edge, and place
-   them upon it.
+3. If there still is a gap in the past, request the state before the events at its edge, and store
+   these events with that state.
 
 Laws:
 - The server that sent the events is asked first, then a few others in the room. A server that is
-  not in the room comes last, and its states are not used. Each but the last gets at most half of
-  the time that is left. Events that were not requested are ignored, and all go through the checks
-  on receipt.
-- A server that answers 429 is not asked for events of any room until it allows that.
+  not in the room comes last, and its states are not used. Each server but the last gets at most
+  half of the remaining time. Events that were not requested are ignored. All events go through the
+  checks on receipt.
+- A server that responds 429 is not asked for events of any room before the time it names.
 - A server that invents an endless past costs a bounded number of requests, events and seconds.
-  Then its gap is closed by a state, or not at all. Nothing loops until something arrives.
-- Gaps that cannot be filled are reported; the caller decides when to try again.
+  After that its gap is closed with a state, or stays open. No request repeats endlessly.
+- Gaps that cannot be filled are reported, and the caller decides when to retry.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#checks-performed-on-receipt-of-a-pdu
@@ -68,7 +68,8 @@ refuses. Raises RemoteError while it is unavailable."""
 
 
 class GapEvents:
-    """Events of one room that are received together: the given ones, and those fetched for them."""
+    """The events of one room that are received together: the given ones, and those fetched for
+    them."""
 
     def __init__(self, *, given: Iterable[Event], until: float) -> None:
         """`until`: when requests for them to the current server end."""
@@ -128,7 +129,7 @@ class GapEvents:
 
 
 class MissingEvents:
-    """Fills gaps in the history of rooms. For the reactor thread."""
+    """Fetches missing events of rooms. For the reactor thread."""
 
     # More than ten: it asks other servers, checks, and places what it gets.
     def __init__(

@@ -1,7 +1,7 @@
 """Stores events as outliers: auth events, and the states that other servers send.
 
 Only their signatures, hashes and auth events can be checked. They are written in chunks, each event
-after its auth events. So a large import never blocks the writer for long, and continues after a
+after its auth events. So a large import never blocks the writer for long, and it continues after a
 restart.
 """
 
@@ -140,8 +140,8 @@ class Outliers:
 
 
 class _OutlierSources:
-    """Implements `receipt_checks.CheckSources` for an outlier whose auth events are stored or in
-    its chunk."""
+    """Implements `receipt_checks.CheckSources` for an outlier whose auth events are stored, or are
+    in the same chunk."""
 
     def __init__(
         self,

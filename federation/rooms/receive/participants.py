@@ -1,16 +1,17 @@
-"""Decides for which events we ask other servers: those that concern the room.
+"""Decides for which received events we send requests to other servers: those that concern the room.
 
-A server that knows a room's id may send events for it that follow events nobody has, and the owner
-of one machine may run any number of servers. So we fetch events and keys for an event only if
+Any server that knows a room's id may send events for it that follow nonexistent events, and the
+owner of one machine may run any number of servers. So we fetch events and keys for an event only if
 
 - the server that sent it, or the server of its sender, is in the room,
-- or its sender has, or ever had, a membership in the room,
-- or it cites a stored membership of its sender, which may be an outlier, or an unverified event of
-  a state that a server in the room sent (`unverified_events.py`),
+- or its sender has, or once had, a membership in the room,
+- or it cites a stored join of its sender, which may be an outlier,
+- or it cites an unverified event of a state that a server in the room sent
+  (`unverified_events.py`),
 - or it is a membership that the current state of the room allows.
 
-Other events wait in the inbox without requests (`inbox.py`). The join of a new member may arrive
-after their first events: it comes from the server that they joined through.
+Other events wait in the inbox without requests (`inbox.py`). For example, the first events of a new
+member may arrive before their join, which comes from the server that they joined through.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -7,8 +7,9 @@ them.
   would apply it.
 - An accepted event replaces its prev_events among the forward extremities. If others remain, the
   current state is the resolution of the states after all of them.
-- Resolution works on stored events. So a state event that makes a fork is stored as an outlier
-  first and then placed. After a crash in between it is received again, like any outlier.
+- State resolution reads stored events. So a state event that creates a fork is stored as an outlier
+  first, and then added to the room's graph. After a crash between these steps it is received again,
+  like any outlier.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -59,7 +60,7 @@ MAX_UNSEEN_ANCESTORS = 100
 
 
 class CheckedArrival(msgspec.Struct, frozen=True):
-    """A checked event, with everything that its place in the room depends on."""
+    """A checked event, with all data that its position in the room's graph depends on."""
 
     checked: CheckResult
     event: Event

@@ -1,17 +1,17 @@
-"""Receives events that were made elsewhere: checks them, places them in the room, and writes them.
+"""Receives events from other servers: checks them, adds them to the room's graph, and writes them.
 
-This module uses no network, with two exceptions. Before events get their turn in the room's queue,
-it asks the room's policy server, and it fetches keys and the unaltered copies of altered events.
+This module sends requests only before the events get their turn in the room's queue. It asks the
+room's policy server, and it fetches keys and the unaltered copies of altered events.
 
 Laws:
-- Events go through the queue of their room, like those of our own users: heads never conflict on
-  one node.
-- Each PDU gets an outcome. A hostile event costs no more than an honest one and harms no other.
+- Events go through the room's queue, like those of our users. So writes of one node never conflict.
+- Each PDU gets an outcome. A hostile event costs no more than an honest one and does not affect
+  other events.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
 - In a room with partial state, an event is checked against that state and the memberships that it
-  cites. An event that follows only what our join follows gets the state that we joined with. So
-  does an event that removes a user of ours and follows events that no server gives us. All of these
-  are checked again when the state is complete (`completion.py`).
+  cites. An event whose missing predecessors our join lacks too gets the state that we joined with.
+  So does an event that removes a user of ours and follows events that no server sends us. All of
+  these are rechecked when the state is complete (`completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -64,7 +64,7 @@ MAX_TRIES = 20
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """The stored events that a batch contains or names. Grows as the batch is received."""
+    """The stored events that a batch contains or refers to. Grows while the batch is received."""
 
     events: dict[EventID, StoredEvent]
     waiting: EarlierReferences

@@ -1,10 +1,11 @@
-"""Fetches the state at an event, and the auth chain of an event, from other servers; stores both.
+"""Fetches the state at an event, and the auth chain of an event, from other servers, and stores
+both.
 
-Only events that we do not have are fetched: few one by one, many all at once. They are stored as
-outliers, each after its auth events. A state that is larger than a room can be, or is not a valid
-state, is refused.
+Only events that we do not have are fetched: a few are requested one by one, many with the complete
+state. They are stored as outliers, each after its auth events. A state that is larger than a room
+can be, or is not a valid state, is refused.
 
-Responses may be long, so few of them are in memory at once, whatever room they are for
+Responses may be long, so the number of them in memory is limited for all rooms together
 (`federation/remote/large_responses.py`).
 """
 

@@ -1,9 +1,8 @@
-"""Imports complete states of rooms from other servers, chunk by chunk, so that memory holds little
-more than the received bytes.
+"""Stores complete states of rooms from other servers, in chunks.
 
-Events are parsed chunk by chunk, ordered by the depth that they claim. By that order an event of an
-honest server comes after its auth events. Events that still come too early are tried in another
-pass, as long as there is progress.
+So memory holds little more than the received bytes. Events are parsed chunk by chunk, in the order
+of the depth that they claim. If the servers were honest, each event then comes after its auth
+events. Events that still come too early are retried in another pass, as long as a pass stores any.
 """
 
 from array import array

@@ -1,19 +1,19 @@
 """Fetches the unaltered copy of an event whose content does not match its content hash.
 
-Any server that has an event can send it on with another content. Its signatures stay valid, since
-they cover only what a redaction leaves. By the specification we redact such an event, and then the
-sender's own copy would be a duplicate. So we ask the sender's server before we drop the content,
-and then a few other servers in the room.
+Any server that has an event can send it with another content. The signatures stay valid, because
+they cover only the fields that a redaction keeps. By the specification we redact such an event.
+Then the sender's own copy, when it arrives, would be ignored as a duplicate. So before we drop the
+content, we ask the sender's server for the event, and then a few other servers in the room.
 
 Laws:
-- We ask only for events with all required signatures. Else anybody could make us send requests to
-  any server.
-- Few servers get one request each, with a time limit, and some events of a batch are requested at a
-  time. Else an attacker could alter many events to exhaust the limits. Events that no server had,
-  and servers that did not answer, are not asked again for a while; after a 429 not before the time
-  it names.
+- We ask only for events with all required signatures. Otherwise anybody could make us send requests
+  to any server.
+- Only a few servers get one request each, with a time limit, and only some events of a batch are
+  requested at a time. So altering many events does not exhaust the limits. Events that no server
+  had, and servers that did not respond, are not asked again for a while. After a 429 a server is
+  not asked before the time it names.
 - The sender's own server is trusted: if it sends the event without the content, the event has none.
-  Most such copies are of redacted events. So past events and states are requested only where the
+  Most such events were redacted. So for past events and states a copy is requested only where the
   room may depend on the content (`needs_unaltered_copy`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu,

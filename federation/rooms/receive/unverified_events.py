@@ -1,15 +1,15 @@
 """Stores state events that could not be verified, retries them, and adds them to the state later.
 
-A member whose event is left out of the state cannot speak in the room: their later events are
+A member whose event is left out of the state cannot send events, because their later events are
 checked against that state. The keys of a server may be available an hour later, or never if the
-server is gone. So nothing waits for them.
+server is gone. So no operation waits for them.
 
 Laws:
-- Events from the server that we joined through are trusted as the state of that time: they fill
-  the state keys that are still empty. Events that other servers sent as some state are resolved
-  with the current state, so that no server can restore what is outdated.
-- When an event cites a stored unverified event, that one is verified first and added to the state
-  before the citing event is checked.
+- Events from the server that we joined through are trusted as the state at the time of the join.
+  They fill the state keys that are still empty. Events from a state that another server sent are
+  resolved with the current state, so that no server can restore outdated entries.
+- If an event cites a stored unverified event, the unverified event is verified first and added to
+  the state. Then the citing event is checked.
 
 spec: server-server-api#joining-rooms, server-server-api#checks-performed-on-receipt-of-a-pdu
 """

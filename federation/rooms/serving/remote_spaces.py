@@ -1,9 +1,9 @@
-"""Fetches the hierarchies of rooms that this server is not in, from servers that are.
+"""Fetches the space hierarchies of rooms that this server is not in, from servers that are in them.
 
-- A page of a hierarchy needs many rooms: some are requested at a time, each from a few servers in
-  turn.
+- A page of a hierarchy needs many rooms. Some of them are requested concurrently, each from a few
+  servers in turn.
 - Responses and refusals are cached for some minutes, because the next page needs the same rooms
-  again. A refusal counts for the servers that gave it.
+  again. A cached refusal applies only to the servers that gave it.
 
 spec: server-server-api#get_matrixfederationv1hierarchyroomid
 """
@@ -29,7 +29,7 @@ MAX_CACHED: Final = 2000
 
 
 class _Cached(msgspec.Struct, frozen=True):
-    """A cached answer, None if the servers had none, and the time when it expires."""
+    """A cached response, None if the servers had none, and the time when it expires."""
 
     until: int
     answer: RemoteHierarchy | None

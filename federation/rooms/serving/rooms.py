@@ -1,12 +1,14 @@
-"""Serves rooms to the servers in them: events, states, auth chains, the past.
+"""Serves events, states, auth chains and history of rooms to the servers in them.
 
 Laws:
-- Only a server that is in the room now, and that the room's ACL allows, gets anything. We answer
-  only while we are in the room ourselves, since else we know neither its members nor its ACL.
+- Only a server that is in the room now, and that the room's ACL allows, gets anything. This server
+  responds only while it is in the room itself, because otherwise it knows neither the members nor
+  the ACL.
 - An event that no user of the server may see, by the history visibility, is sent without its
-  content. A rejected event is never sent. A soft-failed event is sent if it is requested, or an
-  event that builds upon it is.
-- Of a room with partial state no state and no past is sent: other servers know more.
+  content. A rejected event is never sent. A soft-failed event is sent only if it is requested, or
+  if an event that builds upon it is requested.
+- For a room with partial state, neither states nor history are sent, because other servers have
+  more.
 - Bytes are sent as they are stored. The number of queries does not grow with the size of the room.
 
 spec: server-server-api#retrieving-events,
@@ -54,7 +56,7 @@ class ServedStateIDs(msgspec.Struct, frozen=True):
 
 
 class TransactionForm:
-    """Wraps PDUs in a transaction, the form of some responses."""
+    """Wraps PDUs in a transaction, which is the form of some responses."""
 
     def __init__(self, *, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
         self._identity = identity

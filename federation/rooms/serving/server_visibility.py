@@ -1,9 +1,10 @@
 """Decides which events of a room another server may see: those that any of its users may see.
 
-A server that has been in the room since before an event sees it without a query. For older events
-the history visibility decides. Only if that is restrictive, the memberships of the server's users
-are read, at once for a whole page. Messages older than the room's retention are sent to no server
-in full. Messages of an erased user are not sent in full to servers that joined after the erasure.
+An event that arrived after the server joined needs no query. For an older event the history
+visibility decides. If it is `invited` or `joined`, the memberships of that server's users are read
+too, in one batch per page. No server gets the content of messages that are older than the room's
+retention period. Servers that joined after a user was erased do not get the content of that user's
+messages.
 
 spec: client-server-api#room-history-visibility,
 server-server-api#backfilling-and-retrieving-missing-events
@@ -32,7 +33,7 @@ MAX_USERS_CHECKED: Final = 200
 
 
 class ServerVisibility:
-    """Checks pages of events for another server. For the reactor thread."""
+    """Checks which events of a page another server may see. For the reactor thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reads spaces: rooms with their children, many at once. Serves them to other servers.
+"""Reads spaces, with many rooms and their children in one batch. Serves them to other servers.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """
@@ -47,7 +47,7 @@ class RemoteSpaces(Protocol):
 
 
 class Spaces:
-    """Reads spaces from the database."""
+    """Reads spaces from the database, and serves them."""
 
     def __init__(
         self,

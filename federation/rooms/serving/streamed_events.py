@@ -1,7 +1,7 @@
 """Builds JSON responses from the stored bytes of events.
 
-A large response is streamed chunk by chunk, so that it needs neither memory for all of it nor a
-query for each event.
+A large response is streamed chunk by chunk. So it needs neither memory for the complete response
+nor a query for each event.
 """
 
 from collections import deque
@@ -40,7 +40,8 @@ def splice(store: EventStore, parts: Sequence[Part], name: str) -> Response:
 class _Pieces:
     """A `FileSource` of fixed bytes and lists of stored events, read once from front to back.
 
-    If an event is redacted after its size was read, spaces fill the difference.
+    If an event is redacted after its size was read, it becomes shorter, and spaces fill the
+    difference.
     """
 
     def __init__(self, *, store: EventStore, parts: Iterable[Part]) -> None:

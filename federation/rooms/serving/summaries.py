@@ -1,6 +1,7 @@
 """Decides who may see the summary of a room: members, users who may join, other servers.
 
-All that decides is part of the summaries, so many rooms are decided at once.
+The summaries contain almost all data that the decision needs, so it is made for many rooms in one
+batch.
 
 spec: client-server-api#get_matrixclientv1roomsroomidhierarchy,
 client-server-api#get_matrixclientv1room_summaryroomidoralias,
