@@ -3,13 +3,11 @@
 Twisted's `HTTPConnectionPool` keeps the connections to one host, and its `Agent` speaks on them.
 `ConnectionPool` adds what they have no setting for:
 
-- a limit for requests at the same time, to one host and in all, and for idle connections; an
-  unused host leaves no data behind;
-- an idle connection may have been closed by the server a moment ago. A request that has no
-  further effect when it is repeated, PUT included, is then sent again on another connection. For
-  a POST only a connection is used that was busy just before;
-- a body whose end is the end of the connection is whole only if the connection was closed
-  properly.
+- a limit for concurrent requests, to one host and in all, and for idle connections; an unused host
+  leaves no data behind;
+- the server may have closed an idle connection a moment ago. An idempotent request (PUT included)
+  is then sent again on another connection. A POST only uses a connection that was busy just before;
+- a body that ends with the connection is complete only if the connection was closed properly.
 """
 
 from collections.abc import Callable, Coroutine, Hashable
@@ -53,10 +51,10 @@ MAX_CONCURRENT: Final = 500
 MAX_IDLE: Final = 300
 MAX_IDLE_SECONDS: Final = 50
 """Shorter than what other servers and the proxies in front of them usually allow."""
-MAX_FRESH_SECONDS: Final = 3.0
-"""How long a connection may have been idle for a request that cannot be repeated."""
+MAX_IDLE_SECONDS_FOR_POST: Final = 3.0
+"""How long a connection may have been idle for a request that is not idempotent."""
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"})
-"""Methods that have no further effect when they are repeated: RFC 9110, section 9.2.2."""
+"""Idempotent methods: RFC 9110, section 9.2.2."""
 
 
 Connect = Callable[[IProtocolFactory], Coroutine[Deferred[Any], Any, IProtocol]]
@@ -253,7 +251,10 @@ class _Attempt:
         self._was_idle = idle_since is not None
         if idle_since is None and not connection.is_open:
             raise ConnectionGone("the connection was closed")
-        is_stale = idle_since is not None and self._clock.seconds() - idle_since > MAX_FRESH_SECONDS
+        is_stale = (
+            idle_since is not None
+            and self._clock.seconds() - idle_since > MAX_IDLE_SECONDS_FOR_POST
+        )
         if not connection.is_open or (is_stale and not self._is_repeatable):
             return False
         self.connection = connection
@@ -262,7 +263,7 @@ class _Attempt:
 
 
 class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
-    """An answer whose body is read by way of `_Body`."""
+    """A response whose body is read by way of `_Body`."""
 
     def __init__(
         self, *, response: IResponse, connection: GuardedConnection, end: Callable[[], None]
@@ -336,7 +337,7 @@ class WebAgent:
         host, port = parsed.host.decode("ascii").lower(), parsed.port
 
         async def connect(factory: IProtocolFactory) -> IProtocol:
-            tls = self._trust.towards(host) if parsed.scheme == b"https" else None
+            tls = self._trust.for_server(host) if parsed.scheme == b"https" else None
             return await self._connector.connect(host, port, tls, factory)
 
         # Another agent may have other permissions, so it shares no connection

@@ -1,7 +1,7 @@
 """The guard between a socket and Twisted's HTTP client protocol.
 
-The other side is not trusted: the head of an answer has a limit, data that was not asked for
-ends the connection, and so does a certificate for another name, before anything is sent.
+The other side is not trusted. The head of a response has a limit. Data that was not requested ends
+the connection, and so does a certificate for another name, before anything is sent.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from federation.http_client.errors import ConnectionGone, OutboundError
 from federation.http_client.tls import TlsName
 
 MAX_HEAD_BYTES: Final = 64 << 10
-"""Limit of the first line and the headers of an answer, and of interim answers before it."""
+"""Limit of the first line and the headers of a response, and of interim responses before it."""
 
 
 @implementer(IHandshakeListener)
@@ -56,7 +56,7 @@ class GuardedConnection(ProtocolWrapper):
         self._on_close = call
 
     def begin_request(self) -> None:
-        """Expect an answer."""
+        """Expect a response."""
         self._is_busy = True
         self._head_bytes = 0
 

@@ -1,6 +1,6 @@
 """Opens connections to the addresses of a host, or through a proxy.
 
-All addresses are tried, of both families by turns, each a moment after the last (RFC 8305), so
+All addresses are tried, of both families in turn, each a moment after the last (RFC 8305), so
 that a broken IPv6 or a dead machine costs a quarter of a second. `AddressPolicy` checks the very
 address that the socket is opened to.
 """
@@ -119,7 +119,7 @@ class Connector:
 
 
 def _interleave(addresses: Sequence[str]) -> list[str]:
-    """Return the addresses of both families by turns, beginning with that of the first."""
+    """Return the addresses of both families in turn, beginning with the family of the first."""
     first = [each for each in addresses if (":" in each) == (":" in addresses[0])]
     second = [each for each in addresses if each not in first]
     return [each for each in chain.from_iterable(zip_longest(first, second)) if each is not None]

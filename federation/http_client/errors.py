@@ -4,9 +4,9 @@ from twisted.internet.defer import CancelledError
 
 
 class OutboundError(Exception):
-    """No whole answer was received.
+    """No complete response was received.
 
-    `retryable`: the same request may succeed later. `status`: of the answer, if its head was
+    `retryable`: the same request may succeed later. `status`: of the response, if its head was
     received.
     """
 
@@ -17,19 +17,19 @@ class OutboundError(Exception):
 
 
 class ResponseTooLong(OutboundError):
-    """The answer is longer than the limit."""
+    """The response is longer than the limit."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text, retryable=False, status=status)
 
 
 class ConnectionGone(OutboundError):
-    """The connection ended before the first byte of the answer. The server may not have seen the
+    """The connection ended before the first byte of the response. The server may not have seen the
     request."""
 
 
 class CancelledResponse(CancelledError):
-    """The request was cancelled after the head of the answer was received, with this status."""
+    """The request was cancelled after the head of the response was received, with this status."""
 
     def __init__(self, status: int) -> None:
         super().__init__()

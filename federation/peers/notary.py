@@ -87,7 +87,10 @@ class KeyNotaryService:
         asked = [name for name in outdated[:MAX_FETCHES_PER_REQUEST] if self._may_fetch()]
         if asked:
             await gatherResults(
-                [Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked]
+                [
+                    Deferred.fromCoroutine(self._keyring.renew(name, is_unauthenticated=True))
+                    for name in asked
+                ]
             )
             stored = {**stored, **await self._store.get_documents(asked)}
         left = MAX_RESPONSE_BYTES

@@ -176,8 +176,8 @@ class FederationPolicy:
         if not self.allows(server, Right.WRITING):
             return False
         is_invite = is_membership and event.content.get("membership") == "invite"
-        is_of_ours = is_invite and str(event.state_key).partition(":")[2] == self._own
-        return not is_of_ours or self.allows(server, Right.INVITES)
+        is_for_local_user = is_invite and str(event.state_key).partition(":")[2] == self._own
+        return not is_for_local_user or self.allows(server, Right.INVITES)
 
     def check_destination(self, server: ServerName, path: str = "") -> None:
         """Refuse an outgoing request. Raises Forbidden with a text for the user behind it.

@@ -21,8 +21,8 @@ OVERHEAD_BYTES: Final = 500
 class TransactionResponseCache:
     """A bounded cache of responses. For the reactor thread."""
 
-    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
-        self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=most_bytes, weigh=_size)
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=max_bytes, weigh=_size)
         """By server and transaction id, the oldest first."""
 
     def find(self, server: ServerName, txn_id: str) -> bytes | None:

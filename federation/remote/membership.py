@@ -155,7 +155,7 @@ class MembershipClient:
                 ("state", "auth_chain"),
                 MAX_STATE_EVENTS,
                 self._clock,
-                longest=MAX_REST_BYTES,
+                max_object_bytes=MAX_REST_BYTES,
             )
             other = msgspec.json.decode(lists.rest, type=_OtherFields)
         except (ValueError, RecursionError) as error:

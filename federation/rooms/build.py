@@ -271,7 +271,7 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> RoomBeforeEvent:
+    def _get_room_before(self, event: Event, state: Mapping[StateKey, Event]) -> RoomBeforeEvent:
         create = state.get(CREATE)
         levels = None
         if create is not None:
@@ -291,8 +291,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        circumstances = self._circumstances(event, state)
-        classification = await self._classify(event, circumstances)
+        room_before = self._get_room_before(event, state)
+        classification = await self._classify(event, room_before)
         auth_stored = [
             self._known[key].nid for key in keys if key in state and key not in self._overlay
         ]
@@ -332,7 +332,7 @@ class Chain:
                     **self._changed_members,
                     UserID(event.state_key): event.membership == "join",
                 }
-        self._member_count = circumstances.member_count
+        self._member_count = room_before.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
 

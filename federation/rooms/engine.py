@@ -66,22 +66,22 @@ class _Request(msgspec.Struct):
     built: list[Event | StoredEvent] = msgspec.field(default_factory=list)
 
 
-class _Turn(msgspec.Struct):
-    """Other work that wants the room's head for itself."""
+class _ExclusiveWork(msgspec.Struct):
+    """Work that no other change of the room may interleave with."""
 
     work: Callable[[], Awaitable[Any]]
     done: "Deferred[Any]"
 
 
 class _Queue(msgspec.Struct):
-    waiting: list[_Request | _Turn] = msgspec.field(default_factory=list)
+    waiting: list[_Request | _ExclusiveWork] = msgspec.field(default_factory=list)
     running: bool = False
 
 
 class RoomEngine:
     """Reads the current state of rooms, and adds events. For the reactor thread.
 
-    Its snapshots are no `StreamCache`: a write replaces one and checks its version, and after a
+    Its snapshots are not a `StreamCache`: a write replaces one and checks its version, and after a
     write of another node one is read again.
     """
 
@@ -100,10 +100,10 @@ class RoomEngine:
         classify: Classify,
         partial: PartialRooms,
         capacity: int,
-        vouch: GetPolicySignature | None = None,
+        get_policy_signature: GetPolicySignature | None = None,
     ) -> None:
-        """`capacity`: rooms whose heads are cached. `vouch` gets the policy server's signature for
-        events of ours; without it, no policy server is asked."""
+        """`capacity`: rooms whose heads are cached. `get_policy_signature` gets the policy server's
+        signature for events of ours; without it, no policy server is asked."""
         self._database = database
         self._rooms = rooms
         self._events = events
@@ -114,7 +114,7 @@ class RoomEngine:
         self._now_ms = now_ms
         self._classify = classify
         self._partial = partial
-        self._vouch = vouch
+        self._get_policy_signature = get_policy_signature
         self._snapshots: LRU[str, RoomSnapshot] = LRU(
             max_entries=capacity, on_remove=lambda room_id, _: self._checked_at.pop(room_id, None)
         )
@@ -133,10 +133,10 @@ class RoomEngine:
 
         Raises MatrixError, RemoteError.
         """
-        if self._vouch is None:
+        if self._get_policy_signature is None:
             return event
         named = find_naming(await snapshot.state.load(NAMING))
-        return await self._vouch(
+        return await self._get_policy_signature(
             snapshot.room.room_nid, event, None if named is None else named.event
         )
 
@@ -221,9 +221,9 @@ class RoomEngine:
         It is used for events from other servers. Other nodes may still move the head; the write
         detects that. `work` must not wait for the same queue.
         """
-        turn = _Turn(work, Deferred())
-        self._enqueue(room_id, turn)
-        result: T = await turn.done
+        queued = _ExclusiveWork(work, Deferred())
+        self._enqueue(room_id, queued)
+        result: T = await queued.done
         return result
 
     async def begin_chain(self, snapshot: RoomSnapshot) -> Chain:
@@ -236,7 +236,7 @@ class RoomEngine:
             identity=self._identity,
             classify=self._classify,
             further_flags=further_flags,
-            get_policy_signature=self._vouch if others else None,
+            get_policy_signature=self._get_policy_signature if others else None,
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
@@ -256,7 +256,7 @@ class RoomEngine:
         """
         return self._advance(snapshot, appended, changes)
 
-    def _enqueue(self, room_id: RoomID, item: _Request | _Turn) -> None:
+    def _enqueue(self, room_id: RoomID, item: _Request | _ExclusiveWork) -> None:
         queue = self._queues.get(room_id)
         if queue is None:
             queue = self._queues[room_id] = _Queue()
@@ -281,9 +281,9 @@ class RoomEngine:
         transaction; the `also` of a draft does not. `prepare` runs before it, with the id of the
         room. Raises the errors of authorization, and those of the callbacks.
         """
-        # if a user created two rooms in one millisecond, both create events would hash to one id.
+        # If a user created two rooms in one millisecond, both create events would hash to one id.
         # The other room may be of another node, or of this one before its clock was set back. Then
-        # this one is created a moment later
+        # this one is created a moment later.
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = RoomHead(0, (), 0, None, 0, 0)
@@ -317,7 +317,7 @@ class RoomEngine:
                 raise
             return await self.create(version, room_id, drafts, also)
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
         stored = self._advance(snapshot, appended)
         return await self.get_snapshot(created_id), stored
@@ -346,16 +346,16 @@ class RoomEngine:
         try:
             while queue.waiting:
                 first = queue.waiting[0]
-                if isinstance(first, _Turn):
+                if isinstance(first, _ExclusiveWork):
                     del queue.waiting[0]
-                    await _take_turn(first)
+                    await _run_exclusively(first)
                     continue
                 batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
                     # after the turn at which the chain ended: events from other servers wait for at
                     # most one chain
-                    at = 1 if queue.waiting and isinstance(queue.waiting[0], _Turn) else 0
+                    at = 1 if queue.waiting and isinstance(queue.waiting[0], _ExclusiveWork) else 0
                     queue.waiting[at:at] = deferred
                 except Exception as error:
                     for request in batch:
@@ -471,7 +471,7 @@ class RoomEngine:
                 "append_events", self._append_in, snapshot, chain.new, chain.extremities, also, now
             )
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
 
     def _append_in(
         self,
@@ -490,13 +490,13 @@ class RoomEngine:
         return appended
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
-        others: list[_Request] = []
+        remaining: list[_Request] = []
         for request in batch:
             if any(draft.sent == error.transaction for draft in request.drafts):
                 request.done.errback(error)
             else:
-                others.append(request)
-        return others
+                remaining.append(request)
+        return remaining
 
     def _advance(
         self,
@@ -523,17 +523,17 @@ def _next_requests(queue: _Queue) -> list[_Request]:
     """Take the requests that wait at the front of a queue."""
     batch: list[_Request] = []
     for item in queue.waiting[:MAX_REQUESTS_PER_CHAIN]:
-        if isinstance(item, _Turn):
+        if isinstance(item, _ExclusiveWork):
             break
         batch.append(item)
     del queue.waiting[: len(batch)]
     return batch
 
 
-async def _take_turn(turn: _Turn) -> None:
+async def _run_exclusively(queued: _ExclusiveWork) -> None:
     try:
-        result = await turn.work()
+        result = await queued.work()
     except Exception as error:
-        turn.done.errback(error)
+        queued.done.errback(error)
     else:
-        turn.done.callback(result)
+        queued.done.callback(result)

@@ -45,7 +45,7 @@ async def _follow(
             for event_id, (room_nid, links) in at.items()
             if (parent := walks[event_id].step(links)) is not None
         }
-        found = await events.get_anywhere({parent for _, parent in parents.values()})
+        found = await events.get_in_any_room({parent for _, parent in parents.values()})
         at = {
             event_id: (room_nid, _links(found[parent]))
             for event_id, (room_nid, parent) in parents.items()

@@ -160,7 +160,8 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
     thread.
 
-    No `StreamCache`: after a write of another node it evicts only the events that changed.
+    This is not a `StreamCache`: after a write of another node it evicts only the events that
+    changed.
     """
 
     def __init__(
@@ -251,10 +252,10 @@ class RoomEvents:
         self, room_nid: int, event_ids: Iterable[EventID]
     ) -> Mapping[EventID, StoredEvent]:
         """Return events of a room by id; unknown ones, and those of other rooms, are missing."""
-        found = await self.get_anywhere(event_ids)
+        found = await self.get_in_any_room(event_ids)
         return {event_id: event for event_id, event in found.items() if event.room_nid == room_nid}
 
-    async def get_anywhere(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
+    async def get_in_any_room(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
         """Return events by id, of any room. Cached ones need no query."""
         nids: dict[str, int] = {}
         missing: list[EventID] = []
@@ -289,7 +290,7 @@ class RoomEvents:
         stream announces them."""
         self._expected.update((event.event_id, event) for event in events)
 
-    def unexpect(self, events: Iterable[Event]) -> None:
+    def stop_expecting(self, events: Iterable[Event]) -> None:
         """Unregister events after their write has ended or failed."""
         for event in events:
             self._expected.pop(event.event_id, None)

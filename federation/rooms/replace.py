@@ -51,7 +51,7 @@ class RoomReplacement:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Callable[[RoomSnapshot], Awaitable[Sequence[Draft]]],
-        endings: FindLastEvents,
+        find_last_events: FindLastEvents,
         also: Also,
         find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
@@ -59,9 +59,9 @@ class RoomReplacement:
 
         `find_earlier` is called when no other work moves the old room, and returns a replacement
         that was made meanwhile. `drafts` returns the events of the new room, starting with the
-        create event; `new_id` is None if that is hashed to the room id. `endings` returns the last
-        events of the old room. The first must be allowed; others that are not allowed are left out.
-        Raises NotFound, Forbidden and other errors of authorization.
+        create event; `new_id` is None if that is hashed to the room id. `find_last_events` returns
+        the last events of the old room. The first must be allowed; others that are not allowed are
+        left out. Raises NotFound, Forbidden and other errors of authorization.
         """
 
         async def work() -> RoomSnapshot:
@@ -72,7 +72,7 @@ class RoomReplacement:
                     return earlier
                 try:
                     return await self._attempt(
-                        old, version, new_id, await drafts(old), endings, also
+                        old, version, new_id, await drafts(old), find_last_events, also
                     )
                 except HeadMoved:
                     old = await self._engine.refresh(old)
@@ -86,7 +86,7 @@ class RoomReplacement:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Sequence[Draft],
-        endings: FindLastEvents,
+        find_last_events: FindLastEvents,
         also: Also,
     ) -> RoomSnapshot:
         chain = await self._engine.begin_chain(old)
@@ -94,7 +94,7 @@ class RoomReplacement:
 
         async def end_old(created_id: RoomID) -> None:
             now = self._now_ms()
-            first, *others = await endings(old, created_id)
+            first, *others = await find_last_events(old, created_id)
             await chain.add([first], now)
             for draft in others:
                 try:
@@ -119,6 +119,6 @@ class RoomReplacement:
         try:
             new, _ = await self._engine.create(version, new_id, drafts, write, end_old)
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
         self._engine.advance(old, appended[0])
         return new

@@ -93,7 +93,7 @@ class FederatedRoomParts:
             server_in_room=residence,
             receiver=federation.receiver,
             out_of_room=rooms.outside,
-            gate=invite_policy,
+            invite_policy=invite_policy,
             reachability=sender,
             services=federation.questions,
             get_keys=peers.keyring.get_keys,
@@ -138,7 +138,7 @@ class FederatedRoomParts:
             rooms=rooms.store,
             engine=engine,
             invitations=self.invitations,
-            gate=invite_policy,
+            invite_policy=invite_policy,
             clock=clock,
             now_ms=now_ms,
         )

@@ -162,7 +162,7 @@ class FederationReceiverParts:
             memberships=rooms.memberships,
             receiver=federation.receiver,
             inbox=self.inbox,
-            insiders=self.insiders,
+            participants=self.insiders,
             edus=edus,
             outside=self.outside,
             policy=peers.policy,

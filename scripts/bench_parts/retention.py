@@ -29,7 +29,7 @@ def measure_visibility(label: str, server: TestServer, bob: User, room_id: str) 
     """Measure the visibility filter for pages of events."""
     rooms, visibility = server.app.rooms, server.app.history.visibility
     ids = [EventID(event["event_id"]) for event in messages(bob, room_id, limit=100)["chunk"]]
-    events = list(server.run(rooms.events.get_anywhere(ids)).values())
+    events = list(server.run(rooms.events.get_in_any_room(ids)).values())
     (own,) = server.run(rooms.memberships.of_user(bob.user_id)).values()
 
     def check(page: Sequence[StoredEvent]) -> None:

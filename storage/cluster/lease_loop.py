@@ -1,7 +1,8 @@
 """Takes and renews a lease, and starts and stops the work that needs it.
 
 Laws:
-- The work runs on one node at a time: from `begin` until `lose` or `finish`, while `is_held`.
+- The work runs on one node at a time: from `begin` until `on_lease_lost` or `finish`, while
+  `is_held`.
 - Each round renews the lease and stores the position up to which all work is done. The node that
   takes the lease next continues from there.
 - A node that loses the lease ends the work in its next round. Until then two nodes may work. Work
@@ -42,7 +43,7 @@ class LeasedWork(Protocol):
         is done."""
         ...
 
-    def lose(self) -> None:
+    def on_lease_lost(self) -> None:
         """Stop the work: another node does it now."""
         ...
 
@@ -64,15 +65,15 @@ class LeaseLoop:
         lease: NodeLease,
         work: LeasedWork,
         name: str,
-        each_round: Callable[[], Awaitable[None]] | None = None,
+        after_round: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`name` is the name of the work in the log. `each_round` is called after each round,
+        """`name` is the name of the work in the log. `after_round` is called after each round,
         whether the lease is held or not."""
         self._clock = clock
         self._lease = lease
         self._work = work
         self._name = name
-        self._each_round = each_round
+        self._after_round = after_round
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
         self._rounds_end: Deferred[LoopingCall] | None = None
@@ -108,8 +109,8 @@ class LeaseLoop:
                 await self._renew()
             elif self._work.is_idle():
                 await self._take()
-            if self._each_round is not None:
-                await self._each_round()
+            if self._after_round is not None:
+                await self._after_round()
         except DatabaseUnavailable as error:
             self.log.warn(
                 "the lease of the {name} could not be renewed: {error}",
@@ -139,7 +140,7 @@ class LeaseLoop:
         else:
             self.log.warn("another node has the lease of the {name} now", name=self._name)
             self.is_held = False
-            self._work.lose()
+            self._work.on_lease_lost()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

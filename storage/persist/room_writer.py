@@ -240,14 +240,14 @@ class RoomWriter:
         return rows
 
     def get_gathered_state(
-        self, txn: WriteTransaction, event_nid: int, *, afresh: bool = False
+        self, txn: WriteTransaction, event_nid: int, *, restart: bool = False
     ) -> bytes | None:
-        """Return the root of the state that has been gathered for an outlier. With `afresh`,
+        """Return the root of the state that has been gathered for an outlier. With `restart`,
         discard it first.
 
         The root is stored with the event, so that an import continues after a restart.
         """
-        if afresh:
+        if restart:
             txn.execute("UPDATE events SET state_root = NULL WHERE event_nid = ?", (event_nid,))
         row = txn.query_one("SELECT state_root FROM events WHERE event_nid = ?", (event_nid,))
         if row is None:

@@ -1,12 +1,13 @@
 """Memberships of our users in rooms that this server is not in: invites, knocks, and the stripped
 state that came with them.
 
-Nothing that another server says of such a room can be proved. So the first membership stands. An
-invite ends by its user, by the server that sent it, or by an event that cites it, whose id only
-servers in the room know. Invites from other servers wait, and the next is shown when somebody else
-ends the first. A user who accepts an invite joins through the servers of all of them. A knock may
-be followed by an invite from any server, which need not cite the knock. After that the server that
-was knocked at may still send an invite. Each membership has the room version that its server names.
+Nothing that another server says of such a room can be proved. So the first membership stays in
+force. An invite is ended by its user, by the server that sent it, or by an event that cites it,
+whose id only servers in the room know. Invites from other servers are queued, and the next is shown
+when the first is ended by another than its user. A user who accepts an invite joins through the
+servers of all of them. A knock may be followed by an invite from any server, which need not cite
+the knock. After that the server that received the knock may still send an invite. Each membership
+has the room version that its server names.
 
 spec: server-server-api#inviting-to-a-room
 """
@@ -66,11 +67,11 @@ class OutOfRoomMemberships:
         event: Event,
         server: ServerName,
         state: Iterable[Mapping[str, Any]],
-        untold: Mapping[str, str] | None = None,
+        pending_servers: Mapping[str, str] | None = None,
     ) -> bool:
         """Store a user's new membership and the stripped state; return False if they are joined.
 
-        `untold`: servers that still need the event sent, each with the id of the event that it
+        `pending_servers`: servers that still need the event, each with the id of the event that it
         sent us and that this one ends (empty: unknown). Raises BadState when the room has another
         version; Forbidden when the user has an invite or a knock that the event may not end.
         """
@@ -93,7 +94,9 @@ class OutOfRoomMemberships:
             return _may_end(event, stored, present)
 
         try:
-            return await self._store.set_out_of_room(row, member, may_end, untold, self._now_ms())
+            return await self._store.set_out_of_room(
+                row, member, may_end, pending_servers, self._now_ms()
+            )
         except MayNotReplace as error:
             raise Forbidden(
                 f"{member.user_id} has other invites to this room already, or has knocked"
@@ -138,14 +141,14 @@ class OutOfRoomMemberships:
     ) -> RoomVersion:
         """Return the room version according to the first server that named it to this user.
 
-        If `cited` names another waiting invite, its server counts.
+        If `cited` names another queued invite, its server counts.
         """
         row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None:
             return ROOM_VERSIONS[room.version]
         if cited and row.event_id not in cited:
-            waiting = await self._store.get_queued_invites(room.room_nid, user_id)
-            row = next((each for each in waiting if each.event_id in cited), row)
+            queued = await self._store.get_queued_invites(room.room_nid, user_id)
+            row = next((each for each in queued if each.event_id in cited), row)
         return ROOM_VERSIONS[row.version]
 
     async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
@@ -154,15 +157,15 @@ class OutOfRoomMemberships:
         rows = (*first, *await self._store.get_queued_invites(room_nid, user_id))
         return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
-    async def cites_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Return whether an event cites an invite that waits."""
+    async def cites_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """Return whether an event cites a queued invite."""
         return any(
             row.event_id in event.auth_events
             for row in await self._store.get_queued_invites(room.room_nid, user_id)
         )
 
-    async def remove_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Remove the waiting invite that an event cites; return False if there is none."""
+    async def remove_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """Remove the queued invite that an event cites; return False if there is none."""
         return await self._store.remove_queued_invites(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:

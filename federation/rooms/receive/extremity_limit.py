@@ -8,8 +8,8 @@ that follow one and the same event.
 So each server may have a few extremities, and the room a larger number. An event beyond that waits
 in the inbox. Events that replace or merge extremities are always received, and make room.
 
-The specification has no such limit. It does not matter when an event is placed: its place in the
-room stays the same.
+The specification has no such limit. It does not matter when an event is received: its position in
+the DAG stays the same.
 """
 
 from collections import Counter

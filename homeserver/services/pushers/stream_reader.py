@@ -400,7 +400,7 @@ class PushStreamReader:
         self._schedule()
 
     async def store_progress(self) -> int:
-        """Store the state of pushers and return the position; see `LeasedWork.note`."""
+        """Store the state of pushers and return the position; see `LeasedWork.store_progress`."""
         if self._listener.has_news(self._done):
             self._schedule()  # retry what failed
         self._rounds += 1
@@ -408,8 +408,8 @@ class PushStreamReader:
         self._skip_idle()
         return self._position()
 
-    def lose(self) -> None:
-        """Stop at once; see `LeasedWork.lose`."""
+    def on_lease_lost(self) -> None:
+        """Stop at once; see `LeasedWork.on_lease_lost`."""
         self._stop_reading()
         self._deliveries.stop()
 

@@ -111,7 +111,7 @@ class HistoryPurges:
             raise NotFound("This server does not know the room")
         depth = None
         if event_id is not None:
-            event = (await self._events.get_anywhere([event_id])).get(event_id)
+            event = (await self._events.get_in_any_room([event_id])).get(event_id)
             if event is None:
                 raise NotFound("This server does not know the event")
             if event.room_nid != room.room_nid:
