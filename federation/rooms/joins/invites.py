@@ -99,7 +99,7 @@ class _InvalidThirdPartyInvite(Exception):
     """A claimed third-party invite could not be turned into an invite."""
 
 
-class InvitePolicy(Protocol):
+class InviteeChecks(Protocol):
     """Decides whether our users may be invited; implemented by the layer that knows them."""
 
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
@@ -143,7 +143,7 @@ class Invitations:
         server_in_room: ServerInRoom,
         receiver: Receiver,
         out_of_room: OutOfRoomMemberships,
-        invite_policy: InvitePolicy,
+        invite_policy: InviteeChecks,
         reachability: ServerReachability,
         services: CheckServices,
         get_keys: GetKeys,

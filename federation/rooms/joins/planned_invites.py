@@ -47,7 +47,7 @@ class PlannedInviteBatch(msgspec.Struct, frozen=True):
     lease_ends: int
 
 
-class InviterPolicy(Protocol):
+class InviterChecks(Protocol):
     """Decides whether our users may invite; implemented by the layer that knows them."""
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
@@ -70,7 +70,7 @@ class PlannedInviteSender:
         rooms: RoomStore,
         engine: RoomEngine,
         invitations: Invitations,
-        invite_policy: InviterPolicy,
+        invite_policy: InviterChecks,
         clock: IReactorTime,
         now_ms: Callable[[], int],
     ) -> None:

@@ -370,10 +370,10 @@ class Receiver:
             is_unverified = self._services.lacks_keys(event)
             return Outcome(event.event_id, Verdict.DROP, error, is_unverified=is_unverified)
         join = await self._partial_join(snapshot)
-        prev, missing = _split(event.prev_events, known.events, exclude_outliers=True)
+        prev, missing = _split(event.prev_events, known.events, skip_outliers=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
             return make_dropped(event, "The event follows one of another room")
-        auth, missing_auth = _split(event.auth_events, known.events, exclude_outliers=False)
+        auth, missing_auth = _split(event.auth_events, known.events, skip_outliers=False)
         has_state = event.event_id in known.states
         # with partial state, nothing before our join is known
         is_before_join = join is not None and _follows(missing, join)
@@ -578,17 +578,15 @@ def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
 
 
 def _split(
-    names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, exclude_outliers: bool
+    names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, skip_outliers: bool
 ) -> tuple[list[StoredEvent], list[EventID]]:
     """Return the stored events, and the ids of the others, in the order given.
 
-    `exclude_outliers`: an outlier counts as missing.
+    `skip_outliers`: an outlier counts as missing.
     """
     found = [known.get(name) for name in names]
     usable = [
-        stored
-        for stored in found
-        if stored is not None and not (exclude_outliers and stored.is_outlier)
+        each for each in found if each is not None and not (skip_outliers and each.is_outlier)
     ]
     have = {stored.event.event_id for stored in usable}
     return usable, [name for name in dict.fromkeys(names) if name not in have]
