@@ -145,7 +145,7 @@ class LRU(Generic[K, V]):
         return found
 
     def peek(self, key: K) -> V | None:
-        """As `get`, but neither a use nor a hit."""
+        """Like `get`, but neither a use nor a hit."""
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:

@@ -27,7 +27,7 @@ MAX_UNSTREAMED_BYTES: Final = 64 << 10
 """Limit of a body for which `take` returns None, which is usually an error."""
 MIN_RATIO_CHECK_BYTES: Final = 16 << 20
 MAX_COMPRESSION_RATIO: Final = 50
-"""Highest compression ratio beyond FREELY_UNPACKED_BYTES, for a body that is held in memory.
+"""Highest compression ratio beyond `MIN_RATIO_CHECK_BYTES`, for a body that is held in memory.
 Events, with their hashes and signatures, reach three or four."""
 PIECE_BYTES: Final = 256 << 10
 """Bytes that are decompressed at a time."""

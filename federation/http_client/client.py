@@ -54,7 +54,7 @@ class WebClient(Protocol):
         redirects: int = 0,
         only_https: bool = False,
     ) -> WebResponse:
-        """As `HttpClient.request`. Raises OutboundError."""
+        """Like `HttpClient.request`. Raises OutboundError."""
         ...
 
 

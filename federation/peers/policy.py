@@ -38,7 +38,7 @@ class ServerPatterns:
     (`/[a-z]+[.]example/`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """Raises BadPattern."""
+        """Raises InvalidPattern."""
         self.patterns = tuple(patterns)
         names, expressions = set(), []
         for pattern in self.patterns:
@@ -83,7 +83,7 @@ def make_rules(
     is_simulation: bool = False,
     has_member_list: bool = False,
 ) -> PolicyRules:
-    """Compile rules from patterns as text. Raises BadPattern."""
+    """Compile rules from patterns as text. Raises InvalidPattern."""
     return PolicyRules(
         None if allowed is None else ServerPatterns(allowed),
         ServerPatterns(denied) if denied else None,

@@ -85,7 +85,7 @@ class MembershipClient:
     ) -> MembershipTemplate:
         """Return a template for the user's new membership.
 
-        Raises RemoteError, UnknownVersion, Forbidden (the policy).
+        Raises RemoteError, UnknownRoomVersion, Forbidden (the policy).
         """
         versions: Query = (
             () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]

@@ -64,7 +64,7 @@ class Classification(msgspec.Struct, frozen=True):
     """The meaning of an event for local users, given by the layer that knows them."""
 
     flags: int = 0
-    """NOTIFIES and CALLS_ROOM, if they apply."""
+    """NOTIFIES and HIGHLIGHTS, if they apply."""
     outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Push actions of the local users for whom the flags do not apply."""
     thread_root: EventID | None = None
@@ -127,7 +127,8 @@ class Chain:
         """Build the drafts of one request; for a draft that changes nothing, return the current
         event.
 
-        Raises Forbidden and other errors of authorization, with the chain as before; TargetInChain.
+        Raises Forbidden and other errors of authorization, with the chain as before;
+        DependsOnChain.
         """
         mark = (
             dict(self._overlay),

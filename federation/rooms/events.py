@@ -341,13 +341,13 @@ class RoomEvents:
         )
 
     async def _drop_changed(self, after: int) -> None:
-        lost = await self._store.get_lost_since(self._latest_nid, after)
-        self._latest_nid = lost.redaction_nid
+        changes = await self._store.get_content_changes(self._latest_nid, after)
+        self._latest_nid = changes.redaction_nid
         self._changes += 1
-        self.evict(EventID(event_id) for event_id in lost.redacted)
-        if lost.changed_rooms:
+        self.evict(EventID(event_id) for event_id in changes.redacted)
+        if changes.changed_rooms:
             for nid in [
-                nid for nid, event in self._cache.items() if event.room_nid in lost.changed_rooms
+                nid for nid, event in self._cache.items() if event.room_nid in changes.changed_rooms
             ]:
                 self._cache.pop(nid)
 

@@ -241,7 +241,7 @@ class StateResolver:
                 if (state.entries.get(key) or stored.get(key)) == nid
             ]
 
-        return self._chains.get_difference_of_disputed_in(txn, sets, likely_keys, find_agreed)
+        return self._chains.get_conflicted_difference_in(txn, sets, likely_keys, find_agreed)
 
     async def _read_power_lineage(
         self, room_nid: int, start: Mapping[EventID, Event]

@@ -436,7 +436,7 @@ class FederationSender:
     # the lease
 
     def is_idle(self) -> bool:
-        """Return as `LeasedWork.is_idle` says."""
+        """See `LeasedWork.is_idle`."""
         return not self._scheduled
 
     async def begin(self, lease: Lease) -> None:
@@ -449,17 +449,17 @@ class FederationSender:
         self._schedule()
 
     async def store_progress(self) -> int:
-        """Return as `LeasedWork.store_progress` says."""
+        """See `LeasedWork.store_progress`."""
         if self._changed:
             self._schedule()  # retry what failed
         return self._position()
 
     def on_lease_lost(self) -> None:
-        """Stop as `LeasedWork.on_lease_lost` says."""
+        """Stop: see `LeasedWork.on_lease_lost`."""
         self._deliveries.stop()
 
     async def finish(self) -> int:
-        """Return as `LeasedWork.finish` says."""
+        """See `LeasedWork.finish`."""
         self._deliveries.stop()
         return self._position()
 

@@ -165,7 +165,7 @@ class TransactionBuilder:
             # it has left: it gets the events until then, and those by which its users left
             left = [
                 position
-                for user_id, position in await self._destinations.get_departures(room_nid, first)
+                for user_id, position in await self._destinations.get_leaves(room_nid, first)
                 if user_id.partition(":")[2] == destination.server
             ]
             return list(

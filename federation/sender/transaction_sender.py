@@ -589,10 +589,8 @@ class TransactionSender:
 
 def _early_retry_ts(destination: Destination) -> int:
     """Return the time of the retry that activity of the destination causes, in milliseconds."""
-    delay_ms = EARLY_RETRY_MS * int(
-        EARLY_RETRY_FACTOR ** min(destination.failed_after_activity, 10)
-    )
-    backoff_ms = min(delay_ms, MAX_EARLY_RETRY_MS, destination.backoff_ms)
+    delay = EARLY_RETRY_MS * int(EARLY_RETRY_FACTOR ** min(destination.failed_after_activity, 10))
+    backoff_ms = min(delay, MAX_EARLY_RETRY_MS, destination.backoff_ms)
     return max(destination.last_attempt_ts + backoff_ms, destination.retry_after_ts)
 
 

@@ -41,7 +41,7 @@ class DeviceRow(msgspec.Struct, frozen=True):
     last_seen_user_agent: str | None = None
 
 
-class DeviceSighting(msgspec.Struct, frozen=True):
+class DeviceLastSeen(msgspec.Struct, frozen=True):
     """A request by a device."""
 
     user_id: str
@@ -79,7 +79,7 @@ class DeviceStore:
     def get_devices_in(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> dict[str, list[DeviceRow]]:
-        """As `get_devices`, in a transaction."""
+        """Do `get_devices` in a transaction."""
         devices: dict[str, list[DeviceRow]] = {}
         for row in txn.query_in(
             f"SELECT {_COLUMNS} FROM devices WHERE user_id IN {{keys}} ORDER BY device_id", user_ids
@@ -159,8 +159,8 @@ class DeviceStore:
         announce_device_list(txn, user_id)
         return True
 
-    async def set_sightings(
-        self, sightings: Iterable[DeviceSighting], known: Collection[str] = ()
+    async def set_last_seen(
+        self, sightings: Iterable[DeviceLastSeen], known: Collection[str] = ()
     ) -> None:
         """Record when devices were last seen, as one batch, the latest of a device last. `known`:
         as in `add_records_of_new_addresses`."""
@@ -172,10 +172,10 @@ class DeviceStore:
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
-            firsts = [s for s in batch if s.audit_kind is not None]
+            audited = [s for s in batch if s.audit_kind is not None]
             records = [
                 AuditRecord(s.user_id, s.ts, s.audit_kind or "", s.address, s.device_id)
-                for s in firsts
+                for s in audited
             ]
             add_records_of_new_addresses(txn, records, known)
 
@@ -183,7 +183,7 @@ class DeviceStore:
         rows: list[tuple[str | int, ...]] = [
             (s.ts, s.ip, s.user_agent, s.ts // HOUR_MS, s.user_id, s.device_id) for s in batch
         ]
-        await self._database.write("set_sightings", write, rows)
+        await self._database.write("set_last_seen", write, rows)
 
     async def delete_addresses(self, before: int, limit: int) -> int:
         """Delete the address and user agent of up to `limit` devices that were last seen before

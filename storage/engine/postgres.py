@@ -30,7 +30,7 @@ from storage.engine.interface import (
     UnsuitableDatabase,
 )
 from storage.engine.postgres_config import PostgresConfig, make_connection_string
-from storage.engine.postgres_errors import is_outage, is_worth_retrying
+from storage.engine.postgres_errors import is_outage, is_retryable
 from storage.engine.postgres_notify import CHANNEL, PostgresNodeChannel, confirmed_write_payload
 from storage.engine.postgres_statements import (
     WRITE_LOCK,
@@ -139,23 +139,23 @@ class PostgresConnection:
         self._defer(*expand_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        coming = iter(map(adapt, rows))
-        first = list(islice(coming, MIN_COPY_ROWS))
+        remaining = iter(map(adapt, rows))
+        first = list(islice(remaining, MIN_COPY_ROWS))
         values = split_values(sql) if len(first) == MIN_COPY_ROWS else None
-        together = first + list(islice(coming, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
-        while together:
+        batch = first + list(islice(remaining, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
+        while batch:
             if values is None:
                 self._deferred += [
-                    self._cursor.mogrify(self._prepare(sql, args), args) for args in together
+                    self._cursor.mogrify(self._prepare(sql, args), args) for args in batch
                 ]
             else:
                 before, row, after = values
-                listed = b",".join([self._cursor.mogrify(row, args) for args in together])
+                listed = b",".join([self._cursor.mogrify(row, args) for args in batch])
                 self._deferred.append(b"%b%b%b" % (before, listed, after))
-            if len(together) < ROWS_PER_MESSAGE:
+            if len(batch) < ROWS_PER_MESSAGE:
                 return  # sent with the next statement
             self._flush()
-            together = list(islice(coming, ROWS_PER_MESSAGE))
+            batch = list(islice(remaining, ROWS_PER_MESSAGE))
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
@@ -323,8 +323,8 @@ class PostgresEngine:
     def open_node_channel(self) -> NodeChannel | None:
         return PostgresNodeChannel(self.open({}))
 
-    def is_worth_retrying(self, error: BaseException) -> bool:
-        return is_worth_retrying(error)
+    def is_retryable(self, error: BaseException) -> bool:
+        return is_retryable(error)
 
     def is_outage(self, error: BaseException) -> bool:
         return is_outage(error)

@@ -13,8 +13,8 @@ _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
 error, lock timeout."""
 
 
-def is_worth_retrying(error: BaseException) -> bool:
-    """See `storage.engine.interface.Engine.is_worth_retrying`."""
+def is_retryable(error: BaseException) -> bool:
+    """See `storage.engine.interface.Engine.is_retryable`."""
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode is None:
@@ -32,5 +32,5 @@ def is_outage(error: BaseException) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode is None:
-        return is_worth_retrying(error)
+        return is_retryable(error)
     return error.pgcode.startswith(_OUTAGE_CLASSES)

@@ -52,12 +52,14 @@ class EventFlag:
     the order of arrival miss these."""
 
 
-_STANDING = EventFlag.TIMELINE | EventFlag.PURGED
-IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
-"""SQL condition: the event is in the timeline and not purged. Its words are those of the index
-`events_visible_by_depth`. It is no equality, since PostgreSQL would assume that few events meet
-one."""
-IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
+_VISIBILITY_FLAGS = EventFlag.TIMELINE | EventFlag.PURGED
+IS_SHOWN: Final = (
+    f"(flags & {_VISIBILITY_FLAGS}) NOT IN (0, {EventFlag.PURGED}, {_VISIBILITY_FLAGS})"
+)
+"""SQL condition: the event is in the timeline and not purged. It repeats the expression of the
+index `events_visible_by_depth`. An equality would make PostgreSQL assume that few events meet the
+condition."""
+IS_NOT_SHOWN: Final = f"(flags & {_VISIBILITY_FLAGS}) <> {EventFlag.TIMELINE}"
 IS_UNPURGED_MESSAGE: Final = (
     f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
 )
@@ -123,7 +125,7 @@ class EarlierReferences(msgspec.Struct, frozen=True):
     """The ids of the events that stored events of the room name as `prev_events`."""
 
 
-class LostContent(msgspec.Struct, frozen=True):
+class ContentChanges(msgspec.Struct, frozen=True):
     """Events that lost or regained their content."""
 
     redacted: Sequence[str]
@@ -169,11 +171,11 @@ class EventStore:
             "get_entries_by_id", _select_entries, room_nid, list(event_ids)
         )
 
-    async def get_lost_since(self, redaction_nid: int, position: int) -> "LostContent":
+    async def get_content_changes(self, redaction_nid: int, position: int) -> "ContentChanges":
         """Return the events redacted by redactions with a higher number, and the rooms changed
         after a position."""
         return await self._database.read_quickly(
-            "get_lost_content", _select_lost, redaction_nid, position
+            "get_lost_content", _select_content_changes, redaction_nid, position
         )
 
     async def get_earlier_references(
@@ -190,13 +192,13 @@ class EventStore:
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
-    """The form of `get_events` for use inside a transaction."""
+    """Do `get_events` in a transaction."""
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_nid IN {{keys}}", event_nids)
     return {row[0]: make_row(row) for row in rows}
 
 
 def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
-    """The form of `get_event_nids` for use inside a transaction."""
+    """Do `get_event_nids` in a transaction."""
     rows = txn.query_in(
         "SELECT event_id, event_nid FROM events WHERE event_id IN {keys}", event_ids
     )
@@ -274,7 +276,7 @@ def _select_earlier_references(
     return EarlierReferences(redactions, frozenset(event_id for (event_id,) in backward))
 
 
-def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostContent:
+def _select_content_changes(txn: Transaction, redaction_nid: int, position: int) -> ContentChanges:
     rows = txn.query(
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid",
         (redaction_nid,),
@@ -287,7 +289,7 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
     latest = rows[-1][1] if rows else redaction_nid
     restored = txn.query("SELECT event_id FROM restored_contents WHERE position > ?", (position,))
     changed = [*(redacts for redacts, _ in rows), *(event_id for (event_id,) in restored)]
-    return LostContent(changed, latest, frozenset(nid for (nid,) in rooms))
+    return ContentChanges(changed, latest, frozenset(nid for (nid,) in rooms))
 
 
 def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
@@ -300,6 +302,6 @@ def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
 
 
 def select_pdus(txn: Transaction, event_nids: Iterable[int]) -> dict[int, bytes]:
-    """The form of `get_pdus` for use inside a transaction."""
+    """Do `get_pdus` in a transaction."""
     rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
     return {nid: bytes(pdu) for nid, pdu in rows}

@@ -15,8 +15,9 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import IS_FORGOTTEN, IS_SHOWN, IS_UNPURGED_MESSAGE
 
-FEW_ARRIVALS = 200
-"""Up to so many arrivals are read like a read by key: they are adjacent in one index."""
+INLINE_ARRIVALS = 200
+"""At most this many arrivals are read on the calling thread, if the database allows that: they are
+adjacent in one index."""
 
 
 class Direction(Enum):
@@ -77,7 +78,7 @@ class TimelineStore:
     ) -> Mapping[int, list[Arrival]]:
         """Return for each room (after, up to) its newest arrivals with after < position ≤ up to,
         newest first, at most `limit`."""
-        few = len(ranges) * limit <= FEW_ARRIVALS
+        few = len(ranges) * limit <= INLINE_ARRIVALS
         read = self._database.read_quickly if few else self._database.read_without_snapshot
         return await read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 

@@ -74,7 +74,7 @@ class ServerKeyStore:
         keys: Mapping[str, StoredKey],
         document: StoredDocument,
     ) -> None:
-        """As `set_keys`, in a transaction."""
+        """Do `set_keys` in a transaction."""
         _add_keys(txn, server, keys)
         txn.execute(
             "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at)"

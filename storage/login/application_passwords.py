@@ -101,7 +101,7 @@ class ApplicationPasswordStore:
 
         return await self._database.read_quickly("is_application_session", read)
 
-    def is_foreign_device(
+    def is_device_of_other_login(
         self, txn: Transaction, user_id: str, device_id: str, password_id: str
     ) -> bool:
         """Return whether the device exists and was not signed in by this password."""

@@ -37,7 +37,7 @@ class FolderMissing(OSError):
 
 class FolderLock:
     """Gives file descriptors that hold the lock; closing one releases it. Raises OSError,
-    FolderGone among them."""
+    FolderMissing among them."""
 
     def __init__(self, *, folder: Path, clock: IReactorTime) -> None:
         self._folder = folder

@@ -137,7 +137,7 @@ class MediaScanStore:
         await self._database.write("postpone_media_scan", write)
 
     async def record_failure(
-        self, hash: bytes, now_ms: int, backoff_ms: int, longest_ms: int
+        self, hash: bytes, now_ms: int, backoff_ms: int, max_backoff_ms: int
     ) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
         time.
@@ -153,7 +153,7 @@ class MediaScanStore:
             if row is None:
                 return
             if row.state is ScanState.UNKNOWN:
-                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
+                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), max_backoff_ms)
                 txn.execute(
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )

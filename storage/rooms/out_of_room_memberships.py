@@ -171,13 +171,13 @@ def _set(
     ):
         _queue_invite(txn, row, new)
         return True
-    is_fresh = (
+    is_new = (
         present is None
         or present.event_nid != OUT_OF_ROOM
         or present.membership not in ("invite", "knock")
     )
     queued = _select_queued(txn, row.room_nid, row.user_id)
-    if is_fresh or new.sender == row.user_id:
+    if is_new or new.sender == row.user_id:
         _remove_queued(txn, row.room_nid, row.user_id, [each.event_id for each in queued])
         queued = []
     _put(txn, row, new, present)

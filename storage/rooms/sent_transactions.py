@@ -110,7 +110,7 @@ def add_transaction(
 
 
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
-    """The form of `get_response` for use inside a transaction."""
+    """Do `get_response` in a transaction."""
     row = txn.query_one(
         "SELECT t.response, e.event_id FROM sent_transactions AS t"
         " LEFT JOIN events AS e ON e.event_nid = t.event_nid"
@@ -136,11 +136,11 @@ def _select_old(
 ) -> tuple[list[Row], bytes | None]:
     """Return some old records after that key, and the key up to which there are no others; None:
     the end of the table."""
-    ahead = txn.query_one(
+    next_row = txn.query_one(
         "SELECT request FROM sent_transactions WHERE request > ? ORDER BY request LIMIT 1 OFFSET ?",
         (after, limit * READ_PER_DELETED),
     )
-    upto: bytes = MAX_KEY if ahead is None else ahead[0]
+    upto: bytes = MAX_KEY if next_row is None else next_row[0]
     old = txn.query(
         "SELECT request, created_ts FROM sent_transactions"
         " WHERE request > ? AND request <= ? AND created_ts < ?"
@@ -149,7 +149,7 @@ def _select_old(
     )
     if len(old) == limit:
         return old, old[-1][0]
-    return old, None if ahead is None else upto
+    return old, None if next_row is None else upto
 
 
 def _remove(txn: WriteTransaction, records: Sequence[tuple[bytes, int]]) -> None:

@@ -28,7 +28,7 @@ import msgspec
 ID_SIZE = 16
 ABSENT = bytes(ID_SIZE)
 WIDE_LEAF = 255
-NARROW_LIMIT = 1 << 32
+NARROW_VALUE_LIMIT = 1 << 32
 
 Load = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
 """Returns the contents of nodes by id. The answer must have all of them."""
@@ -71,7 +71,7 @@ def read_leaf(content: bytes) -> tuple[int, ...]:
 
 def write_leaf(values: list[int]) -> bytes:
     """Encode a leaf; the last value is not 0."""
-    if max(values) < NARROW_LIMIT:
+    if max(values) < NARROW_VALUE_LIMIT:
         return struct.pack(f"<B{len(values)}I", 0, *values)
     return struct.pack(f"<B{len(values)}Q", WIDE_LEAF, *values)
 

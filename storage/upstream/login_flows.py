@@ -112,7 +112,7 @@ class UpstreamFlowStore:
         )
 
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
-        """As `add_used_assertion`, in a transaction."""
+        """Do `add_used_assertion` in a transaction."""
         sql = (
             "INSERT INTO used_saml_assertions (assertion_id, expires_ts) VALUES (?, ?)"
             " ON CONFLICT DO NOTHING"

@@ -323,14 +323,14 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     counter.clear()
     server.clock.advance(30)
     server.clock.advance(30)
-    assert counter.writes == {"set_sightings": 1}
+    assert counter.writes == {"set_last_seen": 1}
 
 
 def test_a_full_disk_logs_one_line(server: AccountsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: object) -> None:
         raise DatabaseUnavailable("the disk is full\n")
 
-    monkeypatch.setattr(server.device_store, "set_sightings", refuse)
+    monkeypatch.setattr(server.device_store, "set_last_seen", refuse)
     server.last_seen.start()
     alice = server.register()
     assert alice.is_signed_in()

@@ -67,7 +67,7 @@ class JoinResponses:
             return [nid for key, nid in entries.items() if key[0] != MEMBER or nid in heroes]
 
         state = await self._states.get_state(
-            room_nid, join.state_root, choose, [join.nid], only_beyond=omit_members
+            room_nid, join.state_root, choose, [join.nid], exclude_state=omit_members
         )
         since_by_server = await self._servers.in_room(room_nid)
         # a server that is in the room since this very join was not in it before

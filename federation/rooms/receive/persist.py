@@ -357,7 +357,7 @@ class EventPersister:
             [new],
             self._now_ms(),
             is_partial=is_partial,
-            past=arrival.is_backfilled,
+            is_past=arrival.is_backfilled,
         )
         if is_awaited:
             apply_early_receipts(txn, snapshot.room.room_id, rows)

@@ -214,12 +214,12 @@ class HistoryPurges:
         nids = [each.event_nid for each in within]
         redacted = await self._store.get_redacted(purge.room_nid, nids)
         kept: Set[int] = frozenset()
-        if purge.kept_nid is not None:
+        if purge.retained_nid is not None:
             asked = [
                 *nids,
                 *(target.event_nid for target in redacted.values() if target is not None),
             ]
-            kept = await self._store.get_kept(purge.kept_nid, asked)
+            kept = await self._store.get_retained(purge.retained_nid, asked)
 
         def is_purged(message: PurgeableMessage) -> bool:
             return message.event_nid not in kept and self._is_wanted(purge, message)

@@ -181,7 +181,7 @@ async def test_the_oldest_of_too_many_threads_count_as_read(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among the threads read further than the room; the main timeline is not one of them."""
-    monkeypatch.setattr(event_push_actions, "_MOST_THREADS", 3)
+    monkeypatch.setattr(event_push_actions, "_MAX_THREADS", 3)
     events = [
         Stored(1, position, BOB, NEWS, f"${position}", False, None) for position in range(2, 9)
     ]

@@ -52,10 +52,10 @@ async def test_a_message_has_its_content_when_the_true_copy_comes(both: list[Pee
         stored.nid,
         stored.state_root,
     )
-    lost = await EventStore(a.database).get_lost_since(0, before)
+    lost = await EventStore(a.database).get_content_changes(0, before)
     assert lost.redacted == [said.event_id], "other nodes are to read it anew, once"
     assert (
-        await EventStore(a.database).get_lost_since(0, a.database.streams.current())
+        await EventStore(a.database).get_content_changes(0, a.database.streams.current())
     ).redacted == []
 
 
@@ -108,4 +108,4 @@ async def test_what_was_read_anew_everywhere_is_noted_no_longer(both: list[Peer]
         a.now[0] += RESTORED_RETENTION_MS + 1000
         await a.receiver.receive(room_id, [event.pdu])
 
-    assert (await EventStore(a.database).get_lost_since(0, 0)).redacted == [event.event_id]
+    assert (await EventStore(a.database).get_content_changes(0, 0)).redacted == [event.event_id]
