@@ -28,7 +28,7 @@ class EncodedKeys(msgspec.Struct, frozen=True, gc=False):
     signed the user's keys."""
 
     devices: msgspec.Raw
-    """All devices by id."""
+    """All devices by ID."""
     cross_signing: Mapping[str, msgspec.Raw]
     """Cross-signing keys by usage."""
     size: int

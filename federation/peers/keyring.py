@@ -501,7 +501,7 @@ _NO_KEYS = _Known({}, 0, 1 << 60)
 
 
 def _wanted_for(event: Event) -> dict[ServerName, dict[KeyID, int]]:
-    """Return the key ids of the required signatures of an event. Raises BadEvent."""
+    """Return the key IDs of the required signatures of an event. Raises BadEvent."""
     at_ms = event.origin_server_ts if event.version.enforces_key_validity else 0
     return {
         server: dict.fromkeys(list(signatures_of(event.pdu, server))[:MAX_KEYS], at_ms)

@@ -37,8 +37,8 @@ _ALL = ""
 """The rate limit key of these fetches."""
 
 Criteria = Mapping[str, Mapping[str, int | None]]
-"""Servers, their key ids, and the time until which each key has to be valid, in milliseconds. None:
-now. An empty id: all keys."""
+"""Servers, their key IDs, and the time until which each key has to be valid, in milliseconds. None:
+now. An empty ID: all keys."""
 
 
 class KeyNotaryService:

@@ -23,7 +23,7 @@ class TransactionResponseCache:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=max_bytes, weigh=_size)
-        """By server and transaction id, the oldest first."""
+        """By server and transaction ID, the oldest first."""
 
     def find(self, server: ServerName, txn_id: str) -> bytes | None:
         """Return the response if it is cached."""

@@ -4,7 +4,7 @@ acknowledged.
 - An event with known predecessors is stored within the request, by one write. An event that waits
   for something goes into the inbox, also within the request. Missing data is fetched afterwards.
 - A repeated transaction gets the same response from a cache. If the response was evicted, the
-  transaction is processed again without further effect: events are known by their ids, and EDU
+  transaction is processed again without further effect: events are known by their IDs, and EDU
   handlers accept repeated EDUs.
 - The content is parsed event by event. Parsed at once, a body of nothing but empty objects would
   take twenty times its size and block the reactor.
@@ -64,7 +64,7 @@ in such a body has more entries. Other bodies are split."""
 TO_DEVICE: Final = "m.direct_to_device"
 
 Results = dict[str, dict[str, str]]
-"""By event id: an empty object, or `error` with a text."""
+"""By event ID: an empty object, or `error` with a text."""
 
 
 Piece = Mapping[str, Any] | msgspec.Raw
@@ -216,11 +216,11 @@ class TransactionReceiver:
     ) -> Results:
         """Process the events of one room, given with their sizes. Return the results.
 
-        A malformed event is left out, as it has no event id.
+        A malformed event is left out, as it has no event ID.
         """
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
-            return {}  # the event ids depend on the unknown room version
+            return {}  # the event IDs depend on the unknown room version
         results: Results = {}
         events: list[Event] = []
         is_here = bool(await self._memberships.local_members(snapshot.room.room_nid))

@@ -30,7 +30,7 @@ MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
 MAX_SHORT_STATE_BYTES: Final = 4 << 20
 MAX_SHORT_LIST_BYTES: Final = 1 << 20
-"""Size of short lists of ids and of auth chains, which need no slot (`large_responses.py`)."""
+"""Size of short lists of IDs and of auth chains, which need no slot (`large_responses.py`)."""
 STATE_SLOTS: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
 LIST_SLOTS: Final = ((2, MAX_IDS_BYTES),)
 """Slots for longer responses, for all rooms: their number, and the largest size in bytes."""
@@ -41,7 +41,7 @@ SECONDS: Final = 20
 
 
 class StateIDs(msgspec.Struct, frozen=True):
-    """A state and its auth chain, by event id."""
+    """A state and its auth chain, by event ID."""
 
     state: Sequence[EventID]
     auth_chain: Sequence[EventID]
@@ -123,7 +123,7 @@ class EventClient:
         seconds: float,
         max_bytes: int,
     ) -> StateIDs:
-        """Return the state before an event by event ids. Raises AnswerTooLong."""
+        """Return the state before an event by event IDs. Raises AnswerTooLong."""
         path = make_path("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get_as(
             _StateIDsAnswer,

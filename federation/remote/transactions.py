@@ -20,7 +20,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class FederationTransaction(msgspec.Struct, frozen=True):
-    """A transaction. A retry has the same id and content."""
+    """A transaction. A retry has the same ID and content."""
 
     txn_id: str
     origin_server_ts: int

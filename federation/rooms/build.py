@@ -325,7 +325,7 @@ class Chain:
             )
         )
         self.built.append(event)
-        self._room_id = event.room_id  # a create event may define the room id
+        self._room_id = event.room_id  # a create event may define the room ID
         if event.state_key is not None:
             self._overlay[event.key] = event
             if event.membership is not None:

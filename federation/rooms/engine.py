@@ -24,7 +24,7 @@ from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, DependsOnChain, GetPolicySignature
-from federation.rooms.drafts import Also, Draft
+from federation.rooms.drafts import Draft, ExtraWrite
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_servers import RoomServers
@@ -272,16 +272,16 @@ class RoomEngine:
         version: RoomVersion,
         room_id: RoomID | None,
         drafts: Sequence[Draft],
-        also: Also | None = None,
+        extra_write: ExtraWrite | None = None,
         prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Create a room from these drafts, starting with the create event, in one write.
 
-        `room_id` is None if it is the hash of the create event. `also` runs in the same
-        transaction; the `also` of a draft does not. `prepare` runs before it, with the id of the
-        room. Raises the errors of authorization, and those of the callbacks.
+        `room_id` is None if it is the hash of the create event. `extra_write` runs in the same
+        transaction; the `extra_write` of a draft does not. `prepare` runs before it, with the ID of
+        the room. Raises the errors of authorization, and those of the callbacks.
         """
-        # If a user created two rooms in one millisecond, both create events would hash to one id.
+        # If a user created two rooms in one millisecond, both create events would hash to one ID.
         # The other room may be of another node, or of this one before its clock was set back. Then
         # this one is created a moment later.
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
@@ -298,15 +298,15 @@ class RoomEngine:
         created_id = chain.built[0].room_id
         if prepare is not None:
             if room_id is None and await self.find_snapshot(created_id) is not None:
-                return await self.create(version, room_id, drafts, also, prepare)
+                return await self.create(version, room_id, drafts, extra_write, prepare)
             await prepare(created_id)
 
         def write(txn: WriteTransaction) -> tuple[RoomRow, AppendResult]:
             room, head = add_room(txn, created_id, version.identifier, now)
             extremities = [chain.built[-1].event_id]
             appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
-            if also is not None:
-                also(txn, room)
+            if extra_write is not None:
+                extra_write(txn, room)
             return room, appended
 
         self._events.expect(chain.built)
@@ -315,7 +315,7 @@ class RoomEngine:
         except RoomExists:
             if room_id is not None or prepare is not None:
                 raise
-            return await self.create(version, room_id, drafts, also)
+            return await self.create(version, room_id, drafts, extra_write)
         finally:
             self._events.stop_expecting(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
@@ -378,13 +378,13 @@ class RoomEngine:
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:
-                also = [
-                    draft.also
+                extra_writes = [
+                    draft.extra_write
                     for request in ready
                     for draft in request.drafts
-                    if draft.also is not None
+                    if draft.extra_write is not None
                 ]
-                appended = await self._write(snapshot, chain, also, now)
+                appended = await self._write(snapshot, chain, extra_writes, now)
             except HeadMoved:
                 rebuilds += 1
                 snapshot = await self._moved(snapshot) or snapshot
@@ -457,7 +457,7 @@ class RoomEngine:
         return await self._read(snapshot.room)
 
     async def _write(
-        self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int
+        self, snapshot: RoomSnapshot, chain: Chain, extra_writes: Sequence[ExtraWrite], now: int
     ) -> AppendResult:
         if not chain.new:
             if await self._moved(snapshot) is not None:
@@ -468,7 +468,13 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.extremities, also, now
+                "append_events",
+                self._append_in,
+                snapshot,
+                chain.new,
+                chain.extremities,
+                extra_writes,
+                now,
             )
         finally:
             self._events.stop_expecting(chain.built)
@@ -479,13 +485,13 @@ class RoomEngine:
         snapshot: RoomSnapshot,
         new: Sequence[NewEvent],
         extremities: Sequence[str],
-        also: Sequence[Also],
+        extra_writes: Sequence[ExtraWrite],
         now: int,
     ) -> AppendResult:
         appended = self._writer.append(
             txn, snapshot.room, snapshot.head, new, extremities, now_ms=now
         )
-        for each in also:
+        for each in extra_writes:
             each(txn, snapshot.room)
         return appended
 

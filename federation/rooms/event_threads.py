@@ -29,7 +29,7 @@ async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> E
 async def find_threads(
     events: RoomEvents, wanted: Iterable[StoredEvent]
 ) -> Mapping[EventID, EventThread]:
-    """Return the threads of stored events, by event id; makes a fixed number of queries."""
+    """Return the threads of stored events, by event ID; makes a fixed number of queries."""
     return await _follow(
         events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted}
     )

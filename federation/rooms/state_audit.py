@@ -58,7 +58,7 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class _Links(msgspec.Struct):
-    """The prev_events of an event: ids, or in the oldest rooms pairs of an id and hashes."""
+    """The prev_events of an event: IDs, or in the oldest rooms pairs of an ID and hashes."""
 
     prev_events: list[str | tuple[str, msgspec.Raw]]
 
@@ -173,7 +173,7 @@ class StateAudit:
         )
 
     async def _describe(self, difference: Mapping[StateKey, tuple[int | None, int | None]]) -> str:
-        """Return keys with the ids of their events: stored, and computed."""
+        """Return keys with the IDs of their events: stored, and computed."""
         first = dict(sorted(difference.items())[:MAX_KEYS_LOGGED])
         events = await self._events.get_events(
             {nid for pair in first.values() for nid in pair if nid is not None}

@@ -6,7 +6,7 @@ Laws:
   delivered or recorded as missed, and from there the stream is read again.
 - One node sends at a time: it holds the lease. On SQLite, which is for one node, the lease is taken
   by force.
-- Each destination has one transaction under way, which is retried unchanged, with its id.
+- Each destination has one transaction under way, which is retried unchanged, with its ID.
 - A server that newly shares a room with one of our users receives the latest change of their
   devices, even if it received earlier ones. So it notices whether it missed some. A server that is
   behind does not: it sees the users join when it catches up on the room.
@@ -280,7 +280,7 @@ class FederationSender:
         except DatabaseUnavailable as error:
             self._changed |= topics
             self.log.warn("changes will be sent to other servers later: {error}", error=error)
-        except Exception:  # a bug: the next round retries
+        except Exception:  # an unexpected error: the next round retries
             self._changed |= topics
             self.log.failure("changes could not be sent to other servers")
         finally:

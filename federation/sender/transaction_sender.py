@@ -252,7 +252,7 @@ class TransactionSender:
                 error=error,
             )
             self._pause(destination, DATABASE_PAUSE_MS)
-        except Exception:  # a bug: keep serving the other destinations and retry this one
+        except Exception:  # unexpected: keep serving the other destinations, and retry this one
             self.log.failure("sending to {server} failed unexpectedly", server=destination.server)
             self._pause(destination, self._schedule.max_ms)
         finally:
@@ -295,10 +295,10 @@ class TransactionSender:
         return failure is None
 
     def _make_id(self) -> str:
-        """Return a transaction id that was never used before.
+        """Return a transaction ID that was never used before.
 
-        It must also differ from ids used after the backup from which a database was restored. A
-        destination would take a transaction with a repeated id for a retransmission and ignore it.
+        It must also differ from IDs used after the backup from which a database was restored. A
+        destination would take a transaction with a repeated ID for a retransmission and ignore it.
         spec: server-server-api#transactions
         """
         self._number += 1

@@ -1,7 +1,7 @@
 """Accounts of this server: password hashes, flags, approval and expiry.
 
 Laws:
-- An account is never deleted: a deactivated one stays, so its user id is never reused.
+- An account is never deleted: a deactivated one stays, so its user ID is never reused.
 - Whatever invalidates earlier authentications (a new password, a sign-out everywhere, a lock, the
   deactivation) increments the `credential_epoch`; a new hash of the same password does not.
 - Whatever ends sessions or changes the rights of an account moves its `position` and is announced
@@ -127,7 +127,7 @@ class AccountStore:
         return await self._database.read("get_changed_accounts", read)
 
     def add_account(self, txn: WriteTransaction, account: AccountRow) -> bool:
-        """Add an account; return False if the user id is taken, also by a deactivated account."""
+        """Add an account; return False if the user ID is taken, also by a deactivated account."""
         position = txn.next_position()
         added = txn.execute(
             "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin,"

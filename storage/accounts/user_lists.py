@@ -48,7 +48,7 @@ class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     """A substring of the localpart or display name, case-insensitive."""
     user_id: str | None = None
-    """A substring of the full user id, case-insensitive."""
+    """A substring of the full user ID, case-insensitive."""
     guests: bool | None = None
     deactivated: bool | None = None
     locked: bool | None = None
@@ -95,7 +95,7 @@ class UserListStore:
     ) -> UserPage:
         """Return up to `limit` accounts from index `first`.
 
-        Accounts with equal keys are in ascending order of their ids, also with `backwards`.
+        Accounts with equal keys are in ascending order of their IDs, also with `backwards`.
         """
         return await self._database.read(
             "get_user_page", _select, wanted, order, backwards, first, limit

@@ -117,7 +117,7 @@ class LeaseLoop:
                 name=self._name,
                 error=error,
             )
-        except Exception:  # a bug of ours: the next round tries again
+        except Exception:  # an unexpected error: the next round tries again
             self.log.failure("the lease of the {name} could not be renewed", name=self._name)
 
     async def _take(self) -> None:

@@ -59,7 +59,7 @@ class ThreadWalk:
         self._hops = 0
 
     def step(self, links: ThreadLinks) -> str | None:
-        """Take in an event's links. Return the id of the next event to read, if any."""
+        """Take in an event's links. Return the ID of the next event to read, if any."""
         self._is_loose = self._is_loose or links.is_redacted
         if links.thread_root is not None or links.rel_type == THREAD:
             self._root = links.thread_root or links.target

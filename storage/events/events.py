@@ -120,16 +120,16 @@ class EarlierReferences(msgspec.Struct, frozen=True):
     """Stored references to the given events from before their arrival."""
 
     redactions: Mapping[str, list[int]]
-    """Numbers of the redactions by the id of their target."""
+    """Numbers of the redactions by the ID of their target."""
     backward: frozenset[str]
-    """The ids of the events that stored events of the room name as `prev_events`."""
+    """The IDs of the events that stored events of the room name as `prev_events`."""
 
 
 class ContentChanges(msgspec.Struct, frozen=True):
     """Events that lost or regained their content."""
 
     redacted: Sequence[str]
-    """The ids of redacted or restored events."""
+    """The IDs of redacted or restored events."""
     redaction_nid: int
     """The highest number of these redactions."""
     changed_rooms: frozenset[int]
@@ -157,7 +157,7 @@ class EventStore:
         return await read("get_events", select_events, nids)
 
     async def get_event_nids(self, event_ids: Iterable[str]) -> Mapping[str, int]:
-        """Return the numbers of events; unknown ids are missing."""
+        """Return the numbers of events; unknown IDs are missing."""
         return await self._database.read_quickly(
             "get_event_nids", select_event_nids, list(event_ids)
         )
@@ -165,7 +165,7 @@ class EventStore:
     async def get_entries(
         self, room_nid: int, event_ids: Iterable[str]
     ) -> Mapping[str, StateEntry]:
-        """Return the state entries that events of a room set, by id: for many events, without their
+        """Return the state entries that events of a room set, by ID: for many events, without their
         content."""
         return await self._database.read(
             "get_entries_by_id", _select_entries, room_nid, list(event_ids)
@@ -206,7 +206,7 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
 
 
 def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
-    """Return the flags of events by id; unknown ids are missing."""
+    """Return the flags of events by ID; unknown IDs are missing."""
     return dict(
         txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids)
     )
@@ -247,7 +247,7 @@ def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> di
 
 
 def select_event_ids(txn: Transaction, event_nids: Iterable[int]) -> dict[int, str]:
-    """Return the ids of events by number."""
+    """Return the IDs of events by number."""
     return dict(
         txn.query_in("SELECT event_nid, event_id FROM events WHERE event_nid IN {keys}", event_nids)
     )

@@ -42,7 +42,7 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
 
     rel_type: str
     target: str
-    """The parent's id."""
+    """The parent's ID."""
     annotation: str | None = None
     has_new_content: bool = True
     """False for a replacement without `m.new_content`."""

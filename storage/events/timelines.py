@@ -53,7 +53,7 @@ class Gaps(msgspec.Struct, frozen=True):
     ends: Sequence[str]
     """Ids of missing events that stored events name as `prev_events`."""
     purged_message: str | None
-    """The id of the deepest message whose content was purged because no local user remembered the
+    """The ID of the deepest message whose content was purged because no local user remembered the
     room."""
 
 
@@ -159,7 +159,7 @@ class TimelineStore:
         )
 
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
-        """Return the ids of missing events that stored events name as `prev_events`, with their
+        """Return the IDs of missing events that stored events name as `prev_events`, with their
         depth."""
         return await self._database.read_quickly(
             "get_backward_extremities", _select_backward, room_nid

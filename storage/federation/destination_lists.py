@@ -76,7 +76,7 @@ class DestinationListStore:
     async def get_rooms(
         self, server: str, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationRoom], int]:
-        """Return a page of the server's rooms, by room id; and their number."""
+        """Return a page of the server's rooms, by room ID; and their number."""
         return await self._database.read(
             "get_destination_rooms", _select_rooms, server, backwards, offset, limit
         )

@@ -127,7 +127,7 @@ class DestinationStore:
 
     async def get_leaves(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
         """Return remote users who are not in the room and whose membership changed at or after a
-        position: (user id, position)."""
+        position: (user ID, position)."""
         return await self._database.read("get_departures", _select_leaves, room_nid, since)
 
     async def add_failure(self, row: DestinationRow, backlog: Backlog) -> None:

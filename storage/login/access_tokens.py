@@ -69,7 +69,7 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     """The number of the given policies that the owner has accepted."""
     shadow_banned: bool = False
     device_created_ts: int = 0
-    """When the device was created; distinguishes it from a removed device with the same id."""
+    """When the device was created; distinguishes it from a removed device with the same ID."""
 
 
 class TokenState(msgspec.Struct, frozen=True):

@@ -93,7 +93,7 @@ class MediaListStore:
     async def find_uploads(
         self, filter: MediaFilter, after: ContentURI, limit: int
     ) -> Sequence[MediaRow]:
-        """Return files of local users in the order of their ids, after `after`. Without a user or a
+        """Return files of local users in the order of their IDs, after `after`. Without a user or a
         room this reads all files."""
         where, args = self._conditions(filter, own=True)
         sql = (
@@ -150,7 +150,7 @@ class MediaListStore:
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Return the ids of files that nobody has read since, in order after `after`: neither
+        """Return the IDs of files that nobody has read since, in order after `after`: neither
         quarantined nor protected, nor pictures of URL previews.
 
         `keep_profiles`: nor avatars of users, members or rooms.

@@ -1,6 +1,6 @@
 """Rows of uploaded files: uploader, type and content hash.
 
-An id is reserved first and filled later, or both at once; a filled one is never filled again.
+An ID is reserved first and filled later, or both at once; a filled one is never filled again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -23,12 +23,12 @@ class MediaContent(msgspec.Struct, frozen=True):
 
 
 class MediaRow(msgspec.Struct, frozen=True):
-    """A file, or an id that is reserved for one. Times are milliseconds since 1970."""
+    """A file, or an ID that is reserved for one. Times are milliseconds since 1970."""
 
     media_id: str
     user_id: str
     content: MediaContent | None
-    """None while the id is only reserved."""
+    """None while the ID is only reserved."""
     created_ts: int
     """When the content arrived; for a reservation, when it was made."""
     expires_ts: int | None
@@ -39,7 +39,7 @@ class MediaRow(msgspec.Struct, frozen=True):
     quarantined: bool = False
     protected: bool = False
     quarantined_by: str | None = None
-    """The user id that quarantined it, or `system`."""
+    """The user ID that quarantined it, or `system`."""
 
 
 COLUMNS: Final = (
@@ -89,7 +89,7 @@ class MediaStore:
         return [0 if row is None else int(row[number] or 0) for number in range(len(since_ms))]
 
     def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
-        """Add a file, or a reservation, under a new id."""
+        """Add a file, or a reservation, under a new ID."""
         content = row.content
         txn.execute(
             f"INSERT INTO media ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -66,9 +66,9 @@ class ScannedFile(msgspec.Struct, frozen=True):
 
 
 MAX_INSIDE: Final = 20
-"""The maximum of clean verdicts on decrypted contents per content."""
+"""The maximum number of clean verdicts on decrypted contents per content."""
 MAX_DOUBLINGS: Final = 20
-"""The maximum of doublings of the pause."""
+"""The maximum number of doublings of the pause."""
 _RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, finding, by_user_id"
 _COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, due_ts"
 

@@ -90,12 +90,12 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     """The current state after a batch, if it differs from the state after its last event.
 
     `effects`: for each entry that differs from the old current state, the event and its effect. An
-    event of the batch is given by id, any other by number; None means that the entry is removed.
+    event of the batch is given by ID, any other by number; None means that the entry is removed.
     """
 
     state: StateChange
     batch_entries: Mapping[tuple[str, str], str]
-    """Entries that are events of the batch, by id."""
+    """Entries that are events of the batch, by ID."""
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count all members again: effects of this state were written before the batch."""

@@ -27,7 +27,8 @@ _MAX_JOINED_ARGUMENTS = 200
 _INLINE_EVENTS = 5000
 """At most this many events are counted on the calling thread, if the database allows that."""
 _MAX_THREADS = 5000
-"""The maximum of threads of a room that are read further than the room and counted separately."""
+"""The maximum number of threads of a room that are read further than the room and counted
+separately."""
 
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
 _IS_HIGHLIGHTED = f"(e.flags & {EventFlag.HIGHLIGHTS}) <> 0"

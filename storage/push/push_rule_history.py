@@ -21,11 +21,11 @@ AS_OTHER_ROOMS = -1
 ALL = 0
 """The default without any entry."""
 MAX_CHANGES = 100
-"""The maximum of stored changes per user and room. With more changes since a user last read a room,
-older events are counted as in other rooms."""
+"""The maximum number of stored changes per user and room. With more changes since a user last read
+a room, older events are counted as in other rooms."""
 MAX_ENDED_ROOMS: Final = 500
-"""The maximum of rooms whose entries ended with `AS_OTHER_ROOMS` and whose changes stay. In rooms
-beyond it, events are counted as in other rooms."""
+"""The maximum number of rooms whose entries ended with `AS_OTHER_ROOMS` and whose changes stay. In
+rooms beyond it, events are counted as in other rooms."""
 
 
 class PushRuleSpan(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Purges: messages lose their content for good, in their own row and in all derived data.
 
 Laws:
-- A purged event keeps what a redaction leaves, under the same id: other events still refer to it,
+- A purged event keeps what a redaction leaves, under the same ID: other events still refer to it,
   servers that request it get that, and a server that sends the complete event again learns that it
   is known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages

@@ -102,7 +102,7 @@ class MembershipStore:
         return await self._database.read_quickly("get_joined_users", _select_joined, pairs)
 
     async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
-        """Return (user id, display name, avatar URL) of every joined member."""
+        """Return (user ID, display name, avatar URL) of every joined member."""
         return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
 
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
@@ -180,11 +180,11 @@ class MembershipStore:
     async def get_disallowed_guests(
         self, limit: int, room_nid: int | None = None, after: str = ""
     ) -> list[tuple[str, str]]:
-        """Return (room id, user id) of local guests who are joined to rooms that no longer admit
+        """Return (room ID, user ID) of local guests who are joined to rooms that no longer admit
         guests.
 
         `room_nid` restricts the search to one room. At most `limit` guests, in the order of their
-        ids, after `after`. Reads the memberships of all these guests.
+        IDs, after `after`. Reads the memberships of all these guests.
         """
         return await self._database.read(
             "get_disallowed_guests", _select_disallowed_guests, limit, room_nid, after

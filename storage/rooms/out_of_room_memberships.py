@@ -117,7 +117,7 @@ class OutOfRoomMembershipStore:
         other membership may not replace it, or if the queue is full.
 
         `may_end` runs in a database thread. `pending_servers`: those that still have to receive the
-        leave since `now` (ms), each with the id of the event from it that this leave ends.
+        leave since `now` (ms), each with the ID of the event from it that this leave ends.
         """
         return await self._database.write(
             "set_out_of_room_membership", _set, row, new, may_end, pending_servers or {}, now

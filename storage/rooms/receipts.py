@@ -26,8 +26,8 @@ INLINE_ROOMS = 3
 """The receipts of at most this many rooms are read on the calling thread, if the database allows
 that."""
 MAX_THREADS = 500
-"""The maximum of threads of a room for which a user has receipts of one type. The ones furthest
-back are deleted first; `threads_read_upto` then stands for them."""
+"""The maximum number of threads of a room for which a user has receipts of one type. The ones
+furthest back are deleted first; `threads_read_upto` then stands for them."""
 
 
 class ReceiptRow(msgspec.Struct, frozen=True, gc=False):

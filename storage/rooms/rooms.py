@@ -1,6 +1,6 @@
 """Rooms that this server knows, and their heads.
 
-The number, id and version of a room never change after its first event here, so they are cached
+The number, ID and version of a room never change after its first event here, so they are cached
 without invalidation. Before that the version is only the claim of a server that invited one of our
 users, and is not cached. The head (extremities, depth, root of the current state) changes with
 every event; its version tells whether it has moved.
@@ -64,7 +64,7 @@ class RoomStore:
         )
 
     async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
-        """Return rooms by id; unknown ids are missing from the answer."""
+        """Return rooms by ID; unknown IDs are missing from the answer."""
         found: dict[str, RoomRow] = {}
         missing: list[str] = []
         for room_id in room_ids:
@@ -124,7 +124,7 @@ def _weigh(_: RoomRow) -> int:
 
 
 class RoomExists(Exception):
-    """A room with that id exists already."""
+    """A room with that ID exists already."""
 
 
 def add_room(

@@ -1,4 +1,4 @@
-"""Transaction ids of clients, so that a retried request gets its first answer and is not carried
+"""Transaction IDs of clients, so that a retried request gets its first answer and is not carried
 out again.
 
 The record is written in the transaction that carries the request out, so it survives a restart. Its
@@ -24,11 +24,11 @@ class SentTransaction(msgspec.Struct, frozen=True):
     device_id: str
     """'' for a token without a device."""
     scope: str
-    """The request's method and path without the transaction id: ids of different endpoints do not
+    """The request's method and path without the transaction ID: IDs of different endpoints do not
     collide."""
     txn_id: str
     device_created_ts: int = 0
-    """When the device was created again under its old id, after a logout: its transaction ids start
+    """When the device was created again under its old ID, after a logout: its transaction IDs start
     again. 0 if unknown."""
 
     def compute_key(self) -> bytes:
@@ -44,7 +44,7 @@ READ_PER_DELETED: Final = 20
 MAX_KEY: Final = b"\xff" * 17
 """Greater than all hashes."""
 DELAYED: Final = "delay:"
-"""The prefix of the pseudo device id with which the server sends a delayed event; its delay id
+"""The prefix of the pseudo device ID with which the server sends a delayed event; its delay ID
 follows."""
 
 
@@ -70,7 +70,7 @@ class SentTransactionStore:
         return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
     async def get_txn_ids(self, event_nids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
-        """Return the device and transaction id of events that were sent with one."""
+        """Return the device and transaction ID of events that were sent with one."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
@@ -94,7 +94,7 @@ def add_transaction(
 ) -> None:
     """Record the request in the transaction that carries it out. Raises AlreadySent.
 
-    With an event, `response` is None: the answer is the event's id.
+    With an event, `response` is None: the answer is the event's ID.
     """
     key = transaction.compute_key()
     added = txn.execute(

@@ -69,7 +69,7 @@ class ServedStateReader:
     async def get_ids(
         self, room_nid: int, root: bytes | None, choose: Choose
     ) -> tuple[list[str], list[str]]:
-        """Return (event ids of the state, event ids of its auth chain)."""
+        """Return (event IDs of the state, event IDs of its auth chain)."""
         return await self._database.read(
             "get_served_state_ids", self._read_ids, room_nid, root, choose
         )

@@ -93,7 +93,7 @@ class RoomSummaryStore:
         return await self._database.read("get_summaries", _select_summaries, list(room_nids))
 
     async def get_summaries_by_id(self, room_ids: Iterable[str]) -> Mapping[str, SummaryRow]:
-        """Return summaries of known rooms by id."""
+        """Return summaries of known rooms by ID."""
         return await self._database.read(
             "get_summaries_by_id", _select_summaries_by_id, list(room_ids)
         )

@@ -55,7 +55,7 @@ _SELECT_REPLIES = (
 
 
 _Key = tuple[int, str]
-"""Number of the room, id of the root."""
+"""Number of the room, ID of the root."""
 
 
 class ThreadUpdateRow(msgspec.Struct, frozen=True, gc=False):

@@ -5,7 +5,7 @@ It is pure: nodes come from a loader and new nodes are returned. `state_tree.py`
 database, where the keys number a room's (type, state_key) pairs and the values are event_nids.
 
 Laws:
-- A node is bytes that are read in place; a lookup decodes nothing. Its id is the hash of its bytes,
+- A node is bytes that are read in place; a lookup decodes nothing. Its ID is the hash of its bytes,
   so equal subtrees are one node. Equal maps have equal roots, whatever the order of their changes:
   a tree is as high as its highest key needs, and absent entries at the end of a node are not
   written.
@@ -15,7 +15,7 @@ Laws:
 - Nodes are loaded level by level, all of a level at once.
 
 Encoding. First byte: height of the node; 0 is a leaf of 32-bit values, 255 one of 64-bit values.
-After it, little-endian, a leaf's values (0: absent) or an inner node's child ids of 16 bytes
+After it, little-endian, a leaf's values (0: absent) or an inner node's child IDs of 16 bytes
 (zeroes: absent). The sizes of nodes were chosen by measurement (docs/adr/0004-state-tree.md).
 """
 
@@ -31,7 +31,7 @@ WIDE_LEAF = 255
 NARROW_VALUE_LIMIT = 1 << 32
 
 Load = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
-"""Returns the contents of nodes by id. The answer must have all of them."""
+"""Returns the contents of nodes by ID. The answer must have all of them."""
 
 Get = Callable[[bytes], bytes | None]
 """Returns the content of a node if it is cached."""
@@ -43,8 +43,8 @@ class MissingNode(Exception):
 
 
 def compute_node_id(content: bytes) -> bytes:
-    """Return the id of a node. Its height is in its content, so nodes of different heights never
-    share an id."""
+    """Return the ID of a node. Its height is in its content, so nodes of different heights never
+    share an ID."""
     return blake2b(content, digest_size=ID_SIZE, person=b"mahalla.state").digest()
 
 
@@ -55,7 +55,7 @@ def get_height(content: bytes) -> int:
 
 
 def get_child_ids(content: bytes) -> list[bytes]:
-    """Return the ids of an inner node's children that are present; none for a leaf."""
+    """Return the IDs of an inner node's children that are present; none for a leaf."""
     if get_height(content) == 0:
         return []
     ids = (content[at : at + ID_SIZE] for at in range(1, len(content), ID_SIZE))
@@ -234,7 +234,7 @@ class RadixTree(msgspec.Struct, frozen=True):
     def apply(
         self, load: Load, root: bytes | None, changes: Mapping[int, int]
     ) -> tuple[bytes | None, dict[bytes, bytes]]:
-        """Set the changes. Return the new root, and by id the nodes of its tree that the old one
+        """Set the changes. Return the new root, and by ID the nodes of its tree that the old one
         may lack.
 
         Values are ≥ 1. If nothing changes, the root is the old one and there are no new nodes.
@@ -298,7 +298,7 @@ class RadixTree(msgspec.Struct, frozen=True):
         items: list[tuple[int, int]],
     ) -> bytes:
         """Set the items in the tree below `node` and give it the height. Return the new node's
-        id."""
+        ID."""
         if height == 0:
             values = list(read_leaf(old[node])) if node is not None else []
             values.extend([0] * (items[-1][0] + 1 - len(values)))
@@ -323,7 +323,7 @@ class RadixTree(msgspec.Struct, frozen=True):
 
     @staticmethod
     def _add(new: dict[bytes, bytes], node: bytes | None, content: bytes) -> bytes:
-        """Add a node to the new ones unless it equals the one that it replaces. Return its id."""
+        """Add a node to the new ones unless it equals the one that it replaces. Return its ID."""
         changed = compute_node_id(content)
         if changed != node:
             new[changed] = content

@@ -10,7 +10,7 @@ Laws:
   transaction. Otherwise its nodes may be collected.
 - `apply` writes every node it made, whether it is cached or not: a cached node may have been
   collected.
-- Nodes may be cached before the commit that stores them, since their ids are hashes; numbers of
+- Nodes may be cached before the commit that stores them, since their IDs are hashes; numbers of
   pairs may not.
 - Reads cost one query a level for all roots and keys together (2 to 4 levels), and one for newly
   numbered pairs. Methods named `…_in` run inside a read or a write; the `async` ones use no

@@ -191,7 +191,7 @@ class ThreepidStore:
         return None if row is None else ValidationRow(*row)
 
     async def get_validation(self, sid: str) -> ValidationRow | None:
-        """Return a validation by its id."""
+        """Return a validation by its ID."""
         return await self._database.read_quickly(
             "get_threepid_validation", self.get_validation_in, sid
         )

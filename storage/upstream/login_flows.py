@@ -81,7 +81,7 @@ class UpstreamFlowStore:
         self, flow_id: str, step: str, browser_hash: bytes | None, now: int
     ) -> UpstreamFlowRow | None:
         """Remove and return a flow; None if there is none at this step for this browser, or it has
-        expired. Without `browser_hash`, for any browser. An invented id costs a read, but no
+        expired. Without `browser_hash`, for any browser. An invented ID costs a read, but no
         write."""
 
         def read(txn: Transaction) -> UpstreamFlowRow | None:

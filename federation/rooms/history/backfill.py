@@ -100,7 +100,7 @@ class Backfill:
     async def _try(self, snapshot: RoomSnapshot, gaps: Gaps) -> Gap:
         try:
             is_filled = await self._fetch(snapshot, gaps)
-        except Exception:  # a bug of ours, or the database is away
+        except Exception:  # an unexpected error, or the database is away
             self._log.failure("the past of a room could not be fetched")
             is_filled = False
         if is_filled:

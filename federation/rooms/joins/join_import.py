@@ -187,7 +187,7 @@ class JoinImporter:
     ) -> None:
         """Check a create event before anything of the room is stored. Raises BadState.
 
-        The version decides how events are checked and what their ids are, so events that were
+        The version decides how events are checked and what their IDs are, so events that were
         stored with a wrong version would stay wrong.
         """
         checked_count = 0

@@ -3,7 +3,7 @@ state that came with them.
 
 Nothing that another server says of such a room can be proved. So the first membership stays in
 force. An invite is ended by its user, by the server that sent it, or by an event that cites it,
-whose id only servers in the room know. Invites from other servers are queued, and the next is shown
+whose ID only servers in the room know. Invites from other servers are queued, and the next is shown
 when the first is ended by another than its user. A user who accepts an invite joins through the
 servers of all of them. A knock may be followed by an invite from any server, which need not cite
 the knock. After that the server that received the knock may still send an invite. Each membership
@@ -71,7 +71,7 @@ class OutOfRoomMemberships:
     ) -> bool:
         """Store a user's new membership and the stripped state; return False if they are joined.
 
-        `pending_servers`: servers that still need the event, each with the id of the event that it
+        `pending_servers`: servers that still need the event, each with the ID of the event that it
         sent us and that this one ends (empty: unknown). Raises BadState when the room has another
         version; Forbidden when the user has an invite or a knock that the event may not end.
         """
@@ -130,7 +130,7 @@ class OutOfRoomMemberships:
         return OutOfRoomInfo(ServerName(row.server), state)
 
     async def find_last(self, room: RoomRow, user_id: UserID, event_id: EventID) -> Event | None:
-        """Return the user's membership event with that id if it is the latest; else None."""
+        """Return the user's membership event with that ID if it is the latest; else None."""
         row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None or row.event_id != event_id:
             return None
@@ -152,7 +152,7 @@ class OutOfRoomMemberships:
         return ROOM_VERSIONS[row.version]
 
     async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
-        """Return the servers that sent this user an event of the room, with the event's id."""
+        """Return the servers that sent this user an event of the room, with the event's ID."""
         first = (await self._store.get_out_of_room(room_nid, [user_id])).values()
         rows = (*first, *await self._store.get_queued_invites(room_nid, user_id))
         return {ServerName(row.server): EventID(row.event_id) for row in rows}

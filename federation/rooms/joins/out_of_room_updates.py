@@ -2,7 +2,7 @@
 refused knock.
 
 We cannot check the rules of such a room. We check that the event is signed by its sender's server
-and cites the invite or knock that it ends, whose id only servers in the room know.
+and cites the invite or knock that it ends, whose ID only servers in the room know.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#knocking-rooms
 """

@@ -1,7 +1,7 @@
 """Reads the stripped state that another server sends with an invite or as the response to a knock.
 
-In room versions whose room id is the hash of the create event, the stripped state consists of full
-events. The create event is required, since the room id proves it, and the other events need their
+In room versions whose room ID is the hash of the create event, the stripped state consists of full
+events. The create event is required, since the room ID proves it, and the other events need their
 signatures. In older versions we are lenient, since many servers send events with only four keys.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
@@ -61,7 +61,7 @@ async def read_knock_state(
 
 
 async def _find_signed(services: CheckServices, events: Collection[Event]) -> list[Event]:
-    """Return the events with valid signatures, and the create event, which the room id proves."""
+    """Return the events with valid signatures, and the create event, which the room ID proves."""
     signed_events = [event for event in events if event.key != CREATE]
     await services.prefetch_keys(signed_events)
     return [event for event in events if event.key == CREATE or await _is_signed(services, event)]

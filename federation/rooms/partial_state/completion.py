@@ -203,7 +203,7 @@ class RoomCompletion:
             self._log.info(
                 "the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error)
             )
-        except Exception:  # a bug of ours, or a database failure; the next attempt may succeed
+        except Exception:  # unexpected, or a database failure; the next attempt may succeed
             if self._started:
                 self._log.failure("the state of room {nid} could not be completed", nid=room_nid)
         finally:

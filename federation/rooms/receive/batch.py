@@ -1,7 +1,7 @@
 """Parses events that came together, orders them, and collects their outcomes.
 
 Each event comes after those that it refers to. References to events outside the batch do not count.
-Events on a cycle, or that depend on one, are dropped; room versions 1 and 2 allow cycles of ids.
+Events on a cycle, or that depend on one, are dropped; room versions 1 and 2 allow cycles of IDs.
 """
 
 from collections import deque
@@ -68,7 +68,7 @@ class Batch:
     def __init__(self, *, candidates: Sequence[ReceivedPdu], room_id: RoomID) -> None:
         self._candidates = candidates
         self.candidates: dict[EventID, ReceivedPdu] = {}
-        """The first valid event of this room for each id."""
+        """The first valid event of this room for each ID."""
         self.outcomes: dict[EventID, Outcome] = {}
         for candidate in candidates:
             try:
@@ -93,7 +93,7 @@ class Batch:
             )
 
     def get_outcomes(self) -> list[Outcome]:
-        """Return an outcome for each PDU, in the order given. A repeated id counts as known."""
+        """Return an outcome for each PDU, in the order given. A repeated ID counts as known."""
         answered: set[EventID] = set()
         outcomes: list[Outcome] = []
         for candidate in self._candidates:
@@ -114,7 +114,7 @@ class Batch:
 async def parse_events(
     version: RoomVersion, room_id: RoomID, pdus: Iterable[Mapping[str, Any]], clock: IReactorTime
 ) -> dict[EventID, Event]:
-    """Parse the PDUs, and return the events of the room by id.
+    """Parse the PDUs, and return the events of the room by ID.
 
     Yields to other work in between: an event of only empty objects takes milliseconds.
     """
@@ -170,7 +170,7 @@ def _sort(
         if names:
             dependencies[event_id] = names
         else:
-            # where a room id is the hash of its create event, no auth_events name that event
+            # where a room ID is the hash of its create event, no auth_events name that event
             (creations if event.type == CREATE else first).append(event_id)
         for name in names:
             dependents.setdefault(name, []).append(event_id)

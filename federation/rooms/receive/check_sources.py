@@ -49,9 +49,9 @@ class CheckServices(msgspec.Struct, frozen=True):
     async def find_create(
         self, room: RoomRow, event: Event
     ) -> tuple[Event | None, Collection[EventID]]:
-        """Return the create event that the room id names, in room versions with such ids.
+        """Return the create event that the room ID names, in room versions with such IDs.
 
-        Returns its id again if it was rejected.
+        Returns its ID again if it was rejected.
         """
         if not event.version.room_id_is_create_hash:
             return None, ()

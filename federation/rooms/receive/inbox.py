@@ -319,7 +319,7 @@ class Inbox:
                 "events of {room_id} wait on: {error}", room_id=snapshot.room_id, error=error
             )
             return tried, set()
-        except Exception:  # a bug of ours, which may be fixed by the next try
+        except Exception:  # an unexpected error, which may be fixed by the next try
             self._log.failure("events of {room_id} could not be received", room_id=snapshot.room_id)
             return tried, set()
         for outcome in outcomes.values():
@@ -346,9 +346,9 @@ class Inbox:
 
 
 def _is_own(event: Event, origin: ServerName) -> bool:
-    """Return whether a user of that server sent the event, and the server chose its id.
+    """Return whether a user of that server sent the event, and the server chose its ID.
 
-    In room versions 1 and 2 any server may give an event any id.
+    In room versions 1 and 2 any server may give an event any ID.
     """
     is_named_by_itself = event.version.event_format is EventFormat.V1
     return domain_of(event.sender) == origin and (

@@ -85,7 +85,7 @@ class GapEvents:
 
     @property
     def initial(self) -> Collection[EventID]:
-        """The ids of the events that the gap was found for."""
+        """The IDs of the events that the gap was found for."""
         return self._initial.keys()
 
     @property
@@ -370,7 +370,7 @@ class MissingEvents:
         return pool.until - self._clock.seconds()
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: GapEvents) -> set[EventID]:
-        """Return the ids of events that open events follow and that are not placed here."""
+        """Return the IDs of events that open events follow and that are not placed here."""
         names = pool.references()
         known = await self._events.get_by_id(snapshot.room.room_nid, names)
         return {name for name in names if name not in known or known[name].is_outlier}

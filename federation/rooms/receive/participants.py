@@ -1,6 +1,6 @@
 """Decides for which events we ask other servers: those that concern the room.
 
-A server that knows a room's id may send events for it that follow events nobody has, and the owner
+A server that knows a room's ID may send events for it that follow events nobody has, and the owner
 of one machine may run any number of servers. So we fetch events and keys for an event only if
 
 - the server that sent it, or the server of its sender, is in the room,

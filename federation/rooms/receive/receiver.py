@@ -131,7 +131,7 @@ class Receiver:
         `origin`: the server whose transaction brought them; the room's server ACL must allow it.
         `is_past`: they were fetched from the room's history, so they are not new, and not checked
         against the current state. `states`: for events with missing prev_events, the state before
-        them according to another server, as ids of stored events. It is resolved with the states
+        them according to another server, as IDs of stored events. It is resolved with the states
         after the prev_events that we have. `broadcast`: we send them to the other servers in the
         room, because they were made with our help. `allow_gap`: in a room with partial state, they
         do not wait for missing prev_events. `refused`: past events that the room's policy server
@@ -580,7 +580,7 @@ def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
 def _split(
     names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, skip_outliers: bool
 ) -> tuple[list[StoredEvent], list[EventID]]:
-    """Return the stored events, and the ids of the others, in the order given.
+    """Return the stored events, and the IDs of the others, in the order given.
 
     `skip_outliers`: an outlier counts as missing.
     """

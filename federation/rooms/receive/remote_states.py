@@ -37,7 +37,7 @@ MAX_NEW: Final = 50_000
 
 
 class RemoteState(msgspec.Struct, frozen=True):
-    """A state according to another server, as ids of stored events."""
+    """A state according to another server, as IDs of stored events."""
 
     event_ids: Sequence[EventID]
     left_out: Sequence[UnverifiedEvent]
@@ -59,7 +59,7 @@ class RemoteStates:
         states: LargeResponseSlots,
         clock: IReactorTime,
     ) -> None:
-        """`lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
+        """`lists`: limits concurrent responses with lists of IDs and auth chains; `states`: those
         with complete states."""
         self._receiver = receiver
         self._imports = imports

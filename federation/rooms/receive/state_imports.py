@@ -115,7 +115,7 @@ class StateImports:
 
 
 def get_stored_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
-    """Return the ids of the stored events, whether accepted or rejected."""
+    """Return the IDs of the stored events, whether accepted or rejected."""
     return [
         outcome.event_id
         for outcome in outcomes

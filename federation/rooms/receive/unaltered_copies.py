@@ -83,7 +83,7 @@ class UnalteredCopies:
             schedule=BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
             max_records=MAX_BACKOFFS,
         )
-        """Keyed by event id and by server name."""
+        """Keyed by event ID and by server name."""
         self._lookups: SharedWork[str, Event | None] = SharedWork()
 
     async def find_all(
@@ -155,7 +155,7 @@ class UnalteredBatch(msgspec.Struct, frozen=True):
 
     received: Sequence[ReceivedPdu]
     unaltered: Mapping[EventID, ReceivedPdu]
-    """Unaltered copies by event id, or altered ones that are received as they are."""
+    """Unaltered copies by event ID, or altered ones that are received as they are."""
     refused: Collection[EventID]
     """Altered copies that did not come from the sender's server, and whose original no server has.
     Storing them would make the original a duplicate."""
@@ -241,7 +241,7 @@ def needs_unaltered_copy(
 
 
 def is_same(one: Event, other: Event) -> bool:
-    """Return whether two copies are of one event: an id proves that only if it is a hash."""
+    """Return whether two copies are of one event: an ID proves that only if it is a hash."""
     hashes: list[bytes] = [
         compute_reference_hash(event.version, event.pdu) for event in (one, other)
     ]

@@ -63,7 +63,7 @@ def find_left_out(
 ) -> list[UnverifiedEvent]:
     """Return the events of a remote state that cannot be verified now, with those that cite them.
 
-    `state`: the ids of events that are in the state itself, not only in its auth chain.
+    `state`: the IDs of events that are in the state itself, not only in its auth chain.
     """
     events = list(events)
     if not any(outcome.is_unverified for _, outcome in events):

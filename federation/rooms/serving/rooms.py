@@ -47,7 +47,7 @@ Pdus = list[msgspec.Raw]
 
 
 class ServedStateIDs(msgspec.Struct, frozen=True):
-    """A state and its auth chain, as event ids."""
+    """A state and its auth chain, as event IDs."""
 
     state: list[str]
     auth_chain: list[str]
@@ -120,7 +120,7 @@ class ServedRooms:
     async def get_state_ids(
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> ServedStateIDs:
-        """Return the same as `get_state`, as event ids."""
+        """Return the same as `get_state`, as event IDs."""
         stored = await self._get_non_outlier(server, room_id, event_id)
         state, chain = await self._states.get_ids(
             stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
