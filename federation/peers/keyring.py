@@ -14,7 +14,7 @@ Laws:
   among the network addresses of the requests and the registered domains that they name. Each may
   hold as many slots as it leaves free, so a flood from one leaves some for others. Addresses and
   domains are counted apart, as many requests may wait for the keys of one server. Servers are asked
-  by domain, in turns.
+  by domain, in turn.
 - For a server with pinned keys only these count, and no request is made for its keys.
 - Servers are asked first, and then the notaries of the configuration, if there are any. If many
   servers are needed at once, as in joining a large room, the notaries come first: one request

@@ -228,15 +228,15 @@ class RoomEngine:
 
     async def begin_chain(self, snapshot: RoomSnapshot) -> Chain:
         """Return a chain of our own events, which are sent to the other servers in the room."""
-        others = await self._servers.in_room(snapshot.room.room_nid)
-        further_flags = EventFlag.TO_SEND if others else 0
+        servers = await self._servers.in_room(snapshot.room.room_nid)
+        further_flags = EventFlag.TO_SEND if servers else 0
         return Chain(
             snapshot=snapshot,
             events=self._events,
             identity=self._identity,
             classify=self._classify,
             further_flags=further_flags,
-            get_policy_signature=self._get_policy_signature if others else None,
+            get_policy_signature=self._get_policy_signature if servers else None,
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
