@@ -58,13 +58,13 @@ def measure_reads(label: str, bob: User, room_id: str) -> None:
     since = str(sync(bob)["next_batch"])
     say(bob, room_id, "new")
     path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit="
-    for name, path in (
+    for name, request in (
         ("/sync of one new message", f"/_matrix/client/v3/sync?since={since}"),
         ("the first /sync, 10 events", "/_matrix/client/v3/sync"),
         ("/messages, 10 events", f"{path}10"),
         ("/messages, 100 events", f"{path}100"),
     ):
-        best(f"{name}, {label}", TIMES, partial(read, bob, path), rounds=ROUNDS)
+        best(f"{name}, {label}", TIMES, partial(read, bob, request), rounds=ROUNDS)
 
 
 def measure(server_folder: Path, template: Path, label: str, rules: str) -> None:
