@@ -183,7 +183,7 @@ class DeviceStore:
         rows: list[tuple[str | int, ...]] = [
             (s.ts, s.ip, s.user_agent, s.ts // HOUR_MS, s.user_id, s.device_id) for s in batch
         ]
-        await self._database.write("set_last_seen", write, rows)
+        await self._database.write("set_sightings", write, rows)
 
     async def delete_addresses(self, before: int, limit: int) -> int:
         """Delete the address and user agent of up to `limit` devices that were last seen before

@@ -323,7 +323,7 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     counter.clear()
     server.clock.advance(30)
     server.clock.advance(30)
-    assert counter.writes == {"set_last_seen": 1}
+    assert counter.writes == {"set_sightings": 1}
 
 
 def test_a_full_disk_logs_one_line(server: AccountsServer, monkeypatch: pytest.MonkeyPatch) -> None:
