@@ -148,7 +148,7 @@ class LRU(Generic[K, V]):
         return found
 
     def peek(self, key: K) -> V | None:
-        """As `get`, but neither a use nor a hit."""
+        """Like `get`, but neither a use nor a hit."""
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
@@ -256,7 +256,7 @@ class StreamCache(Generic[K, V]):
         - `load` reads values. It returns one for every key that it is given, also for a key that
           does not exist: so that is cached too. None: values come by `put` only.
         - `keys_of`: the keys that a change invalidates; None: all keys. A change of another node
-          may lack its room id and its detail, or have an `EventSummary` in place of an `EventRow`.
+          may lack its room ID and its detail, or have an `EventSummary` in place of an `EventRow`.
         - `update` changes a cached value in place, by a change of this node that concerns it, and
           returns whether it could. If not, the value is dropped.
         - The bounds are those of an `LRU`.

@@ -61,13 +61,13 @@ class LocalDevices:
         self._count_claims = count_claims
 
     async def get_list(self, user_id: UserID) -> dict[str, Any]:
-        """Return all devices of one of our users, with the latest stream id. Raises NotFound.
+        """Return all devices of one of our users, with the latest stream ID. Raises NotFound.
 
         spec: server-server-api#get_matrixfederationv1userdevicesuserid
         """
         if not self._identity.is_local(user_id):
             raise NotFound("This server does not have that user")
-        # the id first: a change in between is then sent once more, and not lost
+        # the ID first: a change in between is then sent once more, and not lost
         stream_id = await self._log.get_stream_id(user_id)
         keys = await self._read([user_id], at_least=stream_id)
         answer: dict[str, Any] = {
@@ -148,7 +148,7 @@ class LocalDevices:
             (user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
             for device_id, algorithm in devices.items()
-            # no device id holds NUL, and PostgreSQL would read it as another id, which the same
+            # no device ID holds NUL, and PostgreSQL would read it as another ID, which the same
             # claim may name too: both would get the same key
             if "\0" not in device_id
         ]

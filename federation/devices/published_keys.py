@@ -28,7 +28,7 @@ class EncodedKeys(msgspec.Struct, frozen=True, gc=False):
     signed the user's keys."""
 
     devices: msgspec.Raw
-    """All devices by id."""
+    """All devices by ID."""
     cross_signing: Mapping[str, msgspec.Raw]
     """Cross-signing keys by usage."""
     size: int
@@ -39,7 +39,7 @@ _Signed = tuple[Mapping[str, Sequence[KeySignature]], int]
 """The signatures that a user made, and the position up to which they are current."""
 
 
-class _Known:
+class _CachedKeys:
     """The cached keys of a user."""
 
     __slots__ = ("checked", "keys", "shown")
@@ -68,9 +68,9 @@ class PublishedKeyCache:
         self._streams = streams
         self._show = show
         self._is_alone = store.is_single_process
-        self._keys: LRU[str, _Known] = LRU(max_weight=capacity, weigh=_weigh_keys)
+        self._keys: LRU[str, _CachedKeys] = LRU(max_weight=capacity, weigh=_weigh_keys)
         self._signed: LRU[str, _Signed] = LRU(
-            max_weight=capacity, weigh=lambda _, signed: 1 + len(signed[0])
+            max_weight=capacity, weigh=lambda _, signatures: 1 + len(signatures[0])
         )
         """Signatures by the user who made them."""
         self._changes = 0
@@ -81,14 +81,14 @@ class PublishedKeyCache:
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
-    def cache(self) -> LRU[str, _Known]:
+    def cache(self) -> LRU[str, _CachedKeys]:
         """The keys by user, for metrics."""
         return self._keys
 
     async def get_published(
         self,
-        ours: Collection[str],
-        others: Collection[str] = (),
+        local_users: Collection[str],
+        remote_users: Collection[str] = (),
         reader: str | None = None,
         *,
         at_least: int = 0,
@@ -106,47 +106,49 @@ class PublishedKeyCache:
         signed: Mapping[str, Sequence[KeySignature]] = {}
         if not self._is_alone:
             changes = self._changes
-            cached = [each for each in ours if each in self._keys]
+            cached = [each for each in local_users if each in self._keys]
             newest, signed = await self._store.get_positions_and_signatures(cached, reader)
             newest = {**dict.fromkeys(cached, 0), **newest}
             if reader is not None and changes == self._changes:
                 self._signed.put(reader, (signed, began))
         elif reader is not None:
             signed = await self._signed_by(reader)
-        for keys in await self._get_keys(ours, others, newest, at_least, began):
+        for keys in await self._get_keys(local_users, remote_users, newest, at_least, began):
             devices.update(keys.devices)
             cross_signing.update(keys.cross_signing)
             signatures.update(keys.signatures)
-        for user_id in signed.keys() & {*ours, *others}:
+        for user_id in signed.keys() & {*local_users, *remote_users}:
             signatures[user_id] = (*signatures.get(user_id, ()), *signed[user_id])
         return PublishedKeys(devices, cross_signing, signatures)
 
-    async def is_current(self, ours: Collection[str]) -> bool:
+    async def is_current(self, local_users: Collection[str]) -> bool:
         """Return whether the cached keys of some of these users are the newest. One query if other
         processes may write."""
         if self._is_alone:
             return True
         return (
-            any(map(self._is_checked, ours))
+            any(map(self._is_checked, local_users))
             and await self._store.get_head() <= self._streams.current()
         )
 
-    async def get_encoded(self, ours: Collection[str], reader: str) -> Mapping[str, EncodedKeys]:
+    async def get_encoded(
+        self, local_users: Collection[str], reader: str
+    ) -> Mapping[str, EncodedKeys]:
         """Return the cached keys of users that look the same to the reader as to everybody.
 
         The cache was the newest (`is_current`) at the request, so the result is no older.
         """
-        others = {reader, *await self._signed_by(reader)}
+        excluded = {reader, *await self._signed_by(reader)}
         upto = self._remote_upto
         return {
-            user_id: known.shown or self._encode(user_id, known)
-            for user_id, known in self._keys.get_many(ours).items()
-            if known.checked >= upto and user_id not in others
+            user_id: cached.shown or self._encode(user_id, cached)
+            for user_id, cached in self._keys.get_many(local_users).items()
+            if cached.checked >= upto and user_id not in excluded
         }
 
-    def _encode(self, user_id: str, known: _Known) -> EncodedKeys:
-        known.shown = self._show(user_id, known.keys)
-        return known.shown
+    def _encode(self, user_id: str, cached: _CachedKeys) -> EncodedKeys:
+        cached.shown = self._show(user_id, cached.keys)
+        return cached.shown
 
     def _is_checked(self, user_id: str) -> bool:
         known = self._keys.get(user_id)
@@ -154,8 +156,8 @@ class PublishedKeyCache:
 
     async def _get_keys(
         self,
-        ours: Collection[str],
-        others: Collection[str],
+        local_users: Collection[str],
+        remote_users: Collection[str],
         newest: Mapping[str, int],
         at_least: int,
         began: int,
@@ -168,7 +170,7 @@ class PublishedKeyCache:
         """
         parts: list[PublishedKeys] = []
         missing: list[str] = []
-        for user_id in ours:
+        for user_id in local_users:
             known = self._keys.get(user_id)
             is_checked = self._is_alone or user_id in newest
             minimum = max(at_least, newest.get(user_id, 0))
@@ -177,13 +179,15 @@ class PublishedKeyCache:
             else:
                 known.checked = max(known.checked, began)
                 parts.append(known.keys)
-        if missing or others:
+        if missing or remote_users:
             changes = self._changes
-            read = await self._store.get_published(missing, others)
+            read = await self._store.get_published(missing, remote_users)
             parts.append(read)
             if changes == self._changes:
                 for user_id in missing:
-                    self._keys.put(user_id, _Known(keys=_of_user(read, user_id), checked=began))
+                    self._keys.put(
+                        user_id, _CachedKeys(keys=_of_user(read, user_id), checked=began)
+                    )
         return parts
 
     async def _signed_by(self, reader: str) -> Mapping[str, Sequence[KeySignature]]:
@@ -224,5 +228,5 @@ def _position(keys: PublishedKeys, user_id: str) -> int:
     return keys.positions.get(user_id, 0)
 
 
-def _weigh_keys(user_id: str, known: _Known) -> int:
-    return 1 + len(known.keys.devices.get(user_id, ()))
+def _weigh_keys(user_id: str, cached: _CachedKeys) -> int:
+    return 1 + len(cached.keys.devices.get(user_id, ()))

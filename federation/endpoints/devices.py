@@ -25,7 +25,7 @@ async def get_user_devices(devices: LocalDevices, peer: Peer, *, user_id: UserID
 
 
 class KeyQuery(msgspec.Struct, frozen=True):
-    """Device ids by user. An empty list stands for all devices of the user."""
+    """Device IDs by user. An empty list stands for all devices of the user."""
 
     device_keys: dict[str, list[str]]
 

@@ -48,7 +48,7 @@ async def get_state(
 async def get_state_ids(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
 ) -> dict[str, Any]:
-    """Return the state before an event by event ids."""
+    """Return the state before an event by event IDs."""
     served = await rooms.get_state_ids(peer.server_name, room_id, event_id)
     return {"pdu_ids": served.state, "auth_chain_ids": served.auth_chain}
 

@@ -93,5 +93,7 @@ async def third_party_bound(
     Anybody may call it, as the invites carry their own proof. A caller whose invites are not
     valid is ignored for a time.
     """
-    await invitations.do_accept_promises(parse_user_id(body.mxid), body, context.client_ip)
+    await invitations.do_accept_third_party_invites(
+        parse_user_id(body.mxid), body, context.client_ip
+    )
     return {}

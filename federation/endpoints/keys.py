@@ -31,7 +31,7 @@ class ServerKeyResponse(msgspec.Struct, frozen=True):
     resource="keys",
 )
 async def get_server_keys(keys: PublishedServerKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
-    """Return all keys. The deprecated key id in the path changes nothing."""
+    """Return all keys. The deprecated key ID in the path changes nothing."""
     return keys.get_document()
 
 

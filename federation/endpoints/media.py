@@ -30,7 +30,7 @@ class MediaHandlers(msgspec.Struct, frozen=True):
     """The functions that serve files. Both raise NotFound, NotYetUploaded, InvalidParam."""
 
     get_file: Callable[[str, int, ServerName], Awaitable[Response]]
-    """Called with the media id, the time to wait for an upload in milliseconds, and the peer."""
+    """Called with the media ID, the time to wait for an upload in milliseconds, and the peer."""
     get_thumbnail: Callable[[str, ThumbnailQuery, int, ServerName], Awaitable[Response]]
 
 

@@ -52,10 +52,10 @@ MAX_CONCURRENT: Final = 500
 MAX_IDLE: Final = 300
 MAX_IDLE_SECONDS: Final = 50
 """Shorter than what other servers and the proxies in front of them usually allow."""
-MAX_FRESH_SECONDS: Final = 3.0
-"""How long a connection may have been idle for a request that cannot be repeated."""
+MAX_IDLE_SECONDS_FOR_POST: Final = 3.0
+"""How long a connection may have been idle for a request that is not idempotent."""
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"})
-"""Methods that have no further effect when they are repeated: RFC 9110, section 9.2.2."""
+"""Idempotent methods: RFC 9110, section 9.2.2."""
 
 
 Connect = Callable[[IProtocolFactory], Coroutine[Deferred[Any], Any, IProtocol]]
@@ -252,7 +252,10 @@ class _Attempt:
         self._was_idle = idle_since is not None
         if idle_since is None and not connection.is_open:
             raise ConnectionGone("the connection was closed")
-        is_stale = idle_since is not None and self._clock.seconds() - idle_since > MAX_FRESH_SECONDS
+        is_stale = (
+            idle_since is not None
+            and self._clock.seconds() - idle_since > MAX_IDLE_SECONDS_FOR_POST
+        )
         if not connection.is_open or (is_stale and not self._is_repeatable):
             return False
         self.connection = connection
@@ -335,7 +338,7 @@ class WebAgent:
         host, port = parsed.host.decode("ascii").lower(), parsed.port
 
         async def connect(factory: IProtocolFactory) -> IProtocol:
-            tls = self._trust.towards(host) if parsed.scheme == b"https" else None
+            tls = self._trust.for_server(host) if parsed.scheme == b"https" else None
             return await self._connector.connect(host, port, tls, factory)
 
         # Another agent may have other permissions, so it shares no connection

@@ -23,11 +23,11 @@ TakeBody = Callable[[int, Mapping[str, str]], Callable[[bytes], None] | None]
 piece by piece, so that it is never in memory as a whole, or None to hold the body in memory.
 Both may raise OutboundError to end the exchange."""
 
-MAX_UNTAKEN_BYTES: Final = 64 << 10
-"""Limit of a body that `take` does not want, which is usually an error."""
+MAX_UNSTREAMED_BYTES: Final = 64 << 10
+"""Limit of a body for which `take` returns None, which is usually an error."""
 MIN_RATIO_CHECK_BYTES: Final = 16 << 20
 MAX_COMPRESSION_RATIO: Final = 50
-"""Highest compression ratio beyond FREELY_UNPACKED_BYTES, for a body that is held in memory.
+"""Highest compression ratio beyond `MIN_RATIO_CHECK_BYTES`, for a body that is held in memory.
 Events, with their hashes and signatures, reach three or four."""
 PIECE_BYTES: Final = 256 << 10
 """Bytes that are decompressed at a time."""
@@ -48,7 +48,7 @@ class BodyReader(Protocol):
         take: TakeBody | None = None,
     ) -> None:
         """`encoding`: the content coding. Names in `headers` are in lower case."""
-        self.done: Deferred[bytes] = Deferred(self._cut_off)
+        self.done: Deferred[bytes] = Deferred(self._cancel)
         self._status = status
         self._headers = headers
         self._encoding = encoding.lower()
@@ -89,7 +89,7 @@ class BodyReader(Protocol):
         if self._take is not None:
             receive = self._take(self._status, self._headers)
             if receive is None:
-                self._max_bytes = min(self._max_bytes, MAX_UNTAKEN_BYTES)
+                self._max_bytes = min(self._max_bytes, MAX_UNSTREAMED_BYTES)
             else:
                 self._pass_on, self._is_in_memory = receive, False
         if int(self._headers.get("content-length", "0")) > self._max_bytes:
@@ -128,7 +128,7 @@ class BodyReader(Protocol):
     def _too_long(self) -> OutboundError:
         return ResponseTooLong(f"the answer is longer than {self._max_bytes} bytes", self._status)
 
-    def _cut_off(self, done: Deferred[bytes]) -> None:
+    def _cancel(self, done: Deferred[bytes]) -> None:
         self._close()
         done.errback(CancelledResponse(self._status))
 

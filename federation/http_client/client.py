@@ -54,7 +54,7 @@ class WebClient(Protocol):
         redirects: int = 0,
         only_https: bool = False,
     ) -> WebResponse:
-        """As `HttpClient.request`. Raises OutboundError."""
+        """Like `HttpClient.request`. Raises OutboundError."""
         ...
 
 
@@ -78,12 +78,12 @@ class HttpClient:
         only_https: bool = False,
         take: TakeBody | None = None,
     ) -> WebResponse:
-        """Send a request, and follow so many redirects, all within so many seconds.
+        """Send a request, and follow up to `redirects` redirects, all within `seconds`.
 
         A GET follows redirects with the same headers. For another method, or without
-        `redirects`, the redirect is the answer. `max_bytes`: of the body, unpacked; `take` takes
-        a body that is too long for memory. Raises OutboundError for whatever prevents a whole
-        answer, including an address that is malformed or must not be contacted.
+        `redirects`, the redirect is the response. `max_bytes`: of the body, unpacked; `take` takes
+        a body that is too long for memory. Raises OutboundError for whatever prevents a complete
+        response, including a URL that is malformed or must not be contacted.
         """
         return await within(
             self._clock,

@@ -29,7 +29,7 @@ from federation.http_client.errors import ConnectionGone, OutboundError
 from federation.http_client.tls import TlsName
 
 MAX_HEAD_BYTES: Final = 64 << 10
-"""Limit of the first line and the headers of an answer, and of interim answers before it."""
+"""Limit of the first line and the headers of a response, and of interim responses before it."""
 
 
 @implementer(IHandshakeListener)
@@ -57,7 +57,7 @@ class GuardedConnection(ProtocolWrapper):
         self._on_close = call
 
     def begin_request(self) -> None:
-        """Expect an answer."""
+        """Expect a response."""
         self._is_busy = True
         self._head_bytes = 0
 

@@ -119,7 +119,7 @@ class Connector:
 
 
 def _interleave(addresses: Sequence[str]) -> list[str]:
-    """Return the addresses of both families by turns, beginning with that of the first."""
+    """Return the addresses of both families in turn, beginning with the family of the first."""
     first = [each for each in addresses if (":" in each) == (":" in addresses[0])]
     second = [each for each in addresses if each not in first]
     return [each for each in chain.from_iterable(zip_longest(first, second)) if each is not None]

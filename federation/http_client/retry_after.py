@@ -16,7 +16,7 @@ MAX_SECONDS: Final = 10**MAX_DIGITS - 1
 def read_retry_after(headers: Mapping[str, str], now: float) -> int:
     """Return the time to wait in milliseconds. 0 without a valid number or a future date.
 
-    Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the answer,
+    Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the response,
     if it has one, counts instead.
     """
     text = headers.get("retry-after", "")
@@ -25,5 +25,5 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> int:
     until = read_http_date(text)
     if until is None:
         return 0
-    said = read_http_date(headers.get("date", ""))
-    return int(min(max(until - (now if said is None else said), 0), MAX_SECONDS) * 1000)
+    date = read_http_date(headers.get("date", ""))
+    return int(min(max(until - (now if date is None else date), 0), MAX_SECONDS) * 1000)

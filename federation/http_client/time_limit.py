@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def within(clock: IReactorTime, seconds: float, work: Coroutine[Deferred[Any], Any, T]) -> T:
-    """Return the result of the work. After so many seconds, cancel it and raise OutboundError."""
+    """Return the result of the work. After `seconds`, cancel it and raise OutboundError."""
 
     def end(result: T | Failure, _seconds: float) -> T:
         if not isinstance(result, Failure):

@@ -55,7 +55,7 @@ class TlsTrust:
             options = CertificateOptions(trustRoot=roots, raiseMinimumTo=TLSVersion.TLSv1_2)
         self._context: Context = options.getContext()
 
-    def towards(self, name: str) -> "TlsName":
+    def for_server(self, name: str) -> "TlsName":
         """Expect a server of that name (a host name, or an address without brackets) on one
         connection."""
         return TlsName(context=self._context, name=name, verifies=self.verifies)

@@ -71,7 +71,7 @@ class FederationAgent:
         failure = OutboundError("the server states that it does not federate", retryable=False)
         for hop in route.hops:
             try:
-                tls = self._trust.towards(route.tls_name)
+                tls = self._trust.for_server(route.tls_name)
                 return await self._connector.connect(hop.host, hop.port, tls, factory)
             except OutboundError as error:
                 failure = error

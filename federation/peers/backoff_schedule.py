@@ -12,15 +12,15 @@ class BackoffSchedule(msgspec.Struct, frozen=True):
     """Pauses that grow by a factor, in milliseconds."""
 
     first_ms: int
-    longest_ms: int
-    growth: float = 2
+    max_ms: int
+    factor: float = 2
 
     def after(self, backoff_ms: float) -> int:
         """Return the pause after one of this length, or the first one after 0."""
-        return min(max(int(backoff_ms * self.growth), self.first_ms), self.longest_ms)
+        return min(max(int(backoff_ms * self.factor), self.first_ms), self.max_ms)
 
     def nth(self, failures: int) -> int:
         """Return the pause after this number of consecutive failures, from 1."""
         return int(
-            min(self.first_ms * self.growth ** min(failures - 1, _MAX_EXPONENT), self.longest_ms)
+            min(self.first_ms * self.factor ** min(failures - 1, _MAX_EXPONENT), self.max_ms)
         )

@@ -62,7 +62,7 @@ class RefusedByRemote(RemoteError):
         errcode: str,
         text: str,
         body: Mapping[str, Any],
-        told_wait_ms: int,
+        retry_after_ms: int,
     ) -> None:
         super().__init__(
             destination, f"{status} {errcode}: {text}", retryable=status >= 500 or status == 429
@@ -71,8 +71,8 @@ class RefusedByRemote(RemoteError):
         self.errcode = errcode
         self.text = text
         self.body = body
-        self.retry_after_ms = told_wait_ms
-        """Wait that the server names itself, at most `MAX_RETRY_AFTER_MS`. 0 if it names none."""
+        self.retry_after_ms = retry_after_ms
+        """Wait that the server asks for, at most `MAX_RETRY_AFTER_MS`. 0 if it asks for none."""
 
 
 def is_no_answer(error: RemoteError) -> bool:
@@ -245,11 +245,13 @@ class FederationClient:
         """
         self._policy.check_destination(destination, path)
 
-        def take_good(status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+        def take_successful(
+            status: int, headers: Mapping[str, str]
+        ) -> Callable[[bytes], None] | None:
             return take(status, headers) if status == 200 else None
 
         request = self._request(
-            "GET", destination, path, query, None, seconds, max_bytes, signed, take_good
+            "GET", destination, path, query, None, seconds, max_bytes, signed, take_successful
         )
         await self._ask(destination, request)
 

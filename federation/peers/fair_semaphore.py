@@ -40,7 +40,7 @@ class WaitLimits(msgspec.Struct, frozen=True):
     clock: IReactorTime
     slow_after: float | None = None
     """The first key of a permit that was held for longer is slow from then on."""
-    longest: float | None = None
+    max_wait: float | None = None
     """A waiter is refused after this time."""
 
 
@@ -55,7 +55,7 @@ class FairSemaphore(Generic[K]):
         max_waiting: int | None = None,
         max_waiting_per_key: int | Callable[[K], int | None] | None = None,
         refusal: Callable[[K | None], MatrixError] = lambda _key: LimitExceeded(),
-        waits: WaitLimits | None = None,
+        wait_limits: WaitLimits | None = None,
     ) -> None:
         """`permits_per_key`: a share, or a function of the key; call `recheck` when it rises.
 
@@ -67,7 +67,7 @@ class FairSemaphore(Generic[K]):
         self._max_waiting = max_waiting
         self._max_waiting_per_key = max_waiting_per_key
         self._refusal = refusal
-        self._waits = waits
+        self._wait_limits = wait_limits
         self._slow_until: LRU[K, float] = LRU(max_entries=MAX_SLOW_KEYS)
         self._held: Counter[K] = Counter()
         self._held_by_slow = 0
@@ -76,12 +76,12 @@ class FairSemaphore(Generic[K]):
         """The waiters, in the order of the round: no cache, and nothing is evicted."""
         self._queues_of: dict[K, dict[_Claim[K], None]] = {}
         """The claims that wait for each key, in the order of `_queues`."""
-        self._waiting_in_all = 0
+        self._total_waiting = 0
         self._freed: dict[tuple[K, ...] | None, None] = {}
         """Keys whose waiters are to be looked at; None: all waiters."""
         self._is_admitting = False
         self.seconds_waited = 0.0
-        """The time that all waiters together have waited, where `waits` has a clock."""
+        """The time that all waiters together have waited, where `wait_limits` has a clock."""
 
     @property
     def free(self) -> int:
@@ -91,7 +91,7 @@ class FairSemaphore(Generic[K]):
     @property
     def total_waiting(self) -> int:
         """The number of waiters."""
-        return self._waiting_in_all
+        return self._total_waiting
 
     def held(self, key: K) -> int:
         """Return the number of permits held for the key."""
@@ -153,9 +153,9 @@ class FairSemaphore(Generic[K]):
     def refuse_waiting(self, refusal: Callable[[], MatrixError], *keys: K) -> None:
         """Let all waiters for the keys fail, each with an error of its own."""
         claim = _Claim(keys)
-        for turn in list(self._queues.get(claim, ())):
-            self._leave_queue(claim, turn)
-            turn.errback(refusal())
+        for waiter in list(self._queues.get(claim, ())):
+            self._leave_queue(claim, waiter)
+            waiter.errback(refusal())
 
     def recheck(self) -> None:
         """Admit waiters whose share has risen."""
@@ -168,13 +168,13 @@ class FairSemaphore(Generic[K]):
         if not self._is_admitting and claim not in self._queues and self._has_room(claim):
             self._take(claim)  # no other waiter could have taken this permit
             return
-        turn: Deferred[None] = Deferred(lambda _: self._leave_queue(claim, turn))
-        self._enter_queue(claim, turn)
+        waiter: Deferred[None] = Deferred(lambda _: self._leave_queue(claim, waiter))
+        self._enter_queue(claim, waiter)
         began = self._now()
-        if self._waits is not None and self._waits.longest is not None:
-            turn.addTimeout(self._waits.longest, self._waits.clock)
+        if self._wait_limits is not None and self._wait_limits.max_wait is not None:
+            waiter.addTimeout(self._wait_limits.max_wait, self._wait_limits.clock)
         try:
-            await turn
+            await waiter
         except TimedOut:
             raise self._refusal(None) from None
         finally:
@@ -182,27 +182,27 @@ class FairSemaphore(Generic[K]):
 
     def _check_queue(self, keys: tuple[K, ...]) -> None:
         """Raises the refusal where the queue is full."""
-        if self._max_waiting is not None and self._waiting_in_all >= self._max_waiting:
+        if self._max_waiting is not None and self._total_waiting >= self._max_waiting:
             raise self._refusal(None)
         for key in keys:
-            most = self._max_waiting_per_key
-            most = most(key) if callable(most) else most
-            if most is not None and self._waiting[key] >= most:
+            limit = self._max_waiting_per_key
+            limit = limit(key) if callable(limit) else limit
+            if limit is not None and self._waiting[key] >= limit:
                 raise self._refusal(key)
 
-    def _enter_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
+    def _enter_queue(self, claim: "_Claim[K]", waiter: Deferred[None]) -> None:
         if claim not in self._queues:
             self._queues[claim] = deque()
             for key in claim.keys:
                 self._queues_of.setdefault(key, {})[claim] = None
-        self._queues[claim].append(turn)
-        self._waiting_in_all += 1
+        self._queues[claim].append(waiter)
+        self._total_waiting += 1
         _add(self._waiting, claim.keys, 1)
 
-    def _leave_queue(self, claim: "_Claim[K]", turn: Deferred[None]) -> None:
-        self._waiting_in_all -= 1
+    def _leave_queue(self, claim: "_Claim[K]", waiter: Deferred[None]) -> None:
+        self._total_waiting -= 1
         _add(self._waiting, claim.keys, -1)
-        self._queues[claim].remove(turn)
+        self._queues[claim].remove(waiter)
         if not self._queues[claim]:
             del self._queues[claim]
             for key in claim.keys:
@@ -234,11 +234,11 @@ class FairSemaphore(Generic[K]):
 
     def _release(self, claim: "_Claim[K]") -> None:
         # unless permits are scarce, other waiters only lack a share of their own keys
-        concerns_all = self._free <= 0 or claim.is_slow
+        admits_any = self._free <= 0 or claim.is_slow
         self._free += 1
         self._held_by_slow -= claim.is_slow
         _add(self._held, claim.keys, -1)
-        self._admit(None if concerns_all else claim.keys)
+        self._admit(None if admits_any else claim.keys)
 
     def _admit(self, keys: tuple[K, ...] | None) -> None:
         """Give permits to the waiters for these keys, or to any waiters.
@@ -257,11 +257,11 @@ class FairSemaphore(Generic[K]):
                 if claim is None:
                     del self._freed[freed]
                     continue
-                turn = self._queues[claim][0]
-                self._leave_queue(claim, turn)
+                waiter = self._queues[claim][0]
+                self._leave_queue(claim, waiter)
                 self._move_to_end(claim)
                 self._take(claim)
-                turn.callback(None)
+                waiter.callback(None)
         finally:
             self._is_admitting = False
 
@@ -280,12 +280,12 @@ class FairSemaphore(Generic[K]):
         return until is not None
 
     def _record_time(self, key: K, seconds: float) -> None:
-        slow_after = None if self._waits is None else self._waits.slow_after
+        slow_after = None if self._wait_limits is None else self._wait_limits.slow_after
         if slow_after is not None and seconds > slow_after:
             self._slow_until.put(key, self._now() + SLOW_FOR_SECONDS)
 
     def _now(self) -> float:
-        return 0.0 if self._waits is None else self._waits.clock.seconds()
+        return 0.0 if self._wait_limits is None else self._wait_limits.clock.seconds()
 
 
 class _Claim(msgspec.Struct, Generic[K], frozen=True):

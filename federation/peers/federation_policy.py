@@ -38,7 +38,7 @@ class ServerPatterns:
     (`/[a-z]+[.]example/`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """Raises BadPattern."""
+        """Raises InvalidPattern."""
         self.patterns = tuple(patterns)
         names, expressions = set(), []
         for pattern in self.patterns:
@@ -83,7 +83,7 @@ def make_rules(
     is_simulation: bool = False,
     has_member_list: bool = False,
 ) -> PolicyRules:
-    """Compile rules from patterns as text. Raises BadPattern."""
+    """Compile rules from patterns as text. Raises InvalidPattern."""
     return PolicyRules(
         None if allowed is None else ServerPatterns(allowed),
         ServerPatterns(denied) if denied else None,
@@ -176,8 +176,8 @@ class FederationPolicy:
         if not self.allows(server, Right.WRITING):
             return False
         is_invite = is_membership and event.content.get("membership") == "invite"
-        is_of_ours = is_invite and str(event.state_key).partition(":")[2] == self._own
-        return not is_of_ours or self.allows(server, Right.INVITES)
+        is_for_local_user = is_invite and str(event.state_key).partition(":")[2] == self._own
+        return not is_for_local_user or self.allows(server, Right.INVITES)
 
     def check_destination(self, server: ServerName, path: str = "") -> None:
         """Refuse an outgoing request. Raises Forbidden with a text for the user behind it.

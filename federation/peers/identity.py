@@ -14,5 +14,5 @@ class ServerIdentity(msgspec.Struct, frozen=True):
     key: SigningKey
 
     def is_local(self, identifier: str) -> bool:
-        """Return whether a user id or alias belongs to this server."""
+        """Return whether a user ID or alias belongs to this server."""
         return identifier.partition(":")[2] == self.server_name

@@ -98,7 +98,7 @@ class Notary(msgspec.Struct, frozen=True):
 
 class _Known(msgspec.Struct, frozen=True):
     keys: Mapping[KeyID, VerifyKey]
-    said_until: int
+    valid_until: int
     """End of the validity of the last document."""
     renew_at: int
 
@@ -183,7 +183,9 @@ class Keyring:
         LimitExceeded if too many such requests wait.
         """
         wanted = dict.fromkeys(key_ids, valid_at_ms)
-        return valid_keys((await self._find({server: wanted}, caller=address))[server].keys, wanted)
+        return valid_keys(
+            (await self._find({server: wanted}, address=address))[server].keys, wanted
+        )
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """Return the required signers of an event that have signed it validly.
@@ -230,24 +232,24 @@ class Keyring:
             return False
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
-    async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
+    async def renew(self, server: ServerName, *, is_unauthenticated: bool = False) -> bool:
         """Fetch the keys of a server now. Return whether it answered with valid ones.
 
-        Does nothing during a pause after a failure, a recent answer or a 429. `at_door`: for an
-        unauthenticated request, so not if too many of these wait.
+        Does nothing during a pause after a failure, a recent answer or a 429. `is_unauthenticated`:
+        for an unauthenticated request, so not if too many of these wait.
         """
         if self._is_paused(server) or not self._may_ask(server):
             return False
-        if not at_door:
-            return await self._renew(server, at_door=False)
+        if not is_unauthenticated:
+            return await self._renew(server, is_unauthenticated=False)
         try:
             with self._unauthenticated.hold_now(*_parties_of(NO_ADDRESS, server)):
-                return await self._renew(server, at_door=True)
+                return await self._renew(server, is_unauthenticated=True)
         except LimitExceeded:
             return False
 
-    async def _renew(self, server: ServerName, *, at_door: bool) -> bool:
-        if not await self._fetches.run(server, self._fetching(server, at_door)):
+    async def _renew(self, server: ServerName, *, is_unauthenticated: bool) -> bool:
+        if not await self._fetches.run(server, self._fetching(server, is_unauthenticated)):
             return False
         self._lacking.record_answer(server)
         return True
@@ -255,12 +257,12 @@ class Keyring:
     # ---- finding
 
     async def _find(
-        self, wanted: WantedKeys, *, caller: str | None = None
+        self, wanted: WantedKeys, *, address: str | None = None
     ) -> Mapping[ServerName, _Known]:
         """Return the known keys of each server, after fetching those that are missing.
 
-        `caller`: the network address of a request by the one server in `wanted`, whose present keys
-        are needed. A server that has just answered is not asked again for these. Raises
+        `address`: the network address of a request by the one server in `wanted`, whose present
+        keys are needed. A server that has just answered is not asked again for these. Raises
         LimitExceeded if too many such requests wait.
         """
         known = {server: self._get(server) for server in wanted}
@@ -270,30 +272,30 @@ class Keyring:
             for server, keys in wanted.items()
         ):
             return known  # nearly always
-        unread = [
+        uncached = [
             each for each in wanted if each not in self._known and self._get_fixed(each) is None
         ]
-        if unread:
-            for name, stored in (await self._store.get_keys(unread)).items():
+        if uncached:
+            for name, stored in (await self._store.get_keys(uncached)).items():
                 keys = {
                     KeyID(key_id): VerifyKey(key.public_key, key.valid_until)
                     for key_id, key in stored.keys.items()
                 }
                 self._cache(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
-        if caller is not None:
+        if address is not None:
             lacking = {
                 server: keys
                 for server, keys in lacking.items()
                 if not self._was_just_fetched(server)
             }
         is_unknown = not any(server in self._known for server in lacking)
-        if caller is not None and lacking and is_unknown:
+        if address is not None and lacking and is_unknown:
             (server,) = lacking
-            with self._unauthenticated.hold_now(*_parties_of(caller, server)):
-                await self._fetch_all(lacking, at_door=True)
+            with self._unauthenticated.hold_now(*_parties_of(address, server)):
+                await self._fetch_all(lacking, is_unauthenticated=True)
         elif lacking:
-            await self._fetch_all(lacking, at_door=False)
+            await self._fetch_all(lacking, is_unauthenticated=False)
         now = self._now_ms()
         for server in wanted:
             if (
@@ -305,7 +307,7 @@ class Keyring:
         return {server: self._get(server) for server in wanted}
 
     def _get(self, server: ServerName) -> _Known:
-        return self._get_fixed(server) or self._known.get(server) or _NOTHING
+        return self._get_fixed(server) or self._known.get(server) or _NO_KEYS
 
     def _get_fixed(self, server: ServerName) -> _Known | None:
         """Return keys that need no request: our own, and pinned ones."""
@@ -336,7 +338,7 @@ class Keyring:
 
     # ---- fetching
 
-    async def _fetch_all(self, lacking: WantedKeys, at_door: bool) -> None:
+    async def _fetch_all(self, lacking: WantedKeys, is_unauthenticated: bool) -> None:
         lacking = {server: keys for server, keys in lacking.items() if not self._is_paused(server)}
         left = lacking
         if self._notaries and len(left) >= NOTARIES_FIRST_FROM:
@@ -344,7 +346,10 @@ class Keyring:
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         asked = [server for server in left if self._may_ask(server)]
         await _gather(
-            [self._fetches.run(server, self._fetching(server, at_door)) for server in asked]
+            [
+                self._fetches.run(server, self._fetching(server, is_unauthenticated))
+                for server in asked
+            ]
         )
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < NOTARIES_FIRST_FROM:
@@ -357,14 +362,14 @@ class Keyring:
                 self._lacking.record_answer(server)
 
     def _fetching(
-        self, server: ServerName, at_door: bool
+        self, server: ServerName, is_unauthenticated: bool
     ) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
-        return lambda: self._fetch(server, at_door)
+        return lambda: self._fetch(server, is_unauthenticated)
 
-    async def _fetch(self, server: ServerName, at_door: bool) -> bool:
+    async def _fetch(self, server: ServerName, is_unauthenticated: bool) -> bool:
         """Fetch the keys of a server. Return whether it answered with valid ones."""
         domain = registered_domain_of(server)
-        if at_door:
+        if is_unauthenticated:
             await self._unauthenticated_fetch_slots.acquire(domain)
         else:
             await self._fetch_slots.acquire()
@@ -376,7 +381,7 @@ class Keyring:
             self._backoff.record_failure(server, error)
             return False
         finally:
-            if at_door:
+            if is_unauthenticated:
                 self._unauthenticated_fetch_slots.release(domain)
             else:
                 self._fetch_slots.release()
@@ -436,17 +441,17 @@ class Keyring:
             keys = valid_keys(self._get(notary.server_name).keys, wanted)
         return is_signed_by(document, notary.server_name, keys)
 
-    # ---- keeping
+    # ---- storing
 
     async def _store_if_newer(self, document: KeyDocument) -> None:
         """Store a document of a notary. An older one than ours only adds keys that ours lacks."""
         known = self._get(document.server_name)
-        if document.valid_until_ms >= known.said_until:
+        if document.valid_until_ms >= known.valid_until:
             await self._store_document(document)
         elif not document.keys.keys() <= known.keys.keys():
             server = document.server_name
             keys = _with_latest(known.keys, document.keys)
-            self._known.put(server, _Known(keys, known.said_until, known.renew_at))
+            self._known.put(server, _Known(keys, known.valid_until, known.renew_at))
             await self._store.add_keys(
                 server,
                 {key_id: _stored(key) for key_id, key in keys.items() if key_id not in known.keys},
@@ -493,11 +498,11 @@ def _with_latest(
     return {**keys, **dict(left[: max(0, MAX_STORED_KEYS - len(keys))])}
 
 
-_NOTHING = _Known({}, 0, 1 << 60)
+_NO_KEYS = _Known({}, 0, 1 << 60)
 
 
 def _wanted_for(event: Event) -> dict[ServerName, dict[KeyID, int]]:
-    """Return the key ids of the required signatures of an event. Raises BadEvent."""
+    """Return the key IDs of the required signatures of an event. Raises BadEvent."""
     at_ms = event.origin_server_ts if event.version.enforces_key_validity else 0
     return {
         server: dict.fromkeys(list(signatures_of(event.pdu, server))[:MAX_KEYS], at_ms)

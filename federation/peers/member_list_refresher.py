@@ -37,7 +37,7 @@ Fetch = Callable[[str], Awaitable[bytes]]
 class MemberListObserver(Protocol):
     """Counts the results of the refreshes."""
 
-    def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
+    def list_refreshed(self, expires: int | None, *, is_accepted: bool) -> None:
         """Record a refresh. `expires`: the expiry of the list in force in seconds, or None."""
 
 
@@ -113,7 +113,7 @@ class MemberListRefresher:
         return 0
 
     async def refresh(self) -> bool:
-        """Look for a newer list. Return whether the list found is good."""
+        """Look for a newer list. Return whether the list found is accepted."""
         source = self._source
         if source is None:
             return True
@@ -130,7 +130,7 @@ class MemberListRefresher:
                 location=source.url or source.path,
                 error=error,
             )
-            self._notify_observer(is_good=False)
+            self._notify_observer(is_accepted=False)
             return False
         if document != self._document and self._take(source, document):
             await self._store.set_document(
@@ -143,7 +143,7 @@ class MemberListRefresher:
                 serial=self._latest.serial,
                 members=len(self._latest.members),
             )
-        self._notify_observer(is_good=True)
+        self._notify_observer(is_accepted=True)
         return True
 
     async def _read(self, source: MemberListSource) -> bytes:
@@ -153,7 +153,7 @@ class MemberListRefresher:
         return source.path.read_bytes()
 
     def _take(self, source: MemberListSource, document: bytes) -> bool:
-        """Put a list in force until it expires. Return False if it is not good.
+        """Put a list in force until it expires. Return False if it is refused.
 
         An expired list still counts as the latest, so that no older one replaces it.
         """
@@ -201,6 +201,8 @@ class MemberListRefresher:
                 f"its serial is {members.serial}, and {self._latest.serial} was in force already"
             )
 
-    def _notify_observer(self, *, is_good: bool) -> None:
+    def _notify_observer(self, *, is_accepted: bool) -> None:
         members = self._policy.members
-        self._observer.list_refreshed(None if members is None else members.expires, is_good=is_good)
+        self._observer.list_refreshed(
+            None if members is None else members.expires, is_accepted=is_accepted
+        )

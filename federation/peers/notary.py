@@ -38,8 +38,8 @@ _ALL = ""
 """The rate limit key of these fetches."""
 
 Criteria = Mapping[str, Mapping[str, int | None]]
-"""Servers, their key ids, and the time until which each key has to be valid, in milliseconds. None:
-now. An empty id: all keys."""
+"""Servers, their key IDs, and the time until which each key has to be valid, in milliseconds. None:
+now. An empty ID: all keys."""
 
 
 class KeyNotaryService:
@@ -88,7 +88,10 @@ class KeyNotaryService:
         asked = [name for name in outdated[:MAX_FETCHES_PER_REQUEST] if self._may_fetch()]
         if asked:
             await gatherResults(
-                [Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked]
+                [
+                    Deferred.fromCoroutine(self._keyring.renew(name, is_unauthenticated=True))
+                    for name in asked
+                ]
             )
             stored = {**stored, **await self._store.get_documents(asked)}
         left = MAX_RESPONSE_BYTES

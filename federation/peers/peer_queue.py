@@ -41,8 +41,8 @@ class PeerQueue:
     def __init__(self, *, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
-        asks = max(limits.requests_per_window, 1)
-        rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
+        requests = max(limits.requests_per_window, 1)
+        rate = Rate(requests / limits.window, requests)  # a bucket refills in a window
         self._buckets = TokenBuckets(now=clock.seconds, rate=rate, max_buckets=MAX_COUNTED)
         self._delayed: Counter[ServerName] = Counter()
         self._semaphore: FairSemaphore[ServerName] = FairSemaphore(

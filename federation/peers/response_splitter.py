@@ -42,9 +42,9 @@ def _nested(levels: int) -> bytes:
     return inner
 
 
-_USUAL: Final = re.compile(_nested(6), re.DOTALL)
+_SHALLOW_VALUE: Final = re.compile(_nested(6), re.DOTALL)
 """Matches nearly all events at once."""
-_WHOLE_STRING: Final = re.compile(_STRING, re.DOTALL)
+_COMPLETE_STRING: Final = re.compile(_STRING, re.DOTALL)
 _TOKEN: Final = re.compile(STRING_OR_REST + rb"|[\]\[{}]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
@@ -53,16 +53,16 @@ _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 class Yielder:
     """Lets the reactor run after a certain number of bytes has been parsed."""
 
-    def __init__(self, *, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
-        """`at_once`: bytes between two turns of the reactor."""
+    def __init__(self, *, clock: IReactorTime, bytes_per_turn: int = PARSED_BYTES_PER_TURN) -> None:
+        """`bytes_per_turn`: bytes between two turns of the reactor."""
         self._clock = clock
-        self._at_once = at_once
+        self._bytes_per_turn = bytes_per_turn
         self._done = 0
 
     async def after(self, size: int) -> None:
         """Record parsed bytes, and yield if enough were parsed. Concurrent callers yield too."""
         self._done += size
-        if self._done >= self._at_once:
+        if self._done >= self._bytes_per_turn:
             await pause(self._clock)
             self._done = 0
 
@@ -83,16 +83,16 @@ class SplitResponse(msgspec.Struct, frozen=True):
 async def split_lists(
     body: bytes,
     fields: Collection[str],
-    most: int,
+    max_objects: int,
     clock: IReactorTime,
     *,
-    longest: int = MAX_EVENT_BYTES,
+    max_object_bytes: int = MAX_EVENT_BYTES,
 ) -> SplitResponse:
     """Return the objects in these lists of a response.
 
-    Values other than objects are skipped, and a missing list is empty. `longest`: bytes of one
-    object. Raises TooMany above `most` objects. Raises ValueError if one of them or the rest is too
-    long, or if the body is no object.
+    Values other than objects are skipped, and a missing list is empty. `max_object_bytes`: limit of
+    one object. Raises TooManyEvents above `max_objects`. Raises ValueError if one of them or the
+    rest is too long, or if the body is no object.
     """
     found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
     names = {msgspec.json.encode(field): field for field in fields}
@@ -111,8 +111,8 @@ async def split_lists(
             pause_at = at + BYTES_PER_TURN
             await pause(clock)
         count += 1
-        if count > most + MAX_OTHER_VALUES:
-            raise TooManyEvents(f"it has more than {most} events")
+        if count > max_objects + MAX_OTHER_VALUES:
+            raise TooManyEvents(f"it has more than {max_objects} events")
         byte = body[at] if at < len(body) else None
         if byte == _QUOTE:
             end = _end_of_string(body, at)
@@ -124,7 +124,7 @@ async def split_lists(
         elif byte == _CLOSE_LIST and into is not None:
             into, end, begun = None, at + 1, at
         elif byte in (_OPEN, _OPEN_LIST):
-            end = _end_of_value(body, at, longest)
+            end = _end_of_value(body, at, max_object_bytes)
             if into is not None and byte == _OPEN:
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
@@ -143,7 +143,7 @@ def _find(body: bytes, at: int) -> int:
 
 
 def _end_of_string(body: bytes, at: int) -> int:
-    token = _WHOLE_STRING.match(body, at, at + MAX_EVENT_BYTES)
+    token = _COMPLETE_STRING.match(body, at, at + MAX_EVENT_BYTES)
     if token is None:
         raise ValueError("it has a string that is too long or unterminated")
     return token.end()
@@ -182,13 +182,13 @@ def parse_event_piece(piece: msgspec.Raw) -> Mapping[str, Any]:
     )
 
 
-def _end_of_value(body: bytes, at: int, longest: int) -> int:
+def _end_of_value(body: bytes, at: int, max_bytes: int) -> int:
     """Return the end of the list or object that starts here."""
-    usual = _USUAL.match(body, at, at + longest)
-    if usual is not None:
-        return usual.end()
+    shallow = _SHALLOW_VALUE.match(body, at, at + max_bytes)
+    if shallow is not None:
+        return shallow.end()
     depth = 0
-    for token in islice(_TOKEN.finditer(body, at, at + longest), MOST_VALUES):
+    for token in islice(_TOKEN.finditer(body, at, at + max_bytes), MOST_VALUES):
         byte = body[token.start()]
         if byte in (_OPEN, _OPEN_LIST):
             depth += 1
@@ -201,10 +201,10 @@ def _end_of_value(body: bytes, at: int, longest: int) -> int:
 
 async def pause(clock: IReactorTime) -> None:
     """Let the reactor run once."""
-    turn: Deferred[None] = Deferred()
-    call = clock.callLater(0, turn.callback, None)
+    next_turn: Deferred[None] = Deferred()
+    call = clock.callLater(0, next_turn.callback, None)
     try:
-        await turn
+        await next_turn
     finally:
         if call.active():
             call.cancel()

@@ -73,7 +73,7 @@ class _File(msgspec.Struct, frozen=True):
     """Time of the next request for the file."""
     pause: float = 0.0
     """Length of the last pause after a failure."""
-    believed_until: float = 0.0
+    usable_until: float = 0.0
 
 
 class Routes:
@@ -122,7 +122,7 @@ class Routes:
         if file is not None and delegated is not None:
             soon = self._clock.seconds() + RETRIES.first_ms / 1000
             if soon < file.until:
-                self._files.put(name, _File(delegated, soon, believed_until=file.believed_until))
+                self._files.put(name, _File(delegated, soon, usable_until=file.usable_until))
         for service in service_names(host_of(delegated or name)):
             self._services.pop(service)
 
@@ -154,16 +154,16 @@ class Routes:
                 seconds = well_known_seconds(answer.headers, self._clock.seconds())
         now = self._clock.seconds()
         if delegated is not None:
-            file = _File(delegated, now + seconds, believed_until=now + seconds + GRACE_SECONDS)
+            file = _File(delegated, now + seconds, usable_until=now + seconds + GRACE_SECONDS)
         else:
             pause = RETRIES.after(0 if before is None else before.pause * 1000) / 1000
             if (
                 not answered
                 and before is not None
                 and before.delegated is not None
-                and before.believed_until > now
+                and before.usable_until > now
             ):
-                file = _File(before.delegated, now + pause, pause, before.believed_until)
+                file = _File(before.delegated, now + pause, pause, before.usable_until)
             else:
                 file = _File(None, now + pause, pause)
         self._files.put(host, file)

@@ -22,24 +22,24 @@ class SharedWork(Generic[K, T]):
     """Runs pieces of work by key. For the reactor thread."""
 
     def __init__(self) -> None:
-        self._waiting: dict[K, list[Deferred[T]]] = {}
+        self._waiters: dict[K, list[Deferred[T]]] = {}
 
     async def run(self, key: K, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
         """Wait for the work of this key, and start it unless it runs. Raises the work's error."""
-        mine: Deferred[T] = Deferred()
-        if key in self._waiting:
-            self._waiting[key].append(mine)
+        waiter: Deferred[T] = Deferred()
+        if key in self._waiters:
+            self._waiters[key].append(waiter)
         else:
-            self._waiting[key] = [mine]
+            self._waiters[key] = [waiter]
             Deferred.fromCoroutine(work()).addBoth(self._finish, key)
-        return await mine
+        return await waiter
 
     def is_running(self, key: K) -> bool:
         """Return whether the work of this key runs."""
-        return key in self._waiting
+        return key in self._waiters
 
     def _finish(self, outcome: T | Failure, key: K) -> None:
-        for each in self._waiting.pop(key):
+        for each in self._waiters.pop(key):
             if each.called:
                 continue  # cancelled
             if isinstance(outcome, Failure):

@@ -61,7 +61,7 @@ class RequestVerifier:
         self._policy = policy
         self._identity = identity
         self._now_ms = now_ms
-        self._resting: PeerBackoff[str] = PeerBackoff(now_ms=now_ms, max_records=MAX_PAUSED)
+        self._paused: PeerBackoff[str] = PeerBackoff(now_ms=now_ms, max_records=MAX_PAUSED)
         """Addresses that sent a long body with an invalid signature."""
 
     async def get_peer(
@@ -76,11 +76,11 @@ class RequestVerifier:
         """
         signatures = self._read(authorization, uri)
         origin = signatures[0].origin
-        is_deep = False
+        is_too_deep = False
         try:
             content = _check_json(body) if body else None
         except RecursionError:  # the endpoint parses the part that is not too deep
-            content, is_deep = msgspec.Raw(body), True
+            content, is_too_deep = msgspec.Raw(body), True
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotJson from error
         key_ids = [each.key_id for each in signatures]
@@ -94,7 +94,7 @@ class RequestVerifier:
             self._check(known, keys, method, uri, content)
         except Unauthorized:
             if len(body) > MAX_SHORT_BODY_BYTES and (
-                self._resting.left_ms(address) or has_too_many_values(body, MAX_VALUES)
+                self._paused.left_ms(address) or has_too_many_values(body, MAX_VALUES)
             ):
                 raise
             try:
@@ -104,9 +104,9 @@ class RequestVerifier:
                 self._check(known, keys, method, uri, msgspec.Raw(canonical))
             except MatrixError:  # it may have no canonical form, which is only found out here
                 if len(body) > MAX_SHORT_BODY_BYTES:
-                    self._resting.pause(address, LONG_BODY_PAUSE_MS)
+                    self._paused.pause(address, LONG_BODY_PAUSE_MS)
                 raise
-        if is_deep and not is_one_object(body):
+        if is_too_deep and not is_one_object(body):
             raise NotJson
         return Peer(origin)
 

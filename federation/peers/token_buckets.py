@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 CLOCK_TOLERANCE: Final = 1e-5
-"""In seconds. An action that comes earlier by less than this has waited for the time it was given,
-as that time is in milliseconds and clocks are no more exact."""
+"""In seconds. An action may come earlier by less than this: the wait that we report is rounded to
+milliseconds, and clocks are no more exact."""
 MAX_BUCKETS: Final = 100_000
 """Beyond it the buckets that are nearest to full are evicted."""
 
@@ -72,7 +72,7 @@ class TokenBuckets:
         if len(self._full_at) > self._max_buckets:
             self._evict_fullest(now)
 
-    def give_back(self, key: str, cost: float = 1) -> None:
+    def refund(self, key: str, cost: float = 1) -> None:
         """Put tokens back."""
         if key in self._full_at:  # else it is full already
             self._full_at[key] -= cost / self._rate.per_second

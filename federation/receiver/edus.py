@@ -88,7 +88,7 @@ class EduReceivers:
             )
         except DatabaseUnavailable:
             raise
-        except Exception:  # a bug: repeating the EDU for ever would block this server
+        except Exception:  # an unexpected error: repeating the EDU forever would block this server
             self._log.failure(
                 "the EDU {type} of {origin} could not be processed",
                 type=edu_type,

@@ -72,7 +72,7 @@ OVERHEAD_BYTES: Final = 500
 TO_DEVICE: Final = "m.direct_to_device"
 
 Results = dict[str, dict[str, str]]
-"""By event id: an empty object, or `error` with a text."""
+"""By event ID: an empty object, or `error` with a text."""
 
 
 Piece = Mapping[str, Any] | msgspec.Raw
@@ -101,9 +101,9 @@ class TransactionResponseCache:
     first.
     """
 
-    def __init__(self, most_bytes: int = MAX_CACHED_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._servers: LRU[ServerName, dict[str, bytes]] = LRU(
-            max_weight=most_bytes, weigh=_response_bytes
+            max_weight=max_bytes, weigh=_response_bytes
         )
         """By server and transaction id, the oldest first."""
 
@@ -133,7 +133,7 @@ class TransactionReceiver:
         memberships: Memberships,
         receiver: Receiver,
         inbox: Inbox,
-        insiders: RoomParticipants,
+        participants: RoomParticipants,
         edus: EduReceivers,
         outside: OutOfRoomUpdates,
         policy: FederationPolicy,
@@ -145,7 +145,7 @@ class TransactionReceiver:
         self._memberships = memberships
         self._receiver = receiver
         self._inbox = inbox
-        self._insiders = insiders
+        self._participants = participants
         self._edus = edus
         self._outside = outside
         self._policy = policy
@@ -190,7 +190,9 @@ class TransactionReceiver:
         Raises ValueError, RecursionError.
         """
         limit = MAX_PDUS + MAX_EDUS
-        lists = await split_lists(body, ("pdus", "edus"), limit, self._clock, longest=len(body))
+        lists = await split_lists(
+            body, ("pdus", "edus"), limit, self._clock, max_object_bytes=len(body)
+        )
         rest = _read_form(lists.rest)
         if rest.pdus or rest.edus:  # otherwise they would be acknowledged and lost
             raise ValueError("a list has a name with escaped characters")
@@ -216,15 +218,15 @@ class TransactionReceiver:
         self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]
     ) -> Results:
         by_room: dict[RoomID, list[tuple[Mapping[str, Any], int]]] = {}
-        turns = Yielder(clock=self._clock)
+        yielder = Yielder(clock=self._clock)
         for piece in pdus:
             pdu, size = _read_event(piece), _size(piece)
-            await turns.after(size)
+            await yielder.after(size)
             if isinstance(pdu.get("room_id"), str):
                 by_room.setdefault(RoomID(pdu["room_id"]), []).append((pdu, size))
 
         async def process_room(room_id: RoomID) -> Results:
-            return await self._process_room(origin, room_id, by_room[room_id], turns)
+            return await self._process_room(origin, room_id, by_room[room_id], yielder)
 
         # room keys come before the events that they decrypt: otherwise a client would briefly show
         # a decryption error
@@ -238,30 +240,30 @@ class TransactionReceiver:
         return results
 
     async def _read_edus(self, edus: Iterable[Piece]) -> AsyncIterator[Mapping[str, Any]]:
-        turns = Yielder(clock=self._clock)
+        yielder = Yielder(clock=self._clock)
         for edu in edus:
             yield _read_edu(edu)
-            await turns.after(_size(edu))
+            await yielder.after(_size(edu))
 
     async def _process_room(
         self,
         origin: ServerName,
         room_id: RoomID,
         pdus: Sequence[tuple[Mapping[str, Any], int]],
-        turns: Yielder,
+        yielder: Yielder,
     ) -> Results:
         """Process the events of one room, given with their sizes. Return the results.
 
-        A malformed event is left out, as it has no event id.
+        A malformed event is left out, as it has no event ID.
         """
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
-            return {}  # the event ids depend on the unknown room version
+            return {}  # the event IDs depend on the unknown room version
         results: Results = {}
         events: list[Event] = []
         is_here = bool(await self._memberships.local_members(snapshot.room.room_nid))
         for pdu, size in pdus:
-            await turns.after(size)
+            await yielder.after(size)
             version = (
                 snapshot.version if is_here else await self._outside.find_version(snapshot, pdu)
             )
@@ -285,7 +287,7 @@ class TransactionReceiver:
                 refusal = await self._outside.receive_or_explain(snapshot, origin, event)
                 results[event.event_id] = {} if refusal is None else {"error": refusal}
             return results
-        inside = await self._insiders.find_relevant(snapshot, origin, events)
+        inside = await self._participants.find_relevant(snapshot, origin, events)
         unknown = [
             event
             for event in events
@@ -303,19 +305,21 @@ class TransactionReceiver:
                 continue
             if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
                 results[event.event_id] = {"error": outcome.error.text}
-        waiting = [
+        pending = [
             (event, outcome.awaits_policy_server)
             for event, outcome in zip(events, outcomes, strict=True)
             if must_wait(outcome) and not outcome.is_backfilled
         ]
-        unjudged = [event for event, is_unjudged in waiting if is_unjudged]
-        naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]
-        others = [
-            event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)
+        awaiting_policy = [event for event, awaits_policy in pending if awaits_policy]
+        naming = [
+            event for event, awaits_policy in pending if not awaits_policy and is_naming(event)
         ]
-        policy_server = await self._find_policy_server(room_id) if unjudged else None
-        is_out_of_room = origin not in await self._insiders.in_room(snapshot)
-        for group in (unjudged, naming, others):  # most of the others follow the unjudged
+        remaining = [
+            event for event, awaits_policy in pending if not awaits_policy and not is_naming(event)
+        ]
+        policy_server = await self._find_policy_server(room_id) if awaiting_policy else None
+        is_out_of_room = origin not in await self._participants.in_room(snapshot)
+        for group in (awaiting_policy, naming, remaining):  # most of the last follow the first
             if not group:
                 continue
             try:
@@ -323,9 +327,9 @@ class TransactionReceiver:
                     snapshot.room,
                     origin,
                     group,
-                    policy_server=policy_server if group is unjudged else None,
+                    policy_server=policy_server if group is awaiting_policy else None,
                     is_out_of_room=is_out_of_room,
-                    is_news=any(event.event_id in inside for event in group),
+                    ends_pause=any(event.event_id in inside for event in group),
                 )
             except InboxFull:
                 # the events are refused, but not the rest of the transaction

@@ -110,7 +110,7 @@ class RemoteDirectoryClient:
     async def get_public_rooms(
         self, server: ServerName, query: RoomDirectoryQuery
     ) -> dict[str, Any]:
-        """Return a page of the directory. Rooms without an id are left out.
+        """Return a page of the directory. Rooms without an ID are left out.
 
         Raises RemoteError, Forbidden (the policy).
         """

@@ -30,7 +30,7 @@ MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
 MAX_SHORT_STATE_BYTES: Final = 4 << 20
 MAX_SHORT_LIST_BYTES: Final = 1 << 20
-"""Size of short lists of ids and of auth chains, which need no slot (`large_responses.py`)."""
+"""Size of short lists of IDs and of auth chains, which need no slot (`large_responses.py`)."""
 STATE_SLOTS: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
 LIST_SLOTS: Final = ((2, MAX_IDS_BYTES),)
 """Slots for longer responses, for all rooms: their number, and the largest size in bytes."""
@@ -41,7 +41,7 @@ SECONDS: Final = 20
 
 
 class StateIDs(msgspec.Struct, frozen=True):
-    """A state and its auth chain, by event id."""
+    """A state and its auth chain, by event ID."""
 
     state: Sequence[EventID]
     auth_chain: Sequence[EventID]
@@ -99,7 +99,7 @@ class EventClient:
                 "limit": limit,
                 "min_depth": min_depth,
             },
-            seconds=_at_most(server, seconds, SECONDS),
+            seconds=_limit_seconds(server, seconds, SECONDS),
             max_bytes=MAX_PAGE_BYTES,
         )
         return await self._read(server, answer, "events", limit)
@@ -124,14 +124,14 @@ class EventClient:
         seconds: float,
         max_bytes: int,
     ) -> StateIDs:
-        """Return the state before an event by event ids. Raises AnswerTooLong."""
+        """Return the state before an event by event IDs. Raises AnswerTooLong."""
         path = make_path("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get_as(
             _StateIDsAnswer,
             server,
             path,
             [("event_id", event_id)],
-            seconds=_at_most(server, seconds, ANSWER_SECONDS),
+            seconds=_limit_seconds(server, seconds, ANSWER_SECONDS),
             max_bytes=max_bytes,
         )
         state = await _check_ids(server, answer.pdu_ids, self._clock)
@@ -152,7 +152,7 @@ class EventClient:
             server,
             path,
             [("event_id", event_id)],
-            seconds=_at_most(server, seconds, ANSWER_SECONDS),
+            seconds=_limit_seconds(server, seconds, ANSWER_SECONDS),
             max_bytes=max_bytes,
         )
         try:
@@ -169,7 +169,10 @@ class EventClient:
         """Return one event."""
         path = make_path("/_matrix/federation/v1/event/{}", event_id)
         answer = await self._requests.get(
-            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_EVENT_BYTES
+            server,
+            path,
+            seconds=_limit_seconds(server, seconds, SECONDS),
+            max_bytes=MAX_EVENT_BYTES,
         )
         pdus = _get_pdus(server, answer, "pdus", 1)
         if not pdus:
@@ -188,7 +191,7 @@ class EventClient:
         """Return the auth chain of an event. Raises AnswerTooLong."""
         path = make_path("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
         answer = await self._requests.get_bytes(
-            server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes
+            server, path, seconds=_limit_seconds(server, seconds, SECONDS), max_bytes=max_bytes
         )
         return await self._read(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
@@ -205,11 +208,11 @@ class EventClient:
             raise RemoteError(
                 server, f"the answer has an unexpected form: {error}", retryable=False
             ) from error
-        turns, events = Yielder(clock=self._clock), list[Pdu]()
+        yielder, events = Yielder(clock=self._clock), list[Pdu]()
         for piece in lists.lists[field][:limit]:
             if event := parse_event_piece(piece):
                 events.append(event)
-            await turns.after(len(memoryview(piece)))
+            await yielder.after(len(memoryview(piece)))
         return events
 
     async def get_event_at(
@@ -230,7 +233,7 @@ class EventClient:
         return EventAtTime(EventID(event_id), found_ts)
 
 
-def _at_most(server: ServerName, seconds: float, limit: float) -> float:
+def _limit_seconds(server: ServerName, seconds: float, limit: float) -> float:
     if seconds <= 0:
         raise RemoteError(server, "no time is left for the request", retryable=True)
     return min(seconds, limit)
@@ -248,7 +251,7 @@ async def _check_ids(server: ServerName, ids: Sequence[str], clock: IReactorTime
     if len(ids) > MAX_STATE_EVENTS:
         raise RemoteError(server, "the state has too many events", retryable=False)
     found: dict[EventID, None] = {}
-    turns = Yielder(clock=clock, at_once=IDS_PER_TURN)
+    yielder = Yielder(clock=clock, bytes_per_turn=IDS_PER_TURN)
     for start in range(0, len(ids), IDS_PER_TURN):
         found.update(
             (EventID(event_id), None)
@@ -256,5 +259,5 @@ async def _check_ids(server: ServerName, ids: Sequence[str], clock: IReactorTime
             if is_event_id(event_id)
         )
         if start + IDS_PER_TURN < len(ids):
-            await turns.after(IDS_PER_TURN)
+            await yielder.after(IDS_PER_TURN)
     return list(found)

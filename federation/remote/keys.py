@@ -46,7 +46,7 @@ USAGES: Final = ("master", "self_signing")
 
 
 class UserKeys(msgspec.Struct):
-    """The published keys of a user: device keys by device id, and cross-signing keys by usage."""
+    """The published keys of a user: device keys by device ID, and cross-signing keys by usage."""
 
     devices: dict[str, bytes] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
@@ -55,7 +55,7 @@ class UserKeys(msgspec.Struct):
 
 
 class DeviceList(msgspec.Struct, frozen=True):
-    """All devices of a user, and the stream id of the latest change."""
+    """All devices of a user, and the stream ID of the latest change."""
 
     stream_id: int
     keys: UserKeys
@@ -130,7 +130,7 @@ class DeviceKeyClient:
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
-        """Claim one-time keys. Return them by user, device and key id.
+        """Claim one-time keys. Return them by user, device and key ID.
 
         Raises RemoteError, Forbidden.
         """
@@ -168,7 +168,7 @@ class DeviceKeyClient:
 
 
 def is_stream_id(value: object) -> TypeGuard[int]:
-    """Return whether the value is a valid stream id of a device list."""
+    """Return whether the value is a valid stream ID of a device list."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
@@ -212,7 +212,7 @@ def add_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: obj
 
 
 def is_device_id(device_id: str) -> bool:
-    """Return whether the device id can be stored."""
+    """Return whether the device ID can be stored."""
     return 0 < len(device_id) <= MAX_DEVICE_ID and "\0" not in device_id
 
 

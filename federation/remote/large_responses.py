@@ -29,7 +29,7 @@ TimeLeft = Callable[[], float]
 """Returns the seconds that are left now."""
 
 
-def get_longest_time() -> float:
+def get_time_limit() -> float:
     """Return the time limit of a single request."""
     return ANSWER_SECONDS
 
@@ -51,7 +51,7 @@ class LargeResponseSlots:
 
     @asynccontextmanager
     async def read(
-        self, server: ServerName, ask: Ask[T], left: TimeLeft = get_longest_time
+        self, server: ServerName, ask: Ask[T], time_left: TimeLeft = get_time_limit
     ) -> AsyncIterator[T]:
         """Request a response, and hold its slot in the context.
 
@@ -68,7 +68,7 @@ class LargeResponseSlots:
         for number, (slots, max_bytes) in enumerate(self._slots, 1):
             try:
                 await Deferred.fromCoroutine(slots.acquire(domain)).addTimeout(
-                    max(left(), 0), self._clock
+                    max(time_left(), 0), self._clock
                 )
             except TimedOut as error:
                 raise RemoteError(

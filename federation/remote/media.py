@@ -131,7 +131,7 @@ class MediaClient:
         )
 
     async def _finish(self, receiver: "_Receiver", limits: tuple[float, int]) -> FileHeaders:
-        receiver.check_whole()
+        receiver.check_complete()
         location = receiver.location
         if location is None:
             return receiver.headers
@@ -193,7 +193,7 @@ class _Receiver:
             raise self._fail(RemoteFileTooLarge(self.server, self._max_bytes))
         return self._write
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         """Raise RemoteError for an incomplete response."""
         if self._multipart is not None and not self._multipart.is_whole:
             raise RemoteError(

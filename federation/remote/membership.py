@@ -85,7 +85,7 @@ class MembershipClient:
     ) -> MembershipTemplate:
         """Return a template for the user's new membership.
 
-        Raises RemoteError, UnknownVersion, Forbidden (the policy).
+        Raises RemoteError, UnknownRoomVersion, Forbidden (the policy).
         """
         versions: Query = (
             () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
@@ -155,7 +155,7 @@ class MembershipClient:
                 ("state", "auth_chain"),
                 MAX_STATE_EVENTS,
                 self._clock,
-                longest=MAX_REST_BYTES,
+                max_object_bytes=MAX_REST_BYTES,
             )
             other = msgspec.json.decode(lists.rest, type=_OtherFields)
         except (ValueError, RecursionError) as error:

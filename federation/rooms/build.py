@@ -67,7 +67,7 @@ class Classification(msgspec.Struct, frozen=True):
     computes them."""
 
     flags: int = 0
-    """NOTIFIES and CALLS_ROOM, if they apply."""
+    """NOTIFIES and HIGHLIGHTS, if they apply."""
     outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Push actions of the local users for whom the flags do not apply."""
     thread_root: EventID | None = None
@@ -130,7 +130,8 @@ class Chain:
         """Build the drafts of one request; for a draft that changes nothing, return the current
         event.
 
-        Raises Forbidden and other errors of authorization, with the chain as before; TargetInChain.
+        Raises Forbidden and other errors of authorization, with the chain as before;
+        DependsOnChain.
         """
         mark = (
             dict(self._overlay),
@@ -274,7 +275,7 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> RoomBeforeEvent:
+    def _get_room_before(self, event: Event, state: Mapping[StateKey, Event]) -> RoomBeforeEvent:
         create = state.get(CREATE)
         levels = None
         if create is not None:
@@ -294,8 +295,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        circumstances = self._circumstances(event, state)
-        classification = await self._classify(event, circumstances)
+        room_before = self._get_room_before(event, state)
+        classification = await self._classify(event, room_before)
         auth_stored = [
             self._known[key].nid for key in keys if key in state and key not in self._overlay
         ]
@@ -327,7 +328,7 @@ class Chain:
             )
         )
         self.built.append(event)
-        self._room_id = event.room_id  # a create event may define the room id
+        self._room_id = event.room_id  # a create event may define the room ID
         if event.state_key is not None:
             self._overlay[event.key] = event
             if event.membership is not None:
@@ -335,7 +336,7 @@ class Chain:
                     **self._changed_members,
                     UserID(event.state_key): event.membership == "join",
                 }
-        self._member_count = circumstances.member_count
+        self._member_count = room_before.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
 

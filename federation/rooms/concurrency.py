@@ -13,29 +13,29 @@ T = TypeVar("T")
 
 
 async def map_concurrently(
-    work: Callable[[A], Awaitable[T]], items: Iterable[A], at_once: int
+    work: Callable[[A], Awaitable[T]], items: Iterable[A], limit: int
 ) -> list[T]:
-    """Return the results of the work for the items, in order; `at_once` items run at a time.
+    """Return the results of the work for the items, in order; `limit` items run at a time.
 
     The first failure is raised, and no further item is started.
     """
-    waiting = deque(enumerate(items))
-    if len(waiting) == 1:
-        return [await work(waiting[0][1])]
+    pending = deque(enumerate(items))
+    if len(pending) == 1:
+        return [await work(pending[0][1])]
     results: dict[int, T] = {}
 
     async def run_next() -> None:
-        while waiting:
-            at, item = waiting.popleft()
+        while pending:
+            at, item = pending.popleft()
             try:
                 results[at] = await work(item)
             except BaseException:
-                waiting.clear()
+                pending.clear()
                 raise
 
     try:
         await gatherResults(
-            [Deferred.fromCoroutine(run_next()) for _ in range(min(at_once, len(waiting)))],
+            [Deferred.fromCoroutine(run_next()) for _ in range(min(limit, len(pending)))],
             consumeErrors=True,
         )
     except FirstError as error:
@@ -43,19 +43,19 @@ async def map_concurrently(
     return [results[at] for at in range(len(results))]
 
 
-async def wait_at_most(
+async def wait_with_timeout(
     work: Coroutine[Any, Any, None],
     seconds: float,
     clock: IReactorTime,
-    note_failure: Callable[[Failure], None],
+    log_failure: Callable[[Failure], None],
 ) -> None:
-    """Return when the work is done or the time is over. The work continues then, and a failure is
-    passed to `note_failure`."""
+    """Return when the work is done, or after the time limit. In the latter case the work continues,
+    and a failure is passed to `log_failure`."""
     done: Deferred[None] = Deferred()
 
     def run_next(_: None) -> None:
         if not done.called:
             done.callback(None)
 
-    Deferred.fromCoroutine(work).addErrback(note_failure).addCallback(run_next)
+    Deferred.fromCoroutine(work).addErrback(log_failure).addCallback(run_next)
     await done.addTimeout(seconds, clock, lambda _failure, _seconds: None)

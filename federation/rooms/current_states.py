@@ -67,8 +67,8 @@ class CurrentStates:
             found.update((nid, (room_nid, user_id)) for (_, user_id), nid in entries.items())
         events = await self._events.get_events(found)
         joined.update(
-            who
-            for nid, who in found.items()
+            each_user_id
+            for nid, each_user_id in found.items()
             if nid in events and events[nid].event.membership == "join"
         )
         return joined

@@ -24,7 +24,7 @@ from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, DependsOnChain, GetPolicySignature
-from federation.rooms.event_drafts import Also, Draft
+from federation.rooms.event_drafts import Draft, ExtraWrite
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_servers import RoomServers
@@ -66,7 +66,7 @@ class _Request(msgspec.Struct):
     built: list[Event | StoredEvent] = msgspec.field(default_factory=list)
 
 
-class _Turn(msgspec.Struct):
+class _ExclusiveWork(msgspec.Struct):
     """Work that needs exclusive access to the room on this node."""
 
     work: Callable[[], Awaitable[Any]]
@@ -74,7 +74,7 @@ class _Turn(msgspec.Struct):
 
 
 class _Queue(msgspec.Struct):
-    waiting: list[_Request | _Turn] = msgspec.field(default_factory=list)
+    waiting: list[_Request | _ExclusiveWork] = msgspec.field(default_factory=list)
     running: bool = False
 
 
@@ -100,10 +100,10 @@ class RoomEngine:
         classify: Classify,
         partial: PartialRooms,
         capacity: int,
-        vouch: GetPolicySignature | None = None,
+        get_policy_signature: GetPolicySignature | None = None,
     ) -> None:
-        """`capacity`: rooms whose heads are cached. `vouch` gets the policy server's signature for
-        events of ours; without it, no policy server is asked."""
+        """`capacity`: rooms whose heads are cached. `get_policy_signature` gets the policy server's
+        signature for events of ours; without it, no policy server is asked."""
         self._database = database
         self._rooms = rooms
         self._events = events
@@ -114,7 +114,7 @@ class RoomEngine:
         self._now_ms = now_ms
         self._classify = classify
         self._partial = partial
-        self._vouch = vouch
+        self._get_policy_signature = get_policy_signature
         self._snapshots: LRU[str, RoomSnapshot] = LRU(
             max_entries=capacity, on_remove=lambda room_id, _: self._checked_at.pop(room_id, None)
         )
@@ -133,10 +133,10 @@ class RoomEngine:
 
         Raises MatrixError, RemoteError.
         """
-        if self._vouch is None:
+        if self._get_policy_signature is None:
             return event
         named = find_naming(await snapshot.state.load(NAMING))
-        return await self._vouch(
+        return await self._get_policy_signature(
             snapshot.room.room_nid, event, None if named is None else named.event
         )
 
@@ -221,22 +221,22 @@ class RoomEngine:
         It is used for events from other servers. Other nodes may still move the head; the write
         detects that. `work` must not wait for the same queue.
         """
-        turn = _Turn(work, Deferred())
-        self._enqueue(room_id, turn)
-        result: T = await turn.done
+        queued = _ExclusiveWork(work, Deferred())
+        self._enqueue(room_id, queued)
+        result: T = await queued.done
         return result
 
     async def begin_chain(self, snapshot: RoomSnapshot) -> Chain:
         """Return a chain of our own events, which are sent to the other servers in the room."""
-        others = await self._servers.in_room(snapshot.room.room_nid)
-        further_flags = EventFlag.TO_SEND if others else 0
+        servers = await self._servers.in_room(snapshot.room.room_nid)
+        further_flags = EventFlag.TO_SEND if servers else 0
         return Chain(
             snapshot=snapshot,
             events=self._events,
             identity=self._identity,
             classify=self._classify,
             further_flags=further_flags,
-            get_policy_signature=self._vouch if others else None,
+            get_policy_signature=self._get_policy_signature if servers else None,
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
@@ -256,7 +256,7 @@ class RoomEngine:
         """
         return self._advance(snapshot, appended, changes)
 
-    def _enqueue(self, room_id: RoomID, item: _Request | _Turn) -> None:
+    def _enqueue(self, room_id: RoomID, item: _Request | _ExclusiveWork) -> None:
         queue = self._queues.get(room_id)
         if queue is None:
             queue = self._queues[room_id] = _Queue()
@@ -272,18 +272,18 @@ class RoomEngine:
         version: RoomVersion,
         room_id: RoomID | None,
         drafts: Sequence[Draft],
-        also: Also | None = None,
+        extra_write: ExtraWrite | None = None,
         prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Create a room from these drafts, starting with the create event, in one write.
 
-        `room_id` is None if it is the hash of the create event. `also` runs in the same
-        transaction; the `also` of a draft does not. `prepare` runs before it, with the id of the
-        room. Raises the errors of authorization, and those of the callbacks.
+        `room_id` is None if it is the hash of the create event. `extra_write` runs in the same
+        transaction; the `extra_write` of a draft does not. `prepare` runs before it, with the ID of
+        the room. Raises the errors of authorization, and those of the callbacks.
         """
-        # if a user created two rooms in one millisecond, both create events would hash to one id.
+        # If a user created two rooms in one millisecond, both create events would hash to one ID.
         # The other room may be of another node, or of this one before its clock was set back. Then
-        # this one is created a moment later
+        # this one is created a moment later.
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = RoomHead(0, (), 0, None, 0, 0)
@@ -298,15 +298,15 @@ class RoomEngine:
         created_id = chain.built[0].room_id
         if prepare is not None:
             if room_id is None and await self.find_snapshot(created_id) is not None:
-                return await self.create(version, room_id, drafts, also, prepare)
+                return await self.create(version, room_id, drafts, extra_write, prepare)
             await prepare(created_id)
 
         def write(txn: WriteTransaction) -> tuple[RoomRow, AppendResult]:
             room, head = add_room(txn, created_id, version.identifier, now)
             extremities = [chain.built[-1].event_id]
             appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
-            if also is not None:
-                also(txn, room)
+            if extra_write is not None:
+                extra_write(txn, room)
             return room, appended
 
         self._events.expect(chain.built)
@@ -315,9 +315,9 @@ class RoomEngine:
         except RoomExists:
             if room_id is not None or prepare is not None:
                 raise
-            return await self.create(version, room_id, drafts, also)
+            return await self.create(version, room_id, drafts, extra_write)
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
         stored = self._advance(snapshot, appended)
         return await self.get_snapshot(created_id), stored
@@ -346,16 +346,16 @@ class RoomEngine:
         try:
             while queue.waiting:
                 first = queue.waiting[0]
-                if isinstance(first, _Turn):
+                if isinstance(first, _ExclusiveWork):
                     del queue.waiting[0]
-                    await _take_turn(first)
+                    await _run_exclusively(first)
                     continue
                 batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
                     # after the turn at which the chain ended: events from other servers wait for at
                     # most one chain
-                    at = 1 if queue.waiting and isinstance(queue.waiting[0], _Turn) else 0
+                    at = 1 if queue.waiting and isinstance(queue.waiting[0], _ExclusiveWork) else 0
                     queue.waiting[at:at] = deferred
                 except Exception as error:
                     for request in batch:
@@ -378,13 +378,13 @@ class RoomEngine:
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:
-                also = [
-                    draft.also
+                extra_writes = [
+                    draft.extra_write
                     for request in ready
                     for draft in request.drafts
-                    if draft.also is not None
+                    if draft.extra_write is not None
                 ]
-                appended = await self._write(snapshot, chain, also, now)
+                appended = await self._write(snapshot, chain, extra_writes, now)
             except HeadMoved:
                 rebuilds += 1
                 snapshot = await self._moved(snapshot) or snapshot
@@ -457,7 +457,7 @@ class RoomEngine:
         return await self._read(snapshot.room)
 
     async def _write(
-        self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int
+        self, snapshot: RoomSnapshot, chain: Chain, extra_writes: Sequence[ExtraWrite], now: int
     ) -> AppendResult:
         if not chain.new:
             if await self._moved(snapshot) is not None:
@@ -468,10 +468,16 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.extremities, also, now
+                "append_events",
+                self._append_in,
+                snapshot,
+                chain.new,
+                chain.extremities,
+                extra_writes,
+                now,
             )
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
 
     def _append_in(
         self,
@@ -479,24 +485,24 @@ class RoomEngine:
         snapshot: RoomSnapshot,
         new: Sequence[NewEvent],
         extremities: Sequence[str],
-        also: Sequence[Also],
+        extra_writes: Sequence[ExtraWrite],
         now: int,
     ) -> AppendResult:
         appended = self._writer.append(
             txn, snapshot.room, snapshot.head, new, extremities, now_ms=now
         )
-        for each in also:
+        for each in extra_writes:
             each(txn, snapshot.room)
         return appended
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
-        others: list[_Request] = []
+        remaining: list[_Request] = []
         for request in batch:
             if any(draft.sent == error.transaction for draft in request.drafts):
                 request.done.errback(error)
             else:
-                others.append(request)
-        return others
+                remaining.append(request)
+        return remaining
 
     def _advance(
         self,
@@ -523,17 +529,17 @@ def _next_requests(queue: _Queue) -> list[_Request]:
     """Take the requests that wait at the front of a queue."""
     batch: list[_Request] = []
     for item in queue.waiting[:MAX_REQUESTS_PER_CHAIN]:
-        if isinstance(item, _Turn):
+        if isinstance(item, _ExclusiveWork):
             break
         batch.append(item)
     del queue.waiting[: len(batch)]
     return batch
 
 
-async def _take_turn(turn: _Turn) -> None:
+async def _run_exclusively(queued: _ExclusiveWork) -> None:
     try:
-        result = await turn.work()
+        result = await queued.work()
     except Exception as error:
-        turn.done.errback(error)
+        queued.done.errback(error)
     else:
-        turn.done.callback(result)
+        queued.done.callback(result)

@@ -58,13 +58,13 @@ class ErasedSenders:
         since = await self.get()
         if not since or since.keys().isdisjoint(event.event.sender for event, _ in shown):
             return set()
-        theirs = [
+        erased = [
             event
             for event, membership in shown
             if event.event.sender in since and membership != "join"
         ]
-        ends = await self._find_ends(own, {since[event.event.sender] for event in theirs})
-        return {event.nid for event in theirs if event.depth > ends[since[event.event.sender]]}
+        ends = await self._find_ends(own, {since[event.event.sender] for event in erased})
+        return {event.nid for event in erased if event.depth > ends[since[event.event.sender]]}
 
     async def hides_from_server(self, joined: int, event: StoredEvent) -> bool:
         """Return whether a server that has been in the room since a position gets the event without
@@ -123,7 +123,7 @@ def _end_before(changes: Sequence[StoredEvent], position: int) -> int:
     after: StoredEvent | None = None
     for change in changes:
         if change.event.membership == "join" and (change.position or 0) <= position:
-            is_there_still = after is None or (after.position or 0) > position
-            return _ALL if after is None or is_there_still else after.depth
+            is_still_joined = after is None or (after.position or 0) > position
+            return _ALL if after is None or is_still_joined else after.depth
         after = change
     return -1

@@ -12,7 +12,7 @@ from storage.rooms.rooms import RoomRow
 from storage.rooms.sent_transactions import SentTransaction
 
 Check = Callable[[Sequence[Event]], Awaitable[None]]
-Also = Callable[[WriteTransaction, RoomRow], None]
+ExtraWrite = Callable[[WriteTransaction, RoomRow], None]
 """Writes more in the transaction that writes the event."""
 
 
@@ -36,5 +36,5 @@ class Draft(msgspec.Struct, frozen=True):
     written yet. No other event of this node comes in between. Raises the error for the sender."""
     unless_same: bool = False
     """Build no event if the state entry has this content already; return the current event."""
-    also: Also | None = None
+    extra_write: ExtraWrite | None = None
     """Writes more in the same transaction."""

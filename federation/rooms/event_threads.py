@@ -11,7 +11,7 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.relations import parse_relation
-from storage.events.event_threads import ThreadLinks, ThreadStanding, ThreadWalk, links_of
+from storage.events.event_threads import EventThread, ThreadLinks, ThreadWalk, links_of
 
 
 async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> EventID | None:
@@ -28,8 +28,8 @@ async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> E
 
 async def find_threads(
     events: RoomEvents, wanted: Iterable[StoredEvent]
-) -> Mapping[EventID, ThreadStanding]:
-    """Return the threads of stored events, by event id; makes a fixed number of queries."""
+) -> Mapping[EventID, EventThread]:
+    """Return the threads of stored events, by event ID; makes a fixed number of queries."""
     return await _follow(
         events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted}
     )
@@ -37,7 +37,7 @@ async def find_threads(
 
 async def _follow(
     events: RoomEvents, at: Mapping[EventID, tuple[int, ThreadLinks]]
-) -> dict[EventID, ThreadStanding]:
+) -> dict[EventID, EventThread]:
     walks = {event_id: ThreadWalk() for event_id in at}
     while at:
         parents = {
@@ -45,13 +45,13 @@ async def _follow(
             for event_id, (room_nid, links) in at.items()
             if (parent := walks[event_id].step(links)) is not None
         }
-        found = await events.get_anywhere({parent for _, parent in parents.values()})
+        found = await events.get_in_any_room({parent for _, parent in parents.values()})
         at = {
             event_id: (room_nid, _links(found[parent]))
             for event_id, (room_nid, parent) in parents.items()
             if parent in found and found[parent].room_nid == room_nid
         }
-    return {event_id: walk.standing for event_id, walk in walks.items()}
+    return {event_id: walk.result for event_id, walk in walks.items()}
 
 
 def _links(stored: StoredEvent) -> ThreadLinks:

@@ -26,7 +26,7 @@ AVERAGE_BYTES: Final = 4096
 """Bytes of memory per cached event on average. Usual events take less, the largest fifty times as
 much and more."""
 NO_TRANSACTION: Final = ("", "")
-"""Stands for the device and transaction id of an event that no client of ours sent."""
+"""Stands for the device and transaction ID of an event that no client of ours sent."""
 
 
 class StoredEvent:
@@ -83,10 +83,10 @@ class StoredEvent:
         self.weight = _weigh(row.pdu)
         """Approximate bytes of memory, parsed and encoded."""
         self.sent: tuple[str, str] | None = None
-        """Device and transaction id, or `NO_TRANSACTION`, once known."""
+        """Device and transaction ID, or `NO_TRANSACTION`, once known."""
         self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
         """Whether clients get it without `unsigned` data, except aggregations and transaction
-        ids."""
+        IDs."""
         self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
         """Whether the room's current state did not change with its arrival."""
         self.is_plain_message = (
@@ -177,7 +177,7 @@ class RoomEvents:
             on_remove=lambda _, stored: self._nids.pop(stored.event.event_id, None),
         )
         self._nids: dict[str, int] = {}
-        """Numbers of the events in the cache, by id."""
+        """Numbers of the events in the cache, by ID."""
         self._changes = 0
         """Rises whenever an event may have changed."""
         self._expected: dict[str, Event] = {}
@@ -245,18 +245,18 @@ class RoomEvents:
         return list(map(self._cache.peek, nids)) == events and self.find_all(nids) is not None
 
     async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
-        """Return one event of a room by its id, or None."""
+        """Return one event of a room by its ID, or None."""
         return (await self.get_by_id(room_nid, [event_id])).get(event_id)
 
     async def get_by_id(
         self, room_nid: int, event_ids: Iterable[EventID]
     ) -> Mapping[EventID, StoredEvent]:
-        """Return events of a room by id; unknown ones, and those of other rooms, are missing."""
-        found = await self.get_anywhere(event_ids)
+        """Return events of a room by ID; unknown ones, and those of other rooms, are missing."""
+        found = await self.get_in_any_room(event_ids)
         return {event_id: event for event_id, event in found.items() if event.room_nid == room_nid}
 
-    async def get_anywhere(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
-        """Return events by id, of any room. Cached ones need no query."""
+    async def get_in_any_room(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
+        """Return events by ID, of any room. Cached ones need no query."""
         nids: dict[str, int] = {}
         missing: list[EventID] = []
         for event_id in event_ids:
@@ -290,7 +290,7 @@ class RoomEvents:
         stream announces them."""
         self._expected.update((event.event_id, event) for event in events)
 
-    def unexpect(self, events: Iterable[Event]) -> None:
+    def stop_expecting(self, events: Iterable[Event]) -> None:
         """Unregister events after their write has ended or failed."""
         for event in events:
             self._expected.pop(event.event_id, None)
@@ -341,13 +341,13 @@ class RoomEvents:
         )
 
     async def _drop_changed(self, after: int) -> None:
-        lost = await self._store.get_lost_since(self._latest_nid, after)
-        self._latest_nid = lost.redaction_nid
+        changes = await self._store.get_content_changes(self._latest_nid, after)
+        self._latest_nid = changes.redaction_nid
         self._changes += 1
-        self.evict(EventID(event_id) for event_id in lost.redacted)
-        if lost.changed_rooms:
+        self.evict(EventID(event_id) for event_id in changes.redacted)
+        if changes.changed_rooms:
             for nid in [
-                nid for nid, event in self._cache.items() if event.room_nid in lost.changed_rooms
+                nid for nid, event in self._cache.items() if event.room_nid in changes.changed_rooms
             ]:
                 self._cache.pop(nid)
 

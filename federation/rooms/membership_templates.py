@@ -140,7 +140,7 @@ class TemplateRequests:
     ) -> Event:
         """Request a template, and return the user's event signed by us.
 
-        Raises RemoteError, BadEvent, Forbidden (by our policy), UnknownVersion.
+        Raises RemoteError, BadEvent, Forbidden (by our policy), UnknownRoomVersion.
         """
         template = await self._remote.make(server, action, room_id, user_id)
         return fill_template(

@@ -81,11 +81,12 @@ class Memberships:
             }
         return found
 
-    async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
+    async def find_invited(self, user_id: UserID, candidates: Iterable[UserID]) -> Set[UserID]:
         """Return the users whom a local user invited to a room that `user_id` is in; two
         queries."""
         return {
-            UserID(other) for other in await self._store.get_invited_by_own_server(user_id, others)
+            UserID(other)
+            for other in await self._store.get_invited_by_own_server(user_id, candidates)
         }
 
     async def _load_user(self, user_ids: Sequence[str]) -> Mapping[str, dict[int, MembershipRow]]:

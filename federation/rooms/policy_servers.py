@@ -71,7 +71,7 @@ class _Answers(msgspec.Struct, frozen=True):
     """Whether it allows each event; events that it has not checked are missing."""
     failure: RemoteError | None = None
     """Why it did not answer about the missing ones."""
-    comes_later: bool = False
+    may_retry: bool = False
     """The missing ones can be asked about later: the rate or time limit was reached."""
 
 
@@ -93,7 +93,7 @@ class PolicyServers:
         self._servers = servers
         self._policy = policy
         self._identity = identity
-        self._judgements = verdicts
+        self._verdicts = verdicts
         self._now_ms = now_ms
         self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms=now_ms)
         """Policy servers that asked us to wait."""
@@ -132,7 +132,7 @@ class PolicyServers:
         if server is None:
             return {}
         present = {self._identity.server_name, *await self._servers.in_room(room_nid)}
-        asked = [
+        to_check = [
             event
             for event in events
             if self._policy.allows_event(event)
@@ -140,10 +140,10 @@ class PolicyServers:
             and needs_signature(event, server)
         ]
         found = await self._get_answers(
-            room_nid, server, asked, until=self._now_ms() + START_WITHIN_MS
+            room_nid, server, to_check, until=self._now_ms() + START_WITHIN_MS
         )
-        default = None if found.comes_later else False
-        return {event.event_id: found.approved.get(event.event_id, default) for event in asked}
+        default = None if found.may_retry else False
+        return {event.event_id: found.approved.get(event.event_id, default) for event in to_check}
 
     async def find_refused(
         self, room_nid: int, events: Iterable[Event], named: Event | None
@@ -153,8 +153,8 @@ class PolicyServers:
         server = await self._find(room_nid, named)
         if server is None:
             return set()
-        asked = [event for event in events if needs_signature(event, server)]
-        found = await self._get_answers(room_nid, server, asked)
+        to_check = [event for event in events if needs_signature(event, server)]
+        found = await self._get_answers(room_nid, server, to_check)
         if found.failure is not None:
             raise found.failure
         return {event_id for event_id, allowed in found.approved.items() if not allowed}
@@ -191,17 +191,17 @@ class PolicyServers:
         if not unsigned:
             return _Answers(approved)
         names = [event.event_id for event in unsigned]
-        known = await self._judgements.get_verdicts(room_nid, server.public_key, names)
+        known = await self._verdicts.get_verdicts(room_nid, server.public_key, names)
         new: dict[str, bool] = {}
         failure: RemoteError | None = None
-        comes_later = False
+        may_retry = False
 
         async def ask(event: Event) -> None:
-            nonlocal failure, comes_later
+            nonlocal failure, may_retry
             if failure is not None:
                 return
             if until is not None and self._now_ms() > until:
-                comes_later = True
+                may_retry = True
                 return
             try:
                 await self._request_signature(server, event)
@@ -211,7 +211,7 @@ class PolicyServers:
             except RemoteError as error:
                 failure = error
             except LimitExceeded as error:
-                comes_later = True
+                may_retry = True
                 failure = RemoteError(server.server_name, error.text, retryable=True)
             except MatrixError as error:  # our policy forbids requests to this server
                 failure = RemoteError(server.server_name, error.text, retryable=True)
@@ -220,9 +220,9 @@ class PolicyServers:
             ask, [event for event in unsigned if event.event_id not in known], CONCURRENT_EVENTS
         )
         if new:
-            await self._judgements.add_verdicts(room_nid, server.public_key, new, self._now_ms())
+            await self._verdicts.add_verdicts(room_nid, server.public_key, new, self._now_ms())
         approved |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
-        return _Answers(approved, failure, comes_later)
+        return _Answers(approved, failure, may_retry)
 
     async def _request_signature(self, server: PolicyServer, event: Event) -> str:
         """Get and verify its signature. Raises RefusedByPolicyServer, LimitExceeded,

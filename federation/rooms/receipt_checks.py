@@ -152,10 +152,10 @@ async def check_on_receipt(
 
     # 3. Its content matches its hash; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
-    flaw: MatrixError | None = None
+    content_error: MatrixError | None = None
     hashed = candidate.hashed()
     if hashed is not event:
-        accepted, flaw = (
+        accepted, content_error = (
             Verdict.REDACT,
             BadEvent("The content of the event does not match its hash"),
         )
@@ -176,7 +176,7 @@ async def check_on_receipt(
     keys = auth_events_needed(event.version, event) | {CREATE}
     before = await sources.get_state_before(event, keys)
     if before is None:
-        return CheckResult(accepted, event, flaw)
+        return CheckResult(accepted, event, content_error)
     try:
         if event.type == CREATE.type and not await sources.is_room_create(event):
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
@@ -197,7 +197,7 @@ async def check_on_receipt(
     # 7. The policy server that the room has now allows it, wherever it is placed.
     if not await sources.is_approved(event):
         return CheckResult(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
-    return CheckResult(accepted, event, flaw)
+    return CheckResult(accepted, event, content_error)
 
 
 def as_hashed(event: Event) -> Event:

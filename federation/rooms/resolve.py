@@ -77,16 +77,16 @@ class StateResolver:
         room_nid: int,
         state: StateChange,
         keys: Iterable[StateKey],
-        at_hand: StateView | None = None,
+        view: StateView | None = None,
     ) -> dict[StateKey, StoredEvent]:
         """Return entries of a state, as far as they exist.
 
-        `at_hand`: a state of the room whose entries may be cached.
+        `view`: a state of the room whose entries may be cached.
         """
         wanted = list(keys)
         if not state.entries:
-            if at_hand is not None and at_hand.root == state.root:
-                return await at_hand.load(wanted)
+            if view is not None and view.root == state.root:
+                return await view.load(wanted)
             found = await self._trees.get_entries(room_nid, state.root, wanted)
             stored = await self._events.get_events(found.values())
             return {key: stored[found[key]] for key in wanted if key in found}
@@ -100,11 +100,11 @@ class StateResolver:
             StateKey(*key): change
             for key, change in (await self._trees.get_diff(room_nid, a.root, b.root)).items()
         }
-        laid_over = [StateKey(*key) for key in {*a.entries, *b.entries}]
-        if laid_over:
-            in_a = await self._get_entries(room_nid, a, laid_over)
-            in_b = await self._get_entries(room_nid, b, laid_over)
-            values.update((key, (in_a[key], in_b[key])) for key in laid_over)
+        overlaid = [StateKey(*key) for key in {*a.entries, *b.entries}]
+        if overlaid:
+            in_a = await self._get_entries(room_nid, a, overlaid)
+            in_b = await self._get_entries(room_nid, b, overlaid)
+            values.update((key, (in_a[key], in_b[key])) for key in overlaid)
         return {key: (left, right) for key, (left, right) in values.items() if left != right}
 
     async def _get_entries(
@@ -118,10 +118,10 @@ class StateResolver:
     async def _resolve(
         self, room_nid: int, version: RoomVersion, create: Event, states: Sequence[StateChange]
     ) -> StateChange:
-        disputed = await self._find_disputed(room_nid, states)
+        conflicted_state = await self._find_conflicted(room_nid, states)
         loaded: dict[int, StoredEvent] = dict(
             await self._events.get_events(
-                {nid for values in disputed.values() for nid in values if nid is not None}
+                {nid for values in conflicted_state.values() for nid in values if nid is not None}
             )
         )
         conflicts = find_conflicts(
@@ -129,7 +129,7 @@ class StateResolver:
             [
                 {
                     key: loaded[nid].event.event_id
-                    for key, values in disputed.items()
+                    for key, values in conflicted_state.items()
                     if (nid := values[at]) is not None
                 }
                 for at in range(len(states))
@@ -137,13 +137,15 @@ class StateResolver:
         )
         graph = AuthGraph()
         if version.state_resolution is not StateResolution.V1 and conflicts.conflicted:
-            graph = await self._read_graph(room_nid, version, conflicts, states, disputed, loaded)
+            graph = await self._read_graph(
+                room_nid, version, conflicts, states, conflicted_state, loaded
+            )
         pool = {event.event.event_id: event for event in loaded.values()}
         needs = compute_needs(
             version, conflicts, graph, {name: stored.event for name, stored in pool.items()}
         )
         around = await self.load(
-            room_nid, states[0], [key for key in needs.state_keys if key not in disputed]
+            room_nid, states[0], [key for key in needs.state_keys if key not in conflicted_state]
         )
         pool |= {stored.event.event_id: stored for stored in around.values()}
         pool |= await self._events.get_by_id(room_nid, needs.auth_events)
@@ -152,7 +154,7 @@ class StateResolver:
             conflicts,
             {
                 key: around[key].event.event_id if key in around else None
-                for key in needs.state_keys - disputed.keys()
+                for key in needs.state_keys - conflicted_state.keys()
             },
             {name: stored.event for name, stored in pool.items()},
             create=create,
@@ -160,19 +162,19 @@ class StateResolver:
             rejected=[name for name, stored in pool.items() if stored.rejected],
         )
         resolved: Entries = {
-            key: pool[entries[key]].nid if key in entries else None for key in disputed
+            key: pool[entries[key]].nid if key in entries else None for key in conflicted_state
         }
-        return await self._express(room_nid, states, disputed, resolved)
+        return await self._express(room_nid, states, conflicted_state, resolved)
 
-    async def _find_disputed(
+    async def _find_conflicted(
         self, room_nid: int, states: Sequence[StateChange]
     ) -> dict[StateKey, list[int | None]]:
         """Return the keys in which the states differ, with the entry of each state."""
-        disputed: dict[StateKey, list[int | None]] = {}
+        conflicted_state: dict[StateKey, list[int | None]] = {}
         for at, state in enumerate(states[1:], 1):
             for key, (first, other) in (await self.diff(room_nid, states[0], state)).items():
-                disputed.setdefault(key, [first] * len(states))[at] = other
-        return disputed
+                conflicted_state.setdefault(key, [first] * len(states))[at] = other
+        return conflicted_state
 
     async def _read_graph(
         self,
@@ -180,33 +182,33 @@ class StateResolver:
         version: RoomVersion,
         conflicts: Conflicts,
         states: Sequence[StateChange],
-        disputed: Mapping[StateKey, Sequence[int | None]],
+        conflicted_state: Mapping[StateKey, Sequence[int | None]],
         loaded: dict[int, StoredEvent],
     ) -> AuthGraph:
         """Read the auth chains; add the events that they name to `loaded`."""
         names = conflicts.events
         conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in names}
         sets = [
-            {nid for values in disputed.values() if (nid := values[at]) is not None}
+            {nid for values in conflicted_state.values() if (nid := values[at]) is not None}
             for at in range(len(states))
         ]
         senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
-        likely = {*_OFTEN_CITED, *senders} - disputed.keys()
-        agreed = await self._get_entries(room_nid, states[0], likely)
+        likely_keys = {*_OFTEN_CITED, *senders} - conflicted_state.keys()
+        agreed = await self._get_entries(room_nid, states[0], likely_keys)
         difference = await self._database.read(
             "get_auth_difference_of_states",
             self._read_difference,
             room_nid,
             states[0],
-            frozenset(disputed),
+            frozenset(conflicted_state),
             sets,
             [nid for nid in agreed.values() if nid is not None],
         )
         subgraph = await self._chains.get_conflicted_subgraph(conflicted)
         loaded.update(await self._events.get_events((difference | subgraph) - loaded.keys()))
         graph = AuthGraph(_ids(difference, loaded), _ids(subgraph, loaded))
-        in_dispute = events_in_dispute(version, conflicts, graph)
-        start = {name: event for name, event in _by_id(loaded).items() if name in in_dispute}
+        in_conflict = events_in_dispute(version, conflicts, graph)
+        start = {name: event for name, event in _by_id(loaded).items() if name in in_conflict}
         levels = agreed.get(POWER_LEVELS)
         if levels is not None:
             event = (await self._events.get_events([levels]))[levels].event
@@ -222,13 +224,15 @@ class StateResolver:
         txn: Transaction,
         room_nid: int,
         state: StateChange,
-        disputed: Collection[tuple[str, str]],
+        conflicted_state: Collection[tuple[str, str]],
         sets: Sequence[Collection[int]],
-        likely: Collection[int],
+        likely_keys: Collection[int],
     ) -> set[int]:
         def find_agreed(nids: Collection[int]) -> list[int]:
             keys = {
-                nid: key for nid, key in select_state_keys(txn, nids).items() if key not in disputed
+                nid: key
+                for nid, key in select_state_keys(txn, nids).items()
+                if key not in conflicted_state
             }
             stored = self._trees.get_entries_in(txn, room_nid, state.root, set(keys.values()))
             return [
@@ -237,7 +241,7 @@ class StateResolver:
                 if (state.entries.get(key) or stored.get(key)) == nid
             ]
 
-        return self._chains.get_difference_of_disputed_in(txn, sets, likely, find_agreed)
+        return self._chains.get_conflicted_difference_in(txn, sets, likely_keys, find_agreed)
 
     async def _read_power_lineage(
         self, room_nid: int, start: Mapping[EventID, Event]
@@ -261,7 +265,7 @@ class StateResolver:
         self,
         room_nid: int,
         states: Sequence[StateChange],
-        disputed: Mapping[StateKey, Sequence[int | None]],
+        conflicted_state: Mapping[StateKey, Sequence[int | None]],
         resolved: Entries,
     ) -> StateChange:
         """Express the resolved state by one of the given roots, to which entries can only be
@@ -277,7 +281,7 @@ class StateResolver:
             changes |= {
                 key: nid
                 for key, nid in resolved.items()
-                if nid is not None and nid != disputed[key][at]
+                if nid is not None and nid != conflicted_state[key][at]
             }
             removed = [key for key, nid in resolved.items() if nid is None]
             left = await self._trees.get_entries(room_nid, state.root, removed) if removed else {}

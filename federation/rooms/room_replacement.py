@@ -22,10 +22,10 @@ from storage.engine.transaction import WriteTransaction
 from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from storage.rooms.rooms import RoomRow
 
-Also = Callable[[WriteTransaction, RoomRow, RoomRow], None]
+ExtraWrite = Callable[[WriteTransaction, RoomRow, RoomRow], None]
 """Writes more in the same transaction, given the old room and the new one."""
 FindLastEvents = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
-"""Returns the last events of the old room, given the id of the new one."""
+"""Returns the last events of the old room, given the ID of the new one."""
 
 
 class RoomReplacement:
@@ -51,17 +51,17 @@ class RoomReplacement:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Callable[[RoomSnapshot], Awaitable[Sequence[Draft]]],
-        endings: FindLastEvents,
-        also: Also,
+        find_last_events: FindLastEvents,
+        extra_write: ExtraWrite,
         find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
         """Create a room that replaces another; return the new room.
 
         `find_earlier` is called when no other work moves the old room, and returns a replacement
         that was made meanwhile. `drafts` returns the events of the new room, starting with the
-        create event; `new_id` is None if that is hashed to the room id. `endings` returns the last
-        events of the old room. The first must be allowed; others that are not allowed are left out.
-        Raises NotFound, Forbidden and other errors of authorization.
+        create event; `new_id` is None if that is hashed to the room ID. `find_last_events` returns
+        the last events of the old room. The first must be allowed; others that are not allowed are
+        left out. Raises NotFound, Forbidden and other errors of authorization.
         """
 
         async def work() -> RoomSnapshot:
@@ -72,7 +72,7 @@ class RoomReplacement:
                     return earlier
                 try:
                     return await self._attempt(
-                        old, version, new_id, await drafts(old), endings, also
+                        old, version, new_id, await drafts(old), find_last_events, extra_write
                     )
                 except HeadMoved:
                     old = await self._engine.refresh(old)
@@ -86,15 +86,15 @@ class RoomReplacement:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Sequence[Draft],
-        endings: FindLastEvents,
-        also: Also,
+        find_last_events: FindLastEvents,
+        extra_write: ExtraWrite,
     ) -> RoomSnapshot:
         chain = await self._engine.begin_chain(old)
         appended: list[AppendResult] = []
 
         async def end_old(created_id: RoomID) -> None:
             now = self._now_ms()
-            first, *others = await endings(old, created_id)
+            first, *others = await find_last_events(old, created_id)
             await chain.add([first], now)
             for draft in others:
                 try:
@@ -114,11 +114,11 @@ class RoomReplacement:
                     txn, old.room, old.head, chain.new, chain.extremities, now_ms=self._now_ms()
                 )
             ]
-            also(txn, old.room, room)
+            extra_write(txn, old.room, room)
 
         try:
             new, _ = await self._engine.create(version, new_id, drafts, write, end_old)
         finally:
-            self._events.unexpect(chain.built)
+            self._events.stop_expecting(chain.built)
         self._engine.advance(old, appended[0])
         return new

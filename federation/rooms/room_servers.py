@@ -44,7 +44,7 @@ class RoomServers:
             load=self._load_alone,
             concerns=lambda change: _rooms_of(change) != (),
         )
-        self._has_others = False
+        self._has_remote_servers = False
         """Whether another server was in some room since the start. Then we no longer check whether
         all have left."""
 
@@ -60,9 +60,9 @@ class RoomServers:
     async def is_alone(self) -> bool:
         """Return whether no other server is in any room, so that no query is needed; at most one
         query."""
-        if not self._has_others and not await self._alone.get():
-            self._has_others = True
-        return not self._has_others
+        if not self._has_remote_servers and not await self._alone.get():
+            self._has_remote_servers = True
+        return not self._has_remote_servers
 
     async def in_room(self, room_nid: int) -> Servers:
         """Return the other servers in one room."""
@@ -115,19 +115,20 @@ class RoomServers:
         has signed those, so it exists.
         """
         rows = await self._memberships.of_user(user_id)
-        strangers = set(servers)
+        unrelated = set(servers)
         for in_room in (
             await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
         ).values():
-            if not strangers:
+            if not unrelated:
                 break
-            strangers = {server for server in strangers if server not in in_room}
-        if strangers:
-            theirs = [UserID(each) for each in users if _server_of(each) in strangers]
-            strangers -= {
-                _server_of(each) for each in await self._memberships.find_invited(user_id, theirs)
+            unrelated = {server for server in unrelated if server not in in_room}
+        if unrelated:
+            candidates = [UserID(each) for each in users if _server_of(each) in unrelated]
+            unrelated -= {
+                _server_of(each)
+                for each in await self._memberships.find_invited(user_id, candidates)
             }
-        return strangers
+        return unrelated
 
     async def _load(self, room_nids: Sequence[int]) -> Mapping[int, Servers]:
         rows = await self._store.get_servers(room_nids)

@@ -84,6 +84,6 @@ class ServerAccess:
         return {room_id for room_id in shared if await self.is_allowed_in(room_id, server)}
 
     async def is_allowed_in(self, room_id: RoomID, server: ServerName) -> bool:
-        """Return the same as `is_allowed` for a room id; True for an unknown room."""
+        """Return the same as `is_allowed` for a room ID; True for an unknown room."""
         snapshot = await self._engine.find_snapshot(room_id)
         return snapshot is None or await self.is_allowed(snapshot, server)

@@ -31,7 +31,7 @@ MAX_REFUSALS: Final = 3
 
 T = TypeVar("T")
 _UNABLE: Final = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"})
-_FOREIGN_VERSION: Final = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"})
+_VERSION_ERRCODES: Final = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"})
 
 
 class ServerFallback:
@@ -48,7 +48,7 @@ class ServerFallback:
         named: Iterable[str],
         request: Callable[[ServerName], Awaitable[T]],
         *,
-        most: int = MAX_CANDIDATES,
+        max_servers: int = MAX_CANDIDATES,
     ) -> T:
         """Return the result of the first request that succeeds.
 
@@ -68,7 +68,7 @@ class ServerFallback:
             self._policy.check_destination(servers[0])
         errors: list[RemoteError | MatrixError] = []
         refusals = 0
-        for server in allowed[:most]:
+        for server in allowed[:max_servers]:
             try:
                 return await request(server)
             except (RemoteError, MatrixError) as error:
@@ -98,15 +98,15 @@ def merge_errors(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
         if refusal.errcode == "M_FORBIDDEN" or refusal.status == 403:
             return Forbidden(f"{refusal.destination} refused: {refusal.text}")
     for refusal in refusals:
-        if refusal.errcode in _FOREIGN_VERSION:
+        if refusal.errcode in _VERSION_ERRCODES:
             return UnsupportedRoomVersion(f"{refusal.destination} refused: {refusal.text}")
     for refusal in refusals:
         if refusal.errcode in _UNABLE:
             return Forbidden("None of the servers that were asked can let you into this room")
-    waits = [wait_ms for error in errors if (wait_ms := get_retry_after_ms(error))]
-    if waits:
+    retry_afters = [wait_ms for error in errors if (wait_ms := get_retry_after_ms(error))]
+    if retry_afters:
         return LimitExceeded(
-            "Another server limits the rate of these requests", retry_after_ms=min(waits)
+            "Another server limits the rate of these requests", retry_after_ms=min(retry_afters)
         )
     if refusals and all(
         isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors

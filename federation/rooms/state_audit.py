@@ -33,7 +33,7 @@ from storage.persist.room_writer import StateChange
 from storage.rooms.rooms import RoomStore
 
 NAME: Final = "audit_states"
-"""The name of the job and of its note."""
+"""The name of the job, and of its stored progress."""
 MAX_KEYS_LOGGED: Final = 20
 _HIDDEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
@@ -58,7 +58,7 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class _Links(msgspec.Struct):
-    """The prev_events of an event: ids, or in the oldest rooms pairs of an id and hashes."""
+    """The prev_events of an event: IDs, or in the oldest rooms pairs of an ID and hashes."""
 
     prev_events: list[str | tuple[str, msgspec.Raw]]
 
@@ -88,8 +88,10 @@ class StateAudit:
     async def do_step(self, limit: int) -> int:
         """Check the events with the next `limit` numbers; return fewer than `limit` when the round
         is over."""
-        note = await self._store.get_progress(NAME)
-        progress = _Progress(0, 0) if note is None else msgspec.json.decode(note, type=_Progress)
+        stored = await self._store.get_progress(NAME)
+        progress = (
+            _Progress(0, 0) if stored is None else msgspec.json.decode(stored, type=_Progress)
+        )
         last = min(progress.done + limit, progress.upto)
         if last > progress.done:
             await self._check_events(await self._store.get_arrived(progress.done, last))
@@ -97,45 +99,45 @@ class StateAudit:
         upto = await self._store.get_latest_nid() if is_over else progress.upto
         after = _Progress(last, upto)
         if after != progress:
-            await self._store.advance_progress(NAME, note, msgspec.json.encode(after).decode())
+            await self._store.advance_progress(NAME, stored, msgspec.json.encode(after).decode())
         return 0 if is_over else limit
 
     async def _check_events(self, arrived: Sequence[tuple[AuditedEvent, bytes]]) -> None:
-        links = {placed.event_id: _previous(pdu) for placed, pdu in arrived}
-        known = {placed.event_id: placed for placed, _ in arrived}
+        links = {event.event_id: _previous(pdu) for event, pdu in arrived}
+        known = {event.event_id: event for event, _ in arrived}
         named = {name for names in links.values() for name in names}
         known.update(await self._store.get_events(named - known.keys()))
-        rooms = await self._rooms.get_rooms_by_nid({placed.room_nid for placed, _ in arrived})
+        rooms = await self._rooms.get_rooms_by_nid({event.room_nid for event, _ in arrived})
         count = 0
-        for placed, _ in arrived:
-            prev = [known.get(name) for name in links[placed.event_id]]
-            before = [each for each in prev if each is not None and _came_before(each, placed)]
-            if not before or len(before) < len(prev) or placed.flags & EventFlag.STATE_ADDED:
+        for event, _ in arrived:
+            prev = [known.get(name) for name in links[event.event_id]]
+            before = [each for each in prev if each is not None and _precedes(each, event)]
+            if not before or len(before) < len(prev) or event.flags & EventFlag.STATE_ADDED:
                 # the first event; or another server defined its place, or a part of the state
                 continue
             count += 1
             if (
-                placed.state_key is None
+                event.state_key is None
                 and len(before) == 1
-                and before[0].state_root == placed.state_root
+                and before[0].state_root == event.state_root
             ):
                 continue
-            snapshot = await self._engine.get_snapshot(RoomID(rooms[placed.room_nid].room_id))
-            await self._compare_event(snapshot, placed, before)
+            snapshot = await self._engine.get_snapshot(RoomID(rooms[event.room_nid].room_id))
+            await self._compare_event(snapshot, event, before)
         for room in rooms.values():
             count += await self._compare_head(RoomID(room.room_id))
         self._observer.states_checked(count)
 
     async def _compare_event(
-        self, snapshot: RoomSnapshot, placed: AuditedEvent, before: Sequence[AuditedEvent]
+        self, snapshot: RoomSnapshot, event: AuditedEvent, before: Sequence[AuditedEvent]
     ) -> None:
         state = await self._resolve(snapshot, [StateChange(each.state_root) for each in before])
-        if placed.state_key is not None:
+        if event.state_key is not None:
             state = StateChange(
-                state.root, {**state.entries, (placed.type, placed.state_key): placed.event_nid}
+                state.root, {**state.entries, (event.type, event.state_key): event.event_nid}
             )
         await self._compare(
-            snapshot, state, StateChange(placed.state_root), f"after {placed.event_id}"
+            snapshot, state, StateChange(event.state_root), f"after {event.event_id}"
         )
 
     async def _compare_head(self, room_id: RoomID) -> int:
@@ -171,7 +173,7 @@ class StateAudit:
         )
 
     async def _describe(self, difference: Mapping[StateKey, tuple[int | None, int | None]]) -> str:
-        """Return keys with the ids of their events: stored, and computed."""
+        """Return keys with the IDs of their events: stored, and computed."""
         first = dict(sorted(difference.items())[:MAX_KEYS_LOGGED])
         events = await self._events.get_events(
             {nid for pair in first.values() for nid in pair if nid is not None}
@@ -192,10 +194,10 @@ def _previous(pdu: bytes) -> list[str]:
     return [each if isinstance(each, str) else each[0] for each in links.prev_events]
 
 
-def _came_before(prev: AuditedEvent, event: AuditedEvent) -> bool:
+def _precedes(previous: AuditedEvent, event: AuditedEvent) -> bool:
     """Return whether an event was placed before the other one was placed on it."""
-    if prev.state_root is None or prev.room_nid != event.room_nid or event.position is None:
+    if previous.state_root is None or previous.room_nid != event.room_nid or event.position is None:
         return False
-    if prev.position is not None:
-        return prev.position < event.position
-    return bool(prev.flags & _HIDDEN) and prev.event_nid < event.event_nid
+    if previous.position is not None:
+        return previous.position < event.position
+    return bool(previous.flags & _HIDDEN) and previous.event_nid < event.event_nid

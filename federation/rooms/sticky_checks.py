@@ -36,40 +36,40 @@ class WaitingSenders:
     events that nobody may send.
     """
 
-    def __init__(self, most: int = MAX_WAITING) -> None:
-        self._most = most
+    def __init__(self, max_senders: int = MAX_WAITING) -> None:
+        self._max_senders = max_senders
         self._count = 0
         self._by_server: dict[ServerName, dict[tuple[int, str], None]] = {}
 
-    def __contains__(self, who: tuple[int, str]) -> bool:
-        return who in self._by_server.get(_server_of(who), {})
+    def __contains__(self, key: tuple[int, str]) -> bool:
+        return key in self._by_server.get(_server_of(key), {})
 
     def add(self, room_nid: int, sender: str) -> None:
         """Add a sender, and remove another if there are too many."""
-        who = (room_nid, sender)
-        own = self._by_server.setdefault(_server_of(who), {})
-        if who in own:
+        key = (room_nid, sender)
+        senders = self._by_server.setdefault(_server_of(key), {})
+        if key in senders:
             return
-        own[who] = None
+        senders[key] = None
         self._count += 1
-        if self._count > self._most:
-            largest = max(self._by_server.values(), key=len)
-            self.discard(*next(iter(largest)))
+        if self._count > self._max_senders:
+            fullest = max(self._by_server.values(), key=len)
+            self.discard(*next(iter(fullest)))
 
     def discard(self, room_nid: int, sender: str) -> None:
         """Remove a sender."""
-        who = (room_nid, sender)
-        server = _server_of(who)
-        own = self._by_server.get(server, {})
-        if who in own:
-            del own[who]
+        key = (room_nid, sender)
+        server = _server_of(key)
+        senders = self._by_server.get(server, {})
+        if key in senders:
+            del senders[key]
             self._count -= 1
-        if not own:
+        if not senders:
             self._by_server.pop(server, None)
 
 
-def _server_of(who: tuple[int, str]) -> ServerName:
-    return domain_of(UserID(who[1]))
+def _server_of(key: tuple[int, str]) -> ServerName:
+    return domain_of(UserID(key[1]))
 
 
 class StickyChecks:

@@ -88,11 +88,11 @@ class Timelines:
         found: dict[int, ArrivalRange] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():
-            stretch = self.find_latest(room_nid, after, upto, limit)
-            if stretch is None:
+            latest = self.find_latest(room_nid, after, upto, limit)
+            if latest is None:
                 missing[room_nid] = (after, upto)
             else:
-                found[room_nid] = stretch
+                found[room_nid] = latest
         self.hits += len(found)
         self.misses += len(missing)
         if missing:

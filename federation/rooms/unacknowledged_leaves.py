@@ -40,16 +40,16 @@ class UnacknowledgedLeaves:
         self._identity = identity
 
     async def find_replaced(
-        self, room_nid: int, left: StateChange, told: StateChange
+        self, room_nid: int, left: StateChange, received: StateChange
     ) -> dict[tuple[str, str], int]:
         """Return local memberships in our last state (`left`) that replace older ones in the
-        response (`told`).
+        received state (`received`).
 
         Those older ones were placed in the room here and had been replaced when we left. If there
         are any, the other server has not received our leave. Nothing else proves it: of remote
         events either state may be newer, if the history was forked when we left.
         """
-        difference = await self._resolver.diff(room_nid, left, told)
+        difference = await self._resolver.diff(room_nid, left, received)
         older = {
             key: (was, now)
             for key, (was, now) in difference.items()

@@ -66,7 +66,7 @@ class Visibility:
         self._erased = erased
         self._trees = trees
         self._events = events
-        self._departures = membership_periods
+        self._membership_periods = membership_periods
         self._lifetimes = retention
 
     async def filter(
@@ -126,8 +126,10 @@ class Visibility:
 
         They are returned without their content, for events that refer to them. All are of one room.
         """
-        standing = [event for event in events if event.in_timeline]
-        return [without_content(each) for each in await self._filter_shown(user_id, own, standing)]
+        in_timeline = [event for event in events if event.in_timeline]
+        return [
+            without_content(each) for each in await self._filter_shown(user_id, own, in_timeline)
+        ]
 
     async def _filter_shown(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
@@ -231,7 +233,7 @@ class Visibility:
         user who was never in it."""
         if own is not None and own.membership == "join":
             return MAX_DEPTH
-        departure = await self._departures.find_departure(own)
+        departure = await self._membership_periods.find_departure(own)
         return None if departure is None else departure.place.depth
 
 

@@ -55,7 +55,7 @@ class CatchUp:
             # the server has left: it gets the events until then, with the leaves of its users
             left = [
                 position
-                for user_id, position in await self._destinations.get_departures(room_nid, first)
+                for user_id, position in await self._destinations.get_leaves(room_nid, first)
                 if user_id.partition(":")[2] == server
             ]
             return list(

@@ -25,11 +25,11 @@ MAX_EPHEMERAL: Final = 1000
 it the oldest is dropped."""
 
 NO_ANSWER_MS: Final = 8_000
-"""A try without an answer for this long counts as silent. Most clients wait a little longer."""
+"""A try without an answer for this long counts as unanswered. Most clients wait a little longer."""
 RESTART_MS: Final = 20_000
 """Longest time of a server restart."""
 NO_ANSWER_BACKOFF_MS: Final = 60_000
-"""Time after a silent try in which other requests to the server are not tried."""
+"""Time after an unanswered try in which other requests to the server are not tried."""
 FAST_FAILURE_BACKOFF_MS: Final = 5_000
 """The same after a try that failed at once. Another try costs little then, and a server that was
 restarted may be back."""
@@ -74,15 +74,15 @@ class PendingTransaction(msgspec.Struct, frozen=True):
         left = (*self.parts, *self.failing_parts)
         edus = [edu for part in left for edu in part.edus]
         delivered = left_over = replace(self)
-        for is_left, nothing in (
+        for is_left, cleared in (
             (any(part.pdus for part in left), {"rooms": {}}),
             (any(map(is_to_device, edus)), {"to_device_upto": None}),
             (not all(map(is_to_device, edus)), {"users": {}, "receipts": ()}),
         ):
             if is_left:
-                delivered = replace(delivered, **nothing)
+                delivered = replace(delivered, **cleared)
             else:
-                left_over = replace(left_over, **nothing)
+                left_over = replace(left_over, **cleared)
         return delivered, left_over
 
 

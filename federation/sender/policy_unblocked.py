@@ -31,7 +31,7 @@ PAUSE: Final = 1.0
 """Seconds after one transaction before the next one is sent in its place."""
 MAX_NAMES: Final = 500
 """Server names that are looked up together. Further names are dropped meanwhile."""
-MAX_TURNED_AWAY: Final = 10_000
+MAX_REFUSED: Final = 10_000
 """Blocked servers that are stored. With more of them in our rooms, the others have to wait for
 their own retry."""
 
@@ -57,14 +57,14 @@ class UnblockedServerNotifier:
         self._names: set[ServerName] = set()
         """Names from refused requests, not yet looked up."""
         self._is_looking_up = False
-        self._turned_away: dict[ServerName, None] = {}
+        self._refused: dict[ServerName, None] = {}
         """Refused servers that are in one of our rooms."""
         self._is_notifying = False
         policy.watch_refused(self._record)
         policy.subscribe(self._on_policy_change)
 
     def _record(self, server: ServerName) -> None:
-        if server in self._turned_away or len(self._names) >= MAX_NAMES:
+        if server in self._refused or len(self._names) >= MAX_NAMES:
             return
         self._names.add(server)
         if not self._is_looking_up:
@@ -77,9 +77,7 @@ class UnblockedServerNotifier:
             while self._names:
                 names, self._names = self._names, set()
                 found = [ServerName(server) for server in await self._store.get_sharing(names)]
-                self._turned_away |= dict.fromkeys(
-                    found[: MAX_TURNED_AWAY - len(self._turned_away)]
-                )
+                self._refused |= dict.fromkeys(found[: MAX_REFUSED - len(self._refused)])
                 if any(map(self._policy.allows, found)):  # the policy has changed meanwhile
                     self._on_policy_change()
         finally:
@@ -93,11 +91,9 @@ class UnblockedServerNotifier:
     async def _notify_all(self) -> None:
         """Notify the servers that are allowed now, a few at a time."""
         try:
-            while allowed := [
-                server for server in self._turned_away if self._policy.allows(server)
-            ]:
+            while allowed := [server for server in self._refused if self._policy.allows(server)]:
                 for server in allowed:
-                    del self._turned_away[server]
+                    del self._refused[server]
                 await map_concurrently(self._notify, allowed, MAX_CONCURRENT)
         finally:
             self._is_notifying = False

@@ -97,7 +97,7 @@ class FederationSender:
         self._clock = clock
         self._streams = streams
         self._lease = LeaseLoop(
-            clock=clock, lease=lease, work=self, name="sender", each_round=self._exchange_activity
+            clock=clock, lease=lease, work=self, name="sender", after_round=self._exchange_activity
         )
         self._store = store
         self._to_device = to_device
@@ -108,11 +108,11 @@ class FederationSender:
         self._deliveries = deliveries
         self._identity = identity
         self._policy = policy
-        self._silences = backoff
+        self._unresponsive = backoff
         self._now_ms = now_ms
         self._dispatched = 0
         self._changed: set[Topic] = set()
-        self._newcomers: dict[tuple[int, ServerName], int] = {}
+        self._newly_joined: dict[tuple[int, ServerName], int] = {}
         """Servers that may have joined a room with sticky events, and the position of the join."""
         self._scheduled = False
         self._active_here: set[ServerName] = set()
@@ -130,7 +130,7 @@ class FederationSender:
 
     def record_activity(self, server: ServerName) -> None:
         """Record that a server proved to be reachable."""
-        self._silences.record_answer(server)
+        self._unresponsive.record_answer(server)
         if self._lease.is_held:
             self._deliveries.record_activity(server)
         elif len(self._active_here) < MAX_ACTIVE_SERVERS:
@@ -159,14 +159,14 @@ class FederationSender:
 
         A caller should not make a user wait for such a server.
         """
-        return self.is_failing(server) or self._silences.left_ms(server) > 0
+        return self.is_failing(server) or self._unresponsive.left_ms(server) > 0
 
     async def is_down(self, server: ServerName) -> bool:
         """Return whether the server has been unresponsive for longer than a restart takes.
 
         One query if another node sends. A server that asked us to wait is responsive.
         """
-        if self._silences.failing_ms(server) >= RESTART_MS:
+        if self._unresponsive.failing_ms(server) >= RESTART_MS:
             return True
         if self._lease.is_held:
             destination = self._deliveries.peek(server)
@@ -186,11 +186,12 @@ class FederationSender:
         """Remove the destination, after its rows in the database were deleted."""
         self._deliveries.remove(server)
 
-    def record_no_answer(self, server: ServerName, asked_at: float) -> None:
-        """Record that the server did not answer another request, sent at that second."""
-        seconds = self._clock.seconds() - asked_at
+    def record_no_answer(self, server: ServerName, sent_at: float) -> None:
+        """Record that the server did not answer another request, which was sent at `sent_at`
+        (seconds)."""
+        seconds = self._clock.seconds() - sent_at
         if seconds * 1000 >= NO_ANSWER_MS:  # a failure found at once delays nobody
-            self._silences.record_failure(server, asked_at_ms=int(asked_at * 1000))
+            self._unresponsive.record_failure(server, asked_at_ms=int(sent_at * 1000))
         self._deliveries.record_no_answer(server, seconds)
 
     async def send_ephemeral_edu(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
@@ -225,13 +226,13 @@ class FederationSender:
         for change in changes:
             if (
                 change.topic in TOPICS
-                and self._concerns_other_servers(change)
+                and self._concerns_remote_servers(change)
                 and change.topic not in self._changed
             ):
                 self._changed.add(change.topic)
                 self._schedule()
 
-    def _concerns_other_servers(self, change: Change) -> bool:
+    def _concerns_remote_servers(self, change: Change) -> bool:
         row = change.detail
         if isinstance(row, EventRow):
             return bool(row.flags & EventFlag.TO_SEND)
@@ -253,7 +254,7 @@ class FederationSender:
         """Record a server that may have joined a room with our sticky events. Return whether so."""
         if row.is_local or row.membership != "join" or not self._sticky.may_be_in(row.room_nid):
             return False
-        self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
+        self._newly_joined[row.room_nid, _server_of(row.user_id)] = row.position
         return True
 
     def _on_remote_write(self, _after: int, _upto: int) -> None:
@@ -279,7 +280,7 @@ class FederationSender:
         except DatabaseUnavailable as error:
             self._changed |= topics
             self.log.warn("changes will be sent to other servers later: {error}", error=error)
-        except Exception:  # a bug: the next round retries
+        except Exception:  # an unexpected error: the next round retries
             self._changed |= topics
             self.log.failure("changes could not be sent to other servers")
         finally:
@@ -288,7 +289,7 @@ class FederationSender:
     async def _dispatch(self, topics: set[Topic]) -> bool:
         """Hand the next batch of changes to their destinations. Return whether none are left."""
         after, upto = self._dispatched, self._streams.current()
-        woken: dict[ServerName, Destination] = {}
+        to_wake: dict[ServerName, Destination] = {}
         backlogs: dict[str, Backlog] = {}
         events = (
             await self._store.get_events_to_send(after, upto, BATCH_SIZE)
@@ -315,19 +316,19 @@ class FederationSender:
             if event.position <= upto:
                 queued = QueuedEvent(event.position, event.event_nid, event.room_nid)
                 for destination in self._find(await self._servers_for(event)):
-                    woken[destination.server] = destination
+                    to_wake[destination.server] = destination
                     _add_event(destination, queued, backlogs)
         for receipt in receipts:
             if self._identity.is_local(receipt.user_id):
                 for destination in self._find(await self._servers.in_room(receipt.room_nid)):
-                    woken[destination.server] = destination
+                    to_wake[destination.server] = destination
                     destination.add_receipt(receipt)
         if Topic.DEVICE in topics and not await self._servers.is_alone():
             for user_id, stream_id in (
                 await self._device_log.get_changed_users(after, upto)
             ).items():
                 for destination in self._find(await self._servers.of_user(UserID(user_id))):
-                    woken[destination.server] = destination
+                    to_wake[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
         for change in await self._find_joins(changes):
             servers = await self._servers.find_newly_shared(
@@ -335,19 +336,21 @@ class FederationSender:
             )
             for destination in self._find(servers):
                 if not destination.is_behind:
-                    woken[destination.server] = destination
+                    to_wake[destination.server] = destination
                     destination.users.setdefault(change.user_id, change.position)
         if Topic.OUTGOING_TO_DEVICE in topics:
             for destination in self._find(
                 map(ServerName, await self._to_device.get_servers(after, upto))
             ):
-                woken[destination.server] = destination
+                to_wake[destination.server] = destination
                 destination.has_to_device = True
-        await self._queue_for_newcomers(woken, backlogs)
+        await self._queue_sticky_events(to_wake, backlogs)
         if backlogs:
-            await self._store_backlogs(backlogs, [woken[ServerName(server)] for server in backlogs])
+            await self._store_backlogs(
+                backlogs, [to_wake[ServerName(server)] for server in backlogs]
+            )
         self._dispatched = upto
-        for destination in woken.values():
+        for destination in to_wake.values():
             self._deliveries.wake(destination)
         return max(len(events), len(receipts), len(changes)) < BATCH_SIZE
 
@@ -355,13 +358,13 @@ class FederationSender:
         self, changes: Sequence[OwnMembershipChange]
     ) -> list[OwnMembershipChange]:
         """Return the membership changes by which our users joined a room."""
-        ours = [change for change in changes if self._identity.is_local(change.user_id)]
-        stored = await self._events.get_events(change.event_nid for change in ours)
+        local = [change for change in changes if self._identity.is_local(change.user_id)]
+        stored = await self._events.get_events(change.event_nid for change in local)
         before = await self._events.get_events(
             each.replaces for each in stored.values() if each.replaces is not None
         )
         joins = []
-        for change in ours:
+        for change in local:
             event = stored[change.event_nid]
             former = None if event.replaces is None else before.get(event.replaces)
             if event.event.membership == "join" and (
@@ -370,12 +373,12 @@ class FederationSender:
                 joins.append(change)
         return joins
 
-    async def _queue_for_newcomers(
-        self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]
+    async def _queue_sticky_events(
+        self, to_wake: dict[ServerName, Destination], backlogs: dict[str, Backlog]
     ) -> None:
         """Queue our sticky events from before servers joined. Proposal: MSC4354"""
-        newcomers, self._newcomers = self._newcomers, {}
-        for (room_nid, server), position in newcomers.items():
+        newly_joined, self._newly_joined = self._newly_joined, {}
+        for (room_nid, server), position in newly_joined.items():
             if (await self._servers.in_room(room_nid)).get(server) != position:
                 # it was in the room before with other users, or has left again
                 continue
@@ -383,7 +386,7 @@ class FederationSender:
             for row in rows:
                 if self._identity.is_local(row.sender):
                     for destination in self._find([server]):
-                        woken[destination.server] = destination
+                        to_wake[destination.server] = destination
                         _add_event(
                             destination,
                             QueuedEvent(row.position, row.event_nid, room_nid),
@@ -393,9 +396,9 @@ class FederationSender:
     async def _store_backlogs(
         self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]
     ) -> None:
-        """Store what servers that are behind have missed. If that fails, it stays marked as
-        unstored."""
-        noted = [
+        """Store what servers that are behind have missed. If that fails, the backlogs stay marked
+        as unstored."""
+        complete = [
             each
             for each in destinations
             if each.is_backlog_stored or backlogs[each.server].is_complete
@@ -403,7 +406,7 @@ class FederationSender:
         for destination in destinations:
             destination.is_backlog_stored = False
         await self._store.add_backlogs(backlogs)
-        for destination in noted:
+        for destination in complete:
             destination.is_backlog_stored = True
 
     async def _servers_for(self, event: EventToSend) -> Collection[ServerName]:
@@ -433,30 +436,30 @@ class FederationSender:
     # the lease
 
     def is_idle(self) -> bool:
-        """Return as `LeasedWork.is_idle` says."""
+        """See `LeasedWork.is_idle`."""
         return not self._scheduled
 
     async def begin(self, lease: Lease) -> None:
         """Start with the destinations in the database. Raises DatabaseUnavailable."""
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
-        waiting = await self._to_device.get_servers(0, self._streams.current())
+        with_to_device = await self._to_device.get_servers(0, self._streams.current())
         self._dispatched = lease.position
-        self._deliveries.start(lease.fencing_token, rows, backlogs, waiting)
+        self._deliveries.start(lease.fencing_token, rows, backlogs, with_to_device)
         self._changed |= TOPICS
         self._schedule()
 
     async def store_progress(self) -> int:
-        """Return as `LeasedWork.note` says."""
+        """See `LeasedWork.store_progress`."""
         if self._changed:
             self._schedule()  # retry what failed
         return self._position()
 
-    def lose(self) -> None:
-        """Stop as `LeasedWork.lose` says."""
+    def on_lease_lost(self) -> None:
+        """Stop: see `LeasedWork.on_lease_lost`."""
         self._deliveries.stop()
 
     async def finish(self) -> int:
-        """Return as `LeasedWork.finish` says."""
+        """See `LeasedWork.finish`."""
         self._deliveries.stop()
         return self._position()
 
@@ -465,8 +468,8 @@ class FederationSender:
         if self._lease.is_single_node:
             return
         if self._lease.is_held:
-            for server, word in (await self._store.take_activity()).items():
-                if word is ActivitySource.OPERATOR:
+            for server, source in (await self._store.take_activity()).items():
+                if source is ActivitySource.OPERATOR:
                     self._retry_as_active(ServerName(server))
                 else:
                     self.record_activity(ServerName(server))

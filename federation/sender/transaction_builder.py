@@ -78,15 +78,15 @@ class TransactionBuilder:
         """
         if not destination.has_unsent:
             return None
-        taken = _Taken()
+        taken = _TakenData()
         try:
             return await self._take(destination, taken, txn_id, upto)
         except BaseException:
-            taken.give_back(destination)
+            taken.put_back(destination)
             raise
 
     async def _take(
-        self, destination: Destination, taken: "_Taken", txn_id: str, upto: int
+        self, destination: Destination, taken: "_TakenData", txn_id: str, upto: int
     ) -> PendingTransaction:
         if destination.is_behind:
             nids = await self._take_missed(destination, taken, upto)
@@ -122,7 +122,9 @@ class TransactionBuilder:
         version = stored.event.version
         return encode_event_json(version, redact(version, stored.event.pdu))
 
-    async def _take_missed(self, destination: Destination, taken: "_Taken", upto: int) -> list[int]:
+    async def _take_missed(
+        self, destination: Destination, taken: "_TakenData", upto: int
+    ) -> list[int]:
         """Take the events of missed rooms: of at least one room, if there is any."""
         nids: list[int] = []
         for room_nid in list(destination.missed_rooms):
@@ -130,13 +132,13 @@ class TransactionBuilder:
             first = taken.rooms[room_nid] = destination.missed_rooms.pop(room_nid)
             of_room = await self._catch_up.get_events(destination.server, room_nid, first, upto)
             if nids and len(nids) + len(of_room) > MAX_PDUS:
-                taken.give_back_room(destination, room_nid)
+                taken.put_back_room(destination, room_nid)
                 break
             nids += of_room
         return nids
 
     async def _take_to_device(
-        self, destination: Destination, taken: "_Taken", edus: _Edus
+        self, destination: Destination, taken: "_TakenData", edus: _Edus
     ) -> int | None:
         if not destination.has_to_device:
             return None
@@ -153,18 +155,18 @@ class TransactionBuilder:
             destination.has_to_device = True
         return upto
 
-    async def _take_users(self, destination: Destination, taken: "_Taken", edus: _Edus) -> None:
+    async def _take_users(self, destination: Destination, taken: "_TakenData", edus: _Edus) -> None:
         for user_id in list(destination.users)[:MAX_USERS]:
             since = taken.users[user_id] = destination.users.pop(user_id)
             # a server that lacks the first ones requests the complete device list
             updates = (await self._devices.get_updates(user_id, since))[-MAX_UPDATES:]
             if not edus.fits(updates):
-                taken.give_back_user(destination, user_id)
+                taken.put_back_user(destination, user_id)
                 break
             edus.add(updates)
 
 
-class _Taken:
+class _TakenData:
     """The data that was taken out of a destination, so that it can be put back."""
 
     def __init__(self) -> None:
@@ -177,19 +179,19 @@ class _Taken:
         """Return all rooms of the transaction, with the position of their first event."""
         return {event.room_nid: event.position for event in reversed(self.events)} | self.rooms
 
-    def give_back_room(self, destination: Destination, room_nid: int) -> None:
+    def put_back_room(self, destination: Destination, room_nid: int) -> None:
         """Put back a room that did not fit into the transaction."""
         first = self.rooms.pop(room_nid)
         destination.missed_rooms[room_nid] = min(
             first, destination.missed_rooms.get(room_nid, first)
         )
 
-    def give_back_user(self, destination: Destination, user_id: str) -> None:
+    def put_back_user(self, destination: Destination, user_id: str) -> None:
         """Put back a user that did not fit into the transaction."""
         first = self.users.pop(user_id)
         destination.users[user_id] = min(first, destination.users.get(user_id, first))
 
-    def give_back(self, destination: Destination) -> None:
+    def put_back(self, destination: Destination) -> None:
         """Put back everything, as the transaction could not be built."""
         if destination.is_behind:
             for event in reversed(self.events):
@@ -197,9 +199,9 @@ class _Taken:
         else:
             destination.queue.extendleft(reversed(self.events))
         for room_nid in list(self.rooms):
-            self.give_back_room(destination, room_nid)
+            self.put_back_room(destination, room_nid)
         for user_id in list(self.users):
-            self.give_back_user(destination, user_id)
+            self.put_back_user(destination, user_id)
         destination.has_to_device = destination.has_to_device or self.to_device
 
 

@@ -60,7 +60,7 @@ MAX_RETAINED_TRANSACTIONS: Final = 100
 """Split transactions that stay in memory. Each may hold a megabyte."""
 EARLY_RETRY_MS: Final = 1_000
 """Shortest time from the last try to a retry that the activity of a destination causes."""
-EARLY_RETRY_GROWTH, MAX_EARLY_RETRY_MS = 3, 60_000
+EARLY_RETRY_FACTOR, MAX_EARLY_RETRY_MS = 3, 60_000
 """Each such retry that fails multiplies this time, up to one minute."""
 MAX_CONCURRENT: Final = 64
 """Transactions that may start at once, to destinations whose last try succeeded."""
@@ -69,7 +69,7 @@ MAX_CONCURRENT_RETRIES: Final = 16
 MAX_REFUSED_PARTS: Final = 3
 """Parts that a destination may refuse alone without accepting one in between. From this one on each
 is followed by a pause, as after a try without an answer."""
-FAILING_PARTS_GROWTH, MAX_FAILING_PARTS_STEPS = 4, 3
+FAILING_PARTS_FACTOR, MAX_FAILING_PARTS_STEPS = 4, 3
 """Parts tried alone when a destination answers 500 and accepts none. The number is multiplied for
 the next try, as all of one room or sender may fail there. After `MAX_FAILING_PARTS_STEPS` steps it
 covers all parts of a transaction."""
@@ -109,7 +109,7 @@ class TransactionSender:
         self._clock = clock
         self._database = database
         self._schedule = schedule
-        self._server_error_pause_ms = min(DROP_TRANSACTION_PAUSE_MS, schedule.longest_ms)
+        self._server_error_pause_ms = min(DROP_TRANSACTION_PAUSE_MS, schedule.max_ms)
         """From this pause on a 500 is taken as a failure on the content of the transaction."""
         self._store = store
         self._to_device = to_device
@@ -252,9 +252,9 @@ class TransactionSender:
                 error=error,
             )
             self._pause(destination, DATABASE_PAUSE_MS)
-        except Exception:  # a bug: keep serving the other destinations and retry this one
+        except Exception:  # unexpected: keep serving the other destinations, and retry this one
             self.log.failure("sending to {server} failed unexpectedly", server=destination.server)
-            self._pause(destination, self._schedule.longest_ms)
+            self._pause(destination, self._schedule.max_ms)
         finally:
             destination.is_running = False
             if destination.is_idle and self._destinations.get(destination.server) is destination:
@@ -269,7 +269,7 @@ class TransactionSender:
     async def _step(self, destination: Destination) -> bool:
         """Send one transaction. Return whether to go on with the next one."""
         if not self._policy.allows(destination.server):
-            await self._hold(destination)
+            await self._store_blocked(destination)
             return False
         if destination.pending is None:
             if destination.is_behind and not destination.missed_rooms and not destination.users:
@@ -295,10 +295,10 @@ class TransactionSender:
         return failure is None
 
     def _make_id(self) -> str:
-        """Return a transaction id that was never used before.
+        """Return a transaction ID that was never used before.
 
-        It must also differ from ids used after the backup from which a database was restored. A
-        destination would take a transaction with a repeated id for a retransmission and ignore it.
+        It must also differ from IDs used after the backup from which a database was restored. A
+        destination would take a transaction with a repeated ID for a retransmission and ignore it.
         spec: server-server-api#transactions
         """
         self._number += 1
@@ -428,7 +428,7 @@ class TransactionSender:
         if self._halve(pending):
             return
         pending.failing_parts.append(pending.parts.popleft())
-        limit = MAX_REFUSED_PARTS * FAILING_PARTS_GROWTH**destination.failing_tries
+        limit = MAX_REFUSED_PARTS * FAILING_PARTS_FACTOR**destination.failing_tries
         if len(pending.failing_parts) >= limit and not pending.accepted_kinds:
             raise error
 
@@ -455,7 +455,7 @@ class TransactionSender:
                 self._count_accepted(destination, pending, part, refused)
             pending.failing_parts.popleft()
 
-    async def _hold(self, destination: Destination) -> None:
+    async def _store_blocked(self, destination: Destination) -> None:
         """Store what a blocked server misses, until the policy allows it again."""
         destination.ephemeral_edus.clear()
         destination.presence.clear()
@@ -512,14 +512,14 @@ class TransactionSender:
     ) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
-        asked_ms = min(get_retry_after_ms(failure), self._schedule.longest_ms)
-        if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
-            how = "asks us to wait" if asked_ms else "cannot be reached"
+        requested_ms = min(get_retry_after_ms(failure), self._schedule.max_ms)
+        if destination.failing_since_ts is None or bool(requested_ms) is destination.is_unreachable:
+            state = "asks us to wait" if requested_ms else "cannot be reached"
             self.log.info(
-                "{server} {how}: {error}", server=destination.server, how=how, error=error
+                "{server} {state}: {error}", server=destination.server, state=state, error=error
             )
             destination.failing_since_ts = now
-        destination.retry_after_ts = now + asked_ms if asked_ms else 0
+        destination.retry_after_ts = now + requested_ms if requested_ms else 0
         destination.ephemeral_edus.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         backoff_ms = self._schedule.after(destination.backoff_ms)
@@ -589,8 +589,8 @@ class TransactionSender:
 
 def _early_retry_ts(destination: Destination) -> int:
     """Return the time of the retry that activity of the destination causes, in milliseconds."""
-    grown = EARLY_RETRY_MS * int(EARLY_RETRY_GROWTH ** min(destination.failed_after_activity, 10))
-    backoff_ms = min(grown, MAX_EARLY_RETRY_MS, destination.backoff_ms)
+    delay = EARLY_RETRY_MS * int(EARLY_RETRY_FACTOR ** min(destination.failed_after_activity, 10))
+    backoff_ms = min(delay, MAX_EARLY_RETRY_MS, destination.backoff_ms)
     return max(destination.last_attempt_ts + backoff_ms, destination.retry_after_ts)
 
 

@@ -136,7 +136,7 @@ class RateLimiter:
     def refund(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         """Refund a counted action."""
         if (buckets := self._buckets.get(limit)) is not None:
-            buckets.give_back(key, cost)
+            buckets.refund(key, cost)
 
     def reset(self, limit: Limit, key: str) -> None:
         """Fill the bucket: a successful login clears earlier failures."""

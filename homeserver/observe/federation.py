@@ -58,9 +58,9 @@ class MemberListMetrics:
             registry=registry,
         )
 
-    def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
+    def list_refreshed(self, expires: int | None, *, is_accepted: bool) -> None:
         """Count a refresh of the list."""
-        self._refreshes.labels("good" if is_good else "refused").inc()
+        self._refreshes.labels("good" if is_accepted else "refused").inc()
         self._expires.set(expires or 0)
 
 

@@ -93,7 +93,7 @@ class FederatedRoomParts:
             server_in_room=server_in_room,
             receiver=federation.receiver,
             out_of_room=rooms.out_of_room,
-            gate=invite_policy,
+            invite_policy=invite_policy,
             reachability=sender,
             services=federation.check_services,
             get_keys=peers.keyring.get_keys,
@@ -138,7 +138,7 @@ class FederatedRoomParts:
             rooms=rooms.store,
             engine=engine,
             invitations=self.invitations,
-            gate=invite_policy,
+            invite_policy=invite_policy,
             clock=clock,
             now_ms=now_ms,
         )

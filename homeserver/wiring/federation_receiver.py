@@ -162,7 +162,7 @@ class FederationReceiverParts:
             memberships=rooms.memberships,
             receiver=federation.receiver,
             inbox=self.inbox,
-            insiders=self.participants,
+            participants=self.participants,
             edus=edus,
             outside=self.out_of_room_updates,
             policy=peers.policy,

@@ -54,7 +54,7 @@ class RoomEngineParts:
             classify=classify,
             partial=rooms.partial,
             capacity=base.sizes.rooms,
-            vouch=self.policy_servers.add_signature,
+            get_policy_signature=self.policy_servers.add_signature,
         )
         self.access = ServerAccess(
             engine=self.engine,

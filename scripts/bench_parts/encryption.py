@@ -15,7 +15,7 @@ ALGORITHM: Final = "signed_curve25519"
 KEY: Final = "x" * 43
 SIGNATURE: Final = "s" * 86
 KEYS_A_DEVICE: Final = 50
-ASKED_AT_ONCE: Final = 20
+USERS_PER_QUERY: Final = 20
 """The number of users in one key query."""
 
 
@@ -23,7 +23,7 @@ class _WhoAmI(msgspec.Struct):
     device_id: str
 
 
-_who = msgspec.json.Decoder(_WhoAmI)
+_whoami_decoder = msgspec.json.Decoder(_WhoAmI)
 
 
 class Devices:
@@ -43,7 +43,7 @@ class Devices:
 
         async def upload(at: int, link: Connection) -> None:
             user = users[at]
-            device = _who.decode(
+            device = _whoami_decoder.decode(
                 await link.request("GET", f"{V3}/account/whoami", None, user.token)
             ).device_id
             await link.request(
@@ -117,9 +117,9 @@ async def keys_query(bench: Bench, figures: Figures) -> None:
             lambda at, link: devices.query(
                 link,
                 people[at % len(people)][0],
-                [people[(at + step) % len(people)] for step in range(ASKED_AT_ONCE)],
+                [people[(at + step) % len(people)] for step in range(USERS_PER_QUERY)],
             ),
-            sizes.questions,
+            sizes.key_requests,
             at_once=len(people),
             run=run,
         )
@@ -136,7 +136,7 @@ async def keys_claim(bench: Bench, figures: Figures) -> None:
             lambda at, link: devices.claim(
                 link, people[at % len(people)][0], people[(at + 1) % len(people)]
             ),
-            min(sizes.questions, len(people) * KEYS_A_DEVICE),
+            min(sizes.key_requests, len(people) * KEYS_A_DEVICE),
             at_once=len(people),
             run=run,
         )

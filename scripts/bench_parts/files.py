@@ -65,21 +65,21 @@ def main(arguments: Sequence[str]) -> None:
     sizes = ((10 * KB, 200), (MB, 50), (64 * MB if options.quick else 1000 * MB, 1))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        sides = {"": _start_ours(stack, folder / "ours")}
+        servers = {"": _start_ours(stack, folder / "ours")}
         synapse = python_of_synapse()
         if synapse is None:
             sys.stderr.write("without Synapse: scripts/synapse installs it\n")
         else:
-            sides["Synapse"] = _start_synapse(stack, folder / "synapse", synapse)
+            servers["Synapse"] = _start_synapse(stack, folder / "synapse", synapse)
         static = folder / "static"
         static.mkdir()
         plain = _start_static(stack, static)
         sys.stdout.write("| work | CPU ms each | MB/s | peak MB |\n| --- | ---: | ---: | ---: |\n")
         for size, count in sizes:
-            _measure_size(sides, plain, static, size, count)
-        _measure_thumbnails(sides)
-        for server, side in sides.items():
-            _measure_parallel(server, side)
+            _measure_size(servers, plain, static, size, count)
+        _measure_thumbnails(servers)
+        for server, measured in servers.items():
+            _measure_parallel(server, measured)
 
 
 def _start_ours(stack: ExitStack, folder: Path) -> MeasuredServer:
@@ -106,9 +106,9 @@ def _start_static(stack: ExitStack, folder: Path) -> MeasuredServer:
     process = subprocess.Popen([sys.executable, "-c", STATIC, str(folder), str(port)])
     stack.callback(process.wait)
     stack.callback(process.terminate)
-    side = MeasuredServer(process.pid, port, {})
-    _wait_for(side)
-    return side
+    measured = MeasuredServer(process.pid, port, {})
+    _wait_for(measured)
+    return measured
 
 
 def _headers(token: str) -> dict[str, str]:
@@ -120,27 +120,31 @@ def _named(label: str, server: str) -> str:
 
 
 def _measure_size(
-    sides: Mapping[str, MeasuredServer], plain: MeasuredServer, static: Path, size: int, count: int
+    servers: Mapping[str, MeasuredServer],
+    plain: MeasuredServer,
+    static: Path,
+    size: int,
+    count: int,
 ) -> None:
     label = f"{size // MB} MB" if size >= MB else f"{size // KB} kB"
-    addresses: dict[str, list[str]] = {server: [] for server in sides}
+    addresses: dict[str, list[str]] = {server: [] for server in servers}
     seed = PNG + os.urandom(16)
-    for server, side in sides.items():
-        connection = side.connect()
+    for server, measured in servers.items():
+        connection = measured.connect()
 
         def upload(number: int) -> None:
             content = seed + number.to_bytes(4, "big")
-            addresses[server].append(_upload(connection, side, content, size))  # noqa: B023
+            addresses[server].append(_upload(connection, measured, content, size))  # noqa: B023
 
-        _line(_named(f"upload, {label}", server), side, upload, count, size)
-    for server, side in sides.items():
-        connection = side.connect()
+        _line(_named(f"upload, {label}", server), measured, upload, count, size)
+    for server, measured in servers.items():
+        connection = measured.connect()
         paths = [DOWNLOAD + address for address in addresses[server]]
 
         def download(number: int) -> None:
-            _fetch(connection, side, paths[number])  # noqa: B023
+            _fetch(connection, measured, paths[number])  # noqa: B023
 
-        _line(_named(f"download, {label}", server), side, download, count, size)
+        _line(_named(f"download, {label}", server), measured, download, count, size)
     with (static / str(size)).open("wb") as file:
         for piece in _pieces(seed, size):
             file.write(piece)
@@ -154,86 +158,88 @@ def _measure_size(
     )
 
 
-def _measure_thumbnails(sides: Mapping[str, MeasuredServer]) -> None:
+def _measure_thumbnails(servers: Mapping[str, MeasuredServer]) -> None:
     """Measure thumbnails. Synapse makes them at the upload, our server at the first request, so the
     upload and the first thumbnail are measured together."""
     pictures = [picture(1600 + number, 1200, "JPEG") for number in range(40)]
-    for server, side in sides.items():
-        connection = side.connect()
+    for server, measured in servers.items():
+        connection = measured.connect()
         files: list[str] = []
 
         def first(number: int) -> None:
-            headers = {**side.headers, "Content-Type": "image/jpeg"}  # noqa: B023
+            headers = {**measured.headers, "Content-Type": "image/jpeg"}  # noqa: B023
             connection.request("POST", UPLOAD, pictures[number], headers)  # noqa: B023
             files.append(THUMBNAIL + _address(connection.getresponse().read()))  # noqa: B023
-            _fetch(connection, side, f"{files[-1]}?width=320&height=240&method=scale")  # noqa: B023
+            _fetch(connection, measured, f"{files[-1]}?width=320&height=240&method=scale")  # noqa: B023
 
         def further(number: int) -> None:
             path = f"{files[number]}?width=640&height=480&method=scale"  # noqa: B023
-            _fetch(connection, side, path)  # noqa: B023
+            _fetch(connection, measured, path)  # noqa: B023
 
         _line(
             _named("photo of 2 megapixels, uploaded, and its thumbnail", server),
-            side,
+            measured,
             first,
             len(pictures),
             0,
         )
         if not server:
-            seconds = _line("thumbnail of it in another size, made", side, further, len(files), 0)
+            seconds = _line(
+                "thumbnail of it in another size, made", measured, further, len(files), 0
+            )
             sys.stdout.write(f"| the same, sequential, a second | | {40 / seconds:.1f} | |\n")
-        _line(_named("thumbnail, stored", server), side, further, len(files), 0)
+        _line(_named("thumbnail, stored", server), measured, further, len(files), 0)
 
 
-def _measure_parallel(server: str, side: MeasuredServer) -> None:
+def _measure_parallel(server: str, measured: MeasuredServer) -> None:
     """Measure memory with many concurrent transfers: half are uploads, half downloads."""
-    address = _upload(side.connect(), side, b"parallel", 10 * MB)
+    address = _upload(measured.connect(), measured, b"parallel", 10 * MB)
 
     def work(number: int) -> None:
-        connection = side.connect()
+        connection = measured.connect()
         if number % 2:
-            _upload(connection, side, number.to_bytes(4, "big"), 10 * MB)
+            _upload(connection, measured, number.to_bytes(4, "big"), 10 * MB)
         else:
-            _fetch(connection, side, DOWNLOAD + address)
+            _fetch(connection, measured, DOWNLOAD + address)
 
-    reset_peak([side.pid])
+    reset_peak([measured.pid])
     threads = [threading.Thread(target=work, args=(number,)) for number in range(PARALLEL)]
-    before, began = cpu_seconds(side.pid), time.monotonic()
+    before, began = cpu_seconds(measured.pid), time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     rate = PARALLEL * 10 / (time.monotonic() - began)
-    cpu = (cpu_seconds(side.pid) - before) / PARALLEL * 1000
+    cpu = (cpu_seconds(measured.pid) - before) / PARALLEL * 1000
     label = _named(f"{PARALLEL} transfers of 10 MB at once", server)
     sys.stdout.write(
-        f"| {label} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
+        f"| {label} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([measured.pid]) / 1024:.0f} |\n"
     )
 
 
 def _line(
-    label: str, side: MeasuredServer, work: Callable[[int], None], count: int, size: int
+    label: str, measured: MeasuredServer, work: Callable[[int], None], count: int, size: int
 ) -> float:
     """Measure the work and print a line. Return its duration in seconds."""
-    reset_peak([side.pid])
-    before, began = cpu_seconds(side.pid), time.monotonic()
+    reset_peak([measured.pid])
+    before, began = cpu_seconds(measured.pid), time.monotonic()
     for number in range(count):
         work(number)
     seconds = time.monotonic() - began
-    cpu = (cpu_seconds(side.pid) - before) / count * 1000
+    cpu = (cpu_seconds(measured.pid) - before) / count * 1000
     rate = f"{count * size / MB / seconds:.0f}" if size else ""
     sys.stdout.write(
-        f"| {label} | {cpu:.2f} | {rate} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
+        f"| {label} | {cpu:.2f} | {rate} | {peak_memory_kb([measured.pid]) / 1024:.0f} |\n"
     )
     sys.stdout.flush()
     return seconds
 
 
 def _upload(
-    connection: http.client.HTTPConnection, side: MeasuredServer, seed: bytes, size: int
+    connection: http.client.HTTPConnection, measured: MeasuredServer, seed: bytes, size: int
 ) -> str:
     connection.request(
-        "POST", UPLOAD, _pieces(seed, size), {**side.headers, "Content-Length": str(size)}
+        "POST", UPLOAD, _pieces(seed, size), {**measured.headers, "Content-Length": str(size)}
     )
     answer = connection.getresponse()
     body = answer.read()
@@ -252,8 +258,8 @@ def _pieces(seed: bytes, size: int) -> Iterator[bytes]:
         yield piece[: size - start]
 
 
-def _fetch(connection: http.client.HTTPConnection, side: MeasuredServer, path: str) -> None:
-    connection.request("GET", path, headers=side.headers)
+def _fetch(connection: http.client.HTTPConnection, measured: MeasuredServer, path: str) -> None:
+    connection.request("GET", path, headers=measured.headers)
     answer = connection.getresponse()
     while answer.read(PIECE):
         pass
@@ -261,11 +267,11 @@ def _fetch(connection: http.client.HTTPConnection, side: MeasuredServer, path: s
         raise RuntimeError(f"{path} was refused: {answer.status}")
 
 
-def _wait_for(side: MeasuredServer) -> None:
+def _wait_for(measured: MeasuredServer) -> None:
     until = time.monotonic() + 30
     while True:
         try:
-            side.connect().connect()
+            measured.connect().connect()
             return
         except OSError:
             if time.monotonic() > until:

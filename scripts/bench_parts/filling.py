@@ -29,7 +29,7 @@ async def fill(
     senders: Sequence[str],
     texts: Sequence[str],
 ) -> None:
-    """Store the texts in the rooms by turns, each from one of the senders."""
+    """Store the texts in the rooms in turn, each from one of the senders."""
     database = open_inline(config)
     try:
         filler = _Filler(database)

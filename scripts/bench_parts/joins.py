@@ -107,7 +107,7 @@ def measure(town: FederatedProcesses, members: int, *, partial: bool) -> JoinFig
     answer = _check(south, "GET", f"{V3}/rooms/{room_id}/joined_members", token)
     if len(answer["joined"]) != members + 2:
         raise RuntimeError(f"{len(answer['joined'])} members of {members + 2}")
-    spent = [
+    cpu_used = [
         cpu_seconds(server.process.pid) - before
         for server, before in zip(servers, cpu, strict=True)
     ]
@@ -115,8 +115,8 @@ def measure(town: FederatedProcesses, members: int, *, partial: bool) -> JoinFig
     return JoinFigures(
         until_sent=until_sent,
         until_complete=until_complete,
-        cpu=spent[0],
-        cpu_other=spent[1],
+        cpu=cpu_used[0],
+        cpu_other=cpu_used[1],
         memory=peak[0],
         memory_other=peak[1],
         slowest=slowest,

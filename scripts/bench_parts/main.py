@@ -64,9 +64,10 @@ def main(arguments: Sequence[str]) -> None:
         return
     reactor = EPollReactor()
     installReactor(reactor)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
-        resource.RLIMIT_NOFILE, (min(OPEN_FILES, most) if most > 0 else OPEN_FILES, most)
+        resource.RLIMIT_NOFILE,
+        (min(OPEN_FILES, hard_limit) if hard_limit > 0 else OPEN_FILES, hard_limit),
     )
     react(lambda _: Deferred.fromCoroutine(run(reactor, options)), (), reactor)
 

@@ -44,8 +44,8 @@ def send_among_own_rules(number: int) -> Scenario:
         ]
         wanted = [
             (people[at], *rules[kind])
-            for kind, every in enumerate((5, 5, 20))
-            for at in range(kind + 1, members, every)
+            for kind, step in enumerate((5, 5, 20))
+            for at in range(kind + 1, members, step)
         ]
 
         async def put(at: int, link: Connection) -> None:

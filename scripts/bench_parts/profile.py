@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SHOWN = 30
-OURS = ("(homeserver/", "(federation/", "(storage/")
+OWN_PACKAGES = ("(homeserver/", "(federation/", "(storage/")
 RATE = 500
 MISSING = "--profile needs py-spy: pip install py-spy"
 
@@ -70,7 +70,11 @@ def summarise(stacks: str) -> list[str]:
         total += int(samples)
         own[frames[-1]] += int(samples)
         inclusive.update(
-            {frame: int(samples) for frame in frames if any(package in frame for package in OURS)}
+            {
+                frame: int(samples)
+                for frame in frames
+                if any(package in frame for package in OWN_PACKAGES)
+            }
         )
     lines = [f"{total} samples at {RATE} a second"]
     for title, counts in (("itself", own), ("with what it calls", inclusive)):

@@ -59,7 +59,7 @@ def show(report: Report) -> str:
         "",
     ]
     for name, each in report.figures.items():
-        lines.extend(f"- {name}: {_short(value)} {what}" for what, value in each.notes.items())
+        lines.extend(f"- {name}: {_short(value)} {unit}" for unit, value in each.notes.items())
     if any(each.generator_share > 0.7 for each in report.figures.values()):
         lines.append("- * the generator was busy: rate and latency may be those of the generator")
     if report.about.get("sizes") == "quick":

@@ -29,7 +29,7 @@ def measure_visibility(label: str, server: TestServer, bob: User, room_id: str) 
     """Measure the visibility filter for pages of events."""
     rooms, visibility = server.app.rooms, server.app.history.visibility
     ids = [EventID(event["event_id"]) for event in messages(bob, room_id, limit=100)["chunk"]]
-    events = list(server.run(rooms.events.get_anywhere(ids)).values())
+    events = list(server.run(rooms.events.get_in_any_room(ids)).values())
     (own,) = server.run(rooms.memberships.of_user(bob.user_id)).values()
 
     def check(page: Sequence[StoredEvent]) -> None:
@@ -49,7 +49,7 @@ def measure_visibility(label: str, server: TestServer, bob: User, room_id: str) 
         )
 
 
-def read_once(bob: User, path: str) -> None:
+def read(bob: User, path: str) -> None:
     ok(bob.get(path))
 
 
@@ -58,13 +58,13 @@ def measure_reads(label: str, bob: User, room_id: str) -> None:
     since = str(sync(bob)["next_batch"])
     say(bob, room_id, "new")
     path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit="
-    for name, way in (
+    for name, request in (
         ("/sync of one new message", f"/_matrix/client/v3/sync?since={since}"),
         ("the first /sync, 10 events", "/_matrix/client/v3/sync"),
         ("/messages, 10 events", f"{path}10"),
         ("/messages, 100 events", f"{path}100"),
     ):
-        best(f"{name}, {label}", TIMES, partial(read_once, bob, way), rounds=ROUNDS)
+        best(f"{name}, {label}", TIMES, partial(read, bob, request), rounds=ROUNDS)
 
 
 def measure(server_folder: Path, template: Path, label: str, rules: str) -> None:
@@ -78,8 +78,8 @@ def measure(server_folder: Path, template: Path, label: str, rules: str) -> None
     started = time.process_time()
     for number in range(MESSAGES):
         say(alice, room_id, f"message {number}, to be read and purged later")
-    taken = (time.process_time() - started) / MESSAGES
-    sys.stdout.write(f"{f'to send a message, {label}':<60} {taken * 1e6:>10.1f} µs\n")
+    elapsed = (time.process_time() - started) / MESSAGES
+    sys.stdout.write(f"{f'to send a message, {label}':<60} {elapsed * 1e6:>10.1f} µs\n")
     measure_visibility(label, server, bob, room_id)
     measure_reads(label, bob, room_id)
     if not rules:
@@ -90,8 +90,8 @@ def measure(server_folder: Path, template: Path, label: str, rules: str) -> None
     (expiry,) = server.app.retention.expiries
     started = time.process_time()
     done = sum(iter(lambda: server.run(expiry.do_step(1000)), 0))
-    taken = (time.process_time() - started) / done
-    sys.stdout.write(f"{f'to purge a message, of {done}':<60} {taken * 1e6:>10.1f} µs\n")
+    elapsed = (time.process_time() - started) / done
+    sys.stdout.write(f"{f'to purge a message, of {done}':<60} {elapsed * 1e6:>10.1f} µs\n")
     measure_reads("after a purge", bob, room_id)
     best(
         "/messages from the beginning, after a purge",

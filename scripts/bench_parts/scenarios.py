@@ -148,7 +148,7 @@ async def _read_room(bench: Bench, figures: Figures, endpoint: str) -> None:
 
 
 async def search(bench: Bench, figures: Figures) -> None:
-    """A search in 3,000 messages (--search-messages): by turns a common word, two words, a rare
+    """A search in 3,000 messages (--search-messages): in turn a common word, two words, a rare
     word and a prefix."""
     world = bench.world
     words = await world.searchable_words()
@@ -216,10 +216,10 @@ async def join(bench: Bench, figures: Figures) -> None:
     """Joins of a room with 2,000 members, sequentially."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(sizes.big_members)
-    newcomers = (await world.people(sizes.big_members + sizes.joins))[-sizes.joins :]
+    joining_users = (await world.people(sizes.big_members + sizes.joins))[-sizes.joins :]
     async with bench.meter.measure("join", figures) as run:
         await world.run(
-            lambda at, link: world.client.join(link, newcomers[at], room),
+            lambda at, link: world.client.join(link, joining_users[at], room),
             sizes.joins,
             at_once=1,
             run=run,

@@ -48,7 +48,7 @@ class ServerFailed(Exception):
 
 @contextmanager
 def running_postgres() -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Start PostgreSQL, durable as in production. Yield its process id and the server's
+    """Start PostgreSQL, durable as in production. Yield its process ID and the server's
     `database.args`."""
     postgres.prepare()
     try:
@@ -98,7 +98,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process id. Raises ServerFailed if the server does not run."""
+        """The process ID. Raises ServerFailed if the server does not run."""
         if self._process is None or self._process.poll() is not None:
             raise ServerFailed(f"the server has ended:\n{self._end_of_log()}")
         return self._process.pid

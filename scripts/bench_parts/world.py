@@ -49,7 +49,7 @@ class Sizes:
     tree: int = 500
     """Rooms below a space."""
     trees: int = 50
-    questions: int = 2000
+    key_requests: int = 2000
     """Key queries and claims."""
     devices: int = 1000
     key_shares: int = 30
@@ -81,7 +81,7 @@ QUICK = Sizes(
     trees=10,
     big_members=300,
     reads=5,
-    questions=300,
+    key_requests=300,
     devices=200,
     key_shares=10,
     joins=30,
@@ -196,8 +196,8 @@ class World:
             )
 
             async def send(at: int, link: Connection) -> None:
-                turn, room = divmod(at, len(rooms))
-                sender = (reader, friends[room % 10], friends[(room + 3) % 10])[turn % 3]
+                index, room = divmod(at, len(rooms))
+                sender = (reader, friends[room % 10], friends[(room + 3) % 10])[index % 3]
                 await self.client.send(link, sender, rooms[room])
 
             await self.run(send, len(rooms) * self.sizes.messages_per_room, at_once=20)
@@ -282,7 +282,7 @@ class World:
             words = [
                 "".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)
             ]
-            often = list(accumulate(1 / place for place in range(1, len(words) + 1)))
+            often = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
             texts = [
                 " ".join(random.choices(words, cum_weights=often, k=random.randint(3, 20)))
                 for _ in range(self.sizes.searched)

@@ -56,7 +56,7 @@ class AccountDataStore:
         )
 
     def get_account_data_in(self, txn: Transaction, user_id: str) -> UserAccountData:
-        """As `get_account_data`, in a transaction."""
+        """Do `get_account_data` in a transaction."""
         sql = (
             "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0"
             " ORDER BY position"
@@ -73,7 +73,7 @@ class AccountDataStore:
     def get_account_data_since_in(
         self, txn: Transaction, user_id: str, since: int, upto: int
     ) -> UserAccountData:
-        """As `get_account_data_since`, in a transaction."""
+        """Do `get_account_data_since` in a transaction."""
         sql = (
             "SELECT room_id, type, content FROM account_data"
             " WHERE user_id = ? AND position > ? AND position <= ?"
@@ -144,7 +144,7 @@ class AccountDataStore:
     def get_entry_in(
         self, txn: Transaction, user_id: str, room_id: str | None, type_: str
     ) -> bytes | None:
-        """As `get_entry`, in a transaction."""
+        """Do `get_entry` in a transaction."""
         row = txn.query_one(
             "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?"
             " AND deleted = 0",
@@ -163,10 +163,10 @@ class AccountDataStore:
         self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
     ) -> AccountDataUsage | None:
         """Return the user's usage with this entry, or None if it is not larger than now."""
-        growth = _growth(txn, user_id, room_id, type_, _usage_of(content))
-        if growth.entries <= 0 and growth.size <= 0:
+        change = _usage_change(txn, user_id, room_id, type_, _usage_of(content))
+        if change.entries <= 0 and change.size <= 0:
             return None
-        return _add(self.get_usage(txn, user_id), growth)
+        return _add(self.get_usage(txn, user_id), change)
 
     def set_entry(
         self,
@@ -180,9 +180,11 @@ class AccountDataStore:
     ) -> int:
         """Set one entry. Return the position of the change."""
         position = txn.next_position()
-        growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _usage_of(content))
-        if growth != AccountDataUsage():
-            _add_usage(txn, user_id, growth)
+        change = _usage_change(
+            txn, user_id, room_id, type_, _DELETED if deleted else _usage_of(content)
+        )
+        if change != AccountDataUsage():
+            _add_usage(txn, user_id, change)
         txn.execute(
             "INSERT INTO account_data (user_id, room_id, type, content, deleted, position)"
             " VALUES (?, ?, ?, ?, ?, ?)"
@@ -190,7 +192,7 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
-        if growth.deleted > 0 and self.get_usage(txn, user_id).deleted > MAX_DELETED:
+        if change.deleted > 0 and self.get_usage(txn, user_id).deleted > MAX_DELETED:
             _trim_deleted(txn, user_id)
         put_setting(txn, user_id, SettingKind.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
         txn.announce(
@@ -227,7 +229,7 @@ def _add(sums: AccountDataUsage, more: AccountDataUsage) -> AccountDataUsage:
     )
 
 
-def _growth(
+def _usage_change(
     txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataUsage
 ) -> AccountDataUsage:
     """Return the change of the user's usage if this entry replaces the stored one."""
@@ -241,14 +243,14 @@ def _growth(
     return _add(entry, AccountDataUsage(0, 0, -1) if row[1] else AccountDataUsage(-1, -int(row[0])))
 
 
-def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataUsage) -> None:
+def _add_usage(txn: WriteTransaction, user_id: str, change: AccountDataUsage) -> None:
     txn.execute(
         "INSERT INTO account_data_usage (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (user_id) DO UPDATE"
         " SET entries = account_data_usage.entries + excluded.entries,"
         " bytes = account_data_usage.bytes + excluded.bytes,"
         " deleted = account_data_usage.deleted + excluded.deleted",
-        (user_id, growth.entries, growth.size, growth.deleted),
+        (user_id, change.entries, change.size, change.deleted),
     )
 
 

@@ -129,7 +129,7 @@ class AccountStore:
         return await self._database.read("get_changed_accounts", read)
 
     def add_account(self, txn: WriteTransaction, account: AccountRow) -> bool:
-        """Add an account; return False if the user id is taken, also by a deactivated account."""
+        """Add an account; return False if the user ID is taken, also by a deactivated account."""
         position = txn.next_position()
         added = txn.execute(
             "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin,"

@@ -43,7 +43,7 @@ class PolicyConsentStore:
     async def get_users(
         self, policy_id: str, version: str, *, agreed: bool, after: str, limit: int
     ) -> list[tuple[str, int | None]]:
-        """Return up to `limit` active users after `after`, in the order of their ids.
+        """Return up to `limit` active users after `after`, in the order of their IDs.
 
         `agreed`: those who have accepted this version, with the time; else those who have not.
         """

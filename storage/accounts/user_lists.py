@@ -28,12 +28,12 @@ UserOrder = Literal[
 _LAST_SEEN: Final = "(SELECT MAX(d.last_seen_ts) FROM devices d WHERE d.user_id = a.user_id)"
 _ORDERS: Final = {
     "name": "a.user_id",
-    "displayname": "COALESCE(n.value, {nothing})",
+    "displayname": "COALESCE(n.value, {empty})",
     "is_guest": "a.is_guest",
     "admin": "a.is_admin",
     "deactivated": "CASE WHEN a.deactivated_ts IS NULL THEN 0 ELSE 1 END",
     "user_type": "COALESCE(a.user_type, '')",
-    "avatar_url": "COALESCE(p.value, {nothing})",
+    "avatar_url": "COALESCE(p.value, {empty})",
     "shadow_banned": "a.shadow_banned",
     "creation_ts": "a.created_ts",
     "last_seen_ts": f"COALESCE({_LAST_SEEN}, 0)",
@@ -48,7 +48,7 @@ class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     """A substring of the localpart or display name, case-insensitive."""
     user_id: str | None = None
-    """A substring of the full user id, case-insensitive."""
+    """A substring of the full user ID, case-insensitive."""
     guests: bool | None = None
     deactivated: bool | None = None
     locked: bool | None = None
@@ -95,7 +95,7 @@ class UserListStore:
     ) -> UserPage:
         """Return up to `limit` accounts from index `first`.
 
-        Accounts with equal keys are in ascending order of their ids, also with `backwards`.
+        Accounts with equal keys are in ascending order of their IDs, also with `backwards`.
         """
         return await self._database.read(
             "get_user_page", _select, wanted, order, backwards, first, limit
@@ -106,9 +106,9 @@ def _select(
     txn: Transaction, wanted: UserFilter, order: UserOrder, backwards: bool, first: int, limit: int
 ) -> UserPage:
     where, args = _where(wanted)
-    nothing: list[SQLValue] = [b""] if "{nothing}" in _ORDERS[order] else []
+    empty: list[SQLValue] = [b""] if "{empty}" in _ORDERS[order] else []
     ordered = (
-        f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
+        f"ORDER BY {_ORDERS[order].format(empty='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
     )
     sql = (
         f"{CUSTOM_PLAN}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin,"
@@ -123,12 +123,12 @@ def _select(
         part = wanted.name.casefold()
         found = [
             user
-            for user in map(_user, txn.query(sql, (*args, *nothing)))
+            for user in map(_user, txn.query(sql, (*args, *empty)))
             if _matches_name(user, part)
         ]
         return UserPage(found[first : first + limit], len(found))
     counted = txn.query_one(f"{CUSTOM_PLAN}SELECT COUNT(*) FROM accounts a WHERE {where}", args)
-    rows = txn.query(f"{sql} LIMIT ? OFFSET ?", (*args, *nothing, limit, first))
+    rows = txn.query(f"{sql} LIMIT ? OFFSET ?", (*args, *empty, limit, first))
     return UserPage([_user(row) for row in rows], 0 if counted is None else int(counted[0]))
 
 

@@ -42,7 +42,7 @@ class LeasedWork(Protocol):
         is done."""
         ...
 
-    def lose(self) -> None:
+    def on_lease_lost(self) -> None:
         """Stop the work: another node does it now."""
         ...
 
@@ -64,15 +64,15 @@ class LeaseLoop:
         lease: NodeLease,
         work: LeasedWork,
         name: str,
-        each_round: Callable[[], Awaitable[None]] | None = None,
+        after_round: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`name` is the name of the work in the log. `each_round` is called after each round,
+        """`name` is the name of the work in the log. `after_round` is called after each round,
         whether the lease is held or not."""
         self._clock = clock
         self._lease = lease
         self._work = work
         self._name = name
-        self._each_round = each_round
+        self._after_round = after_round
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
         self._rounds_end: Deferred[LoopingCall] | None = None
@@ -108,15 +108,15 @@ class LeaseLoop:
                 await self._renew()
             elif self._work.is_idle():
                 await self._take()
-            if self._each_round is not None:
-                await self._each_round()
+            if self._after_round is not None:
+                await self._after_round()
         except DatabaseUnavailable as error:
             self.log.warn(
                 "the lease of the {name} could not be renewed: {error}",
                 name=self._name,
                 error=error,
             )
-        except Exception:  # a bug of ours: the next round tries again
+        except Exception:  # an unexpected error: the next round tries again
             self.log.failure("the lease of the {name} could not be renewed", name=self._name)
 
     async def _take(self) -> None:
@@ -139,7 +139,7 @@ class LeaseLoop:
         else:
             self.log.warn("another node has the lease of the {name} now", name=self._name)
             self.is_held = False
-            self._work.lose()
+            self._work.on_lease_lost()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -43,8 +43,8 @@ class NodeLease:
         """Whether there can be no other node."""
         self._holder = process
         """The name under which the lease was last taken or renewed."""
-        self._gone: str | None = None
-        """The holder that was gone in the previous round."""
+        self._dead_holder: str | None = None
+        """The holder whose node was gone in the previous round."""
         self._is_first = True
 
     async def take(self, now_ms: int, expires_ts: int) -> Lease | None:
@@ -52,11 +52,15 @@ class NodeLease:
         name = self._name()
         lease = await self._store.take(name, now_ms, expires_ts, force=self.is_single_node)
         if lease is None:
-            gone, before, is_first = await self._find_gone(), self._gone, self._is_first
-            self._gone = gone
-            if gone is not None and (is_first or gone == before):
+            dead, previous, is_first = (
+                await self._find_dead_holder(),
+                self._dead_holder,
+                self._is_first,
+            )
+            self._dead_holder = dead
+            if dead is not None and (is_first or dead == previous):
                 lease = await self._store.take(
-                    name, now_ms, expires_ts, force=False, replacing=gone
+                    name, now_ms, expires_ts, force=False, replacing=dead
                 )
         self._is_first = False
         if lease is not None:
@@ -74,7 +78,7 @@ class NodeLease:
     def _name(self) -> str:
         return f"{self._process}{_SEPARATOR}{self._get_node()}"
 
-    async def _find_gone(self) -> str | None:
+    async def _find_dead_holder(self) -> str | None:
         """Return the name of the holder if its node is gone."""
         holder = await self._store.get_holder()
         if holder is None:

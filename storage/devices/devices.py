@@ -39,7 +39,7 @@ class DeviceRow(msgspec.Struct, frozen=True):
     last_seen_user_agent: str | None = None
 
 
-class DeviceSighting(msgspec.Struct, frozen=True):
+class DeviceLastSeen(msgspec.Struct, frozen=True):
     """A request by a device."""
 
     user_id: str
@@ -77,7 +77,7 @@ class DeviceStore:
     def get_devices_in(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> dict[str, list[DeviceRow]]:
-        """As `get_devices`, in a transaction."""
+        """Do `get_devices` in a transaction."""
         devices: dict[str, list[DeviceRow]] = {}
         for row in txn.query_in(
             f"SELECT {_COLUMNS} FROM devices WHERE user_id IN {{keys}} ORDER BY device_id", user_ids
@@ -157,8 +157,8 @@ class DeviceStore:
         announce_device_list(txn, user_id)
         return True
 
-    async def set_sightings(
-        self, sightings: Iterable[DeviceSighting], known: Collection[str] = ()
+    async def set_last_seen(
+        self, sightings: Iterable[DeviceLastSeen], known: Collection[str] = ()
     ) -> None:
         """Record when devices were last seen, as one batch, the latest of a device last. `known`:
         as in `add_records_of_new_addresses`."""
@@ -170,10 +170,10 @@ class DeviceStore:
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
-            firsts = [s for s in batch if s.audit_kind is not None]
+            audited = [s for s in batch if s.audit_kind is not None]
             records = [
                 AuditRecord(s.user_id, s.ts, s.audit_kind or "", s.address, s.device_id)
-                for s in firsts
+                for s in audited
             ]
             add_records_of_new_addresses(txn, records, known)
 

@@ -48,7 +48,7 @@ class AliasStore:
 
 
 def add_alias(txn: WriteTransaction, row: AliasRow) -> None:
-    """As `AliasStore.add_alias`, inside a write."""
+    """Do `AliasStore.add_alias` in a write."""
     added = txn.execute(
         f"INSERT INTO room_aliases ({_COLUMNS}) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (row.alias, row.room_nid, row.creator, row.created_ts),

@@ -145,7 +145,7 @@ class UserDirectoryStore:
             "DELETE FROM user_directory_queue WHERE user_id = ? AND position = ?", changes.items()
         )
 
-    def queue_everyone(self, txn: WriteTransaction) -> None:
+    def queue_all_users(self, txn: WriteTransaction) -> None:
         """Queue all users, so that their words are computed again."""
         txn.execute(
             "INSERT INTO user_directory_queue (user_id, position) SELECT user_id, 0"

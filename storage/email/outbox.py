@@ -99,14 +99,14 @@ class EmailOutbox:
                 " ORDER BY due_ts LIMIT ?",
                 (now, limit),
             )
-            taken = [QueuedEmail(*row) for row in rows]
-            for row in taken:
+            leased = [QueuedEmail(*row) for row in rows]
+            for row in leased:
                 sql = (
                     "UPDATE email_outbox SET due_ts = ?, attempts = attempts + 1"
                     " WHERE email_nid = ?"
                 )
                 txn.execute(sql, (until, row.email_nid))
-            return taken
+            return leased
 
         return await self._database.write("claim_due_emails", write)
 

@@ -55,7 +55,7 @@ class DehydratedDeviceStore:
 
 
 def select_dehydrated(txn: Transaction, user_id: str) -> DehydratedDevice | None:
-    """As `get_device`, inside a transaction."""
+    """Do `get_device` in a transaction."""
     row = txn.query_one(
         "SELECT user_id, device_id, device_data FROM dehydrated_devices WHERE user_id = ?",
         (user_id,),

@@ -137,11 +137,11 @@ class DeviceKeyStore:
     def claim_keys(
         self, txn: WriteTransaction, requests: Sequence[KeyRequest], now_ms: int
     ) -> list[bytes | None]:
-        """As `do_claim`, in one write, for at most CLAIMED_AT_ONCE requests."""
+        """Do `do_claim` in one write, for at most `CLAIM_CHUNK` requests."""
         keys = claim_keys(txn, requests, now_ms)
-        taken = [request for request, key in zip(requests, keys, strict=True) if key is not None]
-        if taken:
-            _announce_claims(txn, taken)
+        claimed = [request for request, key in zip(requests, keys, strict=True) if key is not None]
+        if claimed:
+            _announce_claims(txn, claimed)
         missing = [at for at, key in enumerate(keys) if key is None]
         if missing:
             by_fallback = _use_fallback_keys(txn, [requests[at] for at in missing])
@@ -181,7 +181,7 @@ class DeviceKeyStore:
         """
         current, is_reset = _select_current(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != current.identity:
-            if current.identity_bytes_of_others + len(keys.identity) > MAX_IDENTITY_BYTES:
+            if current.other_identity_bytes + len(keys.identity) > MAX_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
             if current.identity is not None and _signed_part(current.identity) != _signed_part(
@@ -195,7 +195,7 @@ class DeviceKeyStore:
                 _remove_signatures_by(txn, user_id, [device_id])
                 is_reset, current = (
                     True,
-                    _CurrentKeys(keys.identity, current.identity_bytes_of_others),
+                    _CurrentKeys(keys.identity, current.other_identity_bytes),
                 )
         added: dict[str, int] = {}
         if keys.one_time:
@@ -311,7 +311,7 @@ class _CurrentKeys(msgspec.Struct, frozen=True):
     """The keys of a device before an upload."""
 
     identity: bytes | None
-    identity_bytes_of_others: int
+    other_identity_bytes: int
     """Bytes of identity keys of the user's other devices."""
     blocks: Sequence[KeyBlock] = ()
     used: bytes = b""
@@ -427,10 +427,10 @@ def _use_fallback_keys(
     return claimed
 
 
-def _announce_claims(txn: WriteTransaction, taken: Sequence[KeyRequest]) -> None:
-    users = tuple(dict.fromkeys([user_id for user_id, _, _ in taken]))
+def _announce_claims(txn: WriteTransaction, claimed: Sequence[KeyRequest]) -> None:
+    users = tuple(dict.fromkeys([user_id for user_id, _, _ in claimed]))
     txn.announce(
-        Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken))
+        Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(claimed))
     )
 
 

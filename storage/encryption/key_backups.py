@@ -83,7 +83,7 @@ class KeyBackupStore:
 
     def __init__(self, *, database: Database, max_keys: int = MAX_KEYS) -> None:
         self._database = database
-        self._most_keys = max_keys
+        self._max_keys = max_keys
 
     async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
         """Return a version of the backup, by default the newest."""
@@ -132,13 +132,13 @@ class KeyBackupStore:
     async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
         """Add keys. A worse key never replaces a better one. Raises NoSuchBackup, NotCurrentBackup,
         BackupFull; some of very many keys may have been added then."""
-        rest = list({(key.room_id, key.session_id): key for key in keys}.values())
+        remaining = list({(key.room_id, key.session_id): key for key in keys}.values())
         while True:
-            some, rest = rest[:PUT_CHUNK], rest[PUT_CHUNK:]
+            chunk, remaining = remaining[:PUT_CHUNK], remaining[PUT_CHUNK:]
             backup = await self._database.write(
-                "put_backed_up_keys", _put_keys, user_id, version, some, self._most_keys
+                "put_backed_up_keys", _put_keys, user_id, version, chunk, self._max_keys
             )
-            if not rest:
+            if not remaining:
                 return backup
 
     async def remove_keys(
@@ -292,7 +292,7 @@ def _key(row: Row) -> BackedUpKey:
 
 
 def _put_keys(
-    txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey], most_keys: int
+    txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey], max_keys: int
 ) -> BackupRow:
     backup = _find(txn, user_id, version)
     newest = _select_backup(txn, user_id, None)
@@ -313,7 +313,7 @@ def _put_keys(
     if not better:
         return backup
     added = sum((key.room_id, key.session_id) not in present for key in better)
-    if added and backup.key_count + added > most_keys:
+    if added and backup.key_count + added > max_keys:
         raise BackupFull
     txn.execute_many(
         f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS})"

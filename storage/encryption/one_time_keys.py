@@ -120,14 +120,14 @@ def add_keys(
     just_used: list[tuple[int, bytes]] = []
     present: dict[KeyName, list[tuple[bytes, bool]]] = {}
     for block in blocks:
-        for place, (key_id, content, content_digest) in enumerate(
+        for index, (key_id, content, content_digest) in enumerate(
             contents.get(block.block_nid, ())
         ):
             name = (block.algorithm, key_id)
             if block.remaining == 0:
                 just_used.append((block.claimed_ts, _digest(name, content_digest)))
             elif name in keys:
-                present.setdefault(name, []).append((content, place < block.claimed))
+                present.setdefault(name, []).append((content, index < block.claimed))
     digests = {digest for _, digest in (*stored, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
     for (algorithm, key_id), content in (
@@ -191,13 +191,13 @@ def _filter_new(
     (content, and whether it was claimed). Raises KeyExists."""
     new: dict[KeyName, bytes] = {}
     for name, content in keys.items():
-        is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
-        for before, is_taken in present.get(name, ()):
+        is_repeated = bool(digests) and _digest(name, _digest_content(content)) in digests
+        for before, is_claimed in present.get(name, ()):
             if before == content:
-                is_again = True
-            elif not is_taken:
+                is_repeated = True
+            elif not is_claimed:
                 raise KeyExists(name, before, content)
-        if not is_again:
+        if not is_repeated:
             new[name] = content
     return new
 

@@ -26,8 +26,8 @@ class OutgoingToDeviceStore:
     ) -> None:
         """`max_queued`, `max_received`: the limits for one server, give or take a few hundred."""
         self._database = database
-        self._most_waiting = max_queued
-        self._most_noted = max_received
+        self._max_queued = max_queued
+        self._max_received = max_received
         self._recorded = 0
 
     async def get_messages(self, server: str, limit: int) -> Sequence[DeviceMessage]:
@@ -57,13 +57,13 @@ class OutgoingToDeviceStore:
         txn.announce(Change(first + len(rows) - 1, Topic.OUTGOING_TO_DEVICE))
         for server, position, _ in rows:
             if position % TRIM_INTERVAL == 0:
-                oldest_kept = txn.query_one(
+                oldest_excess = txn.query_one(
                     "SELECT position FROM outgoing_to_device WHERE server = ?"
                     " ORDER BY position DESC LIMIT 1 OFFSET ?",
-                    (server, self._most_waiting),
+                    (server, self._max_queued),
                 )
-                if oldest_kept is not None:
-                    self.remove_messages(txn, server, oldest_kept[0])
+                if oldest_excess is not None:
+                    self.remove_messages(txn, server, oldest_excess[0])
 
     def remove_messages(self, txn: WriteTransaction, server: str, upto: int) -> None:
         """Delete messages up to a position: the server has received them."""
@@ -86,7 +86,7 @@ class OutgoingToDeviceStore:
             too_old = txn.query_one(
                 "SELECT received_ts FROM received_to_device WHERE origin = ?"
                 " ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
-                (origin, self._most_noted),
+                (origin, self._max_received),
             )
             if too_old is not None:
                 txn.execute(

@@ -46,22 +46,24 @@ class PublishedKeyStore:
         self.is_single_process = database.engine.name == "sqlite"
         """Whether no other process writes."""
 
-    async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
+    async def get_published(
+        self, local_users: Collection[str], remote_users: Collection[str]
+    ) -> PublishedKeys:
         """Return the keys of local and remote users, with their own signatures on them."""
         read = (
             self._database.read_quickly
-            if len(ours) + len(others) <= INLINE_USERS
+            if len(local_users) + len(remote_users) <= INLINE_USERS
             else self._database.read
         )
-        return await read("get_published_keys", _select, tuple(ours), tuple(others))
+        return await read("get_published_keys", _select, tuple(local_users), tuple(remote_users))
 
     async def get_positions_and_signatures(
-        self, ours: Collection[str], signer: str | None
+        self, local_users: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
         """Return the positions of the latest changes of local users, and the signatures of `signer`
         on keys of other users, by user. One query each."""
         return await self._database.read_quickly(
-            "get_newest_published_keys", _select_newest, tuple(ours), signer
+            "get_newest_published_keys", _select_newest, tuple(local_users), signer
         )
 
     async def get_head(self) -> int:
@@ -90,13 +92,15 @@ def _identity_keys(devices: Sequence[DeviceKeysRow]) -> dict[str, bytes]:
     return {row.device_id: row.keys for row in devices}
 
 
-def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) -> PublishedKeys:
-    users = (*ours, *others)
+def _select(
+    txn: Transaction, local_users: tuple[str, ...], remote_users: tuple[str, ...]
+) -> PublishedKeys:
+    users = (*local_users, *remote_users)
     positions = (
-        select_positions(txn, ours) if ours else {}
+        select_positions(txn, local_users) if local_users else {}
     )  # read first, so that the keys are not older
     return PublishedKeys(
-        {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
+        {**select_device_keys(txn, local_users), **select_remote_devices(txn, remote_users)},
         select_keys(txn, users),
         select_own_signatures(txn, users),
         positions,
@@ -104,7 +108,7 @@ def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) ->
 
 
 def _select_newest(
-    txn: Transaction, ours: tuple[str, ...], signer: str | None
+    txn: Transaction, local_users: tuple[str, ...], signer: str | None
 ) -> tuple[dict[str, int], dict[str, list[KeySignature]]]:
-    positions = select_positions(txn, ours) if ours else {}
+    positions = select_positions(txn, local_users) if local_users else {}
     return positions, {} if signer is None else select_signed_by(txn, signer)

@@ -157,7 +157,7 @@ def mark_newly_shared(
         )
         tracked.update(user_id for (user_id,) in rows)
     if tracked:
-        newly = tracked - select_users_sharing_rooms(txn, sorted(tracked), besides=room_nid)
+        newly = tracked - select_users_sharing_rooms(txn, sorted(tracked), except_room_nid=room_nid)
         _mark_stale(txn, sorted(newly))
 
 
@@ -192,7 +192,7 @@ def _replace_list(
     cross_signing: Sequence[CrossSigningKey],
     requested_at: int,
 ) -> None:
-    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != requested_at
+    has_changed = select_positions(txn, [user_id]).get(user_id, 0) != requested_at
     before = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     was_tracked = bool(_select_lists(txn, [user_id]))
     txn.execute("DELETE FROM remote_devices WHERE user_id = ?", (user_id,))
@@ -205,7 +205,7 @@ def _replace_list(
         "INSERT INTO remote_device_lists (user_id, stream_id, is_stale) VALUES (?, ?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id,"
         " is_stale = excluded.is_stale",
-        (user_id, stream_id, int(is_overtaken)),
+        (user_id, stream_id, int(has_changed)),
     )
     if was_tracked and (keys_changed or before != {row.device_id: row for row in devices}):
         announce_device_list(txn, user_id)

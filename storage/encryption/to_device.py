@@ -129,10 +129,10 @@ class ToDeviceStore:
         """`max_queued`: the most messages for a device, give or take a few hundred and those in
         the log."""
         self._database = database
-        self._most_waiting = max_queued
-        self._most_logged = max_logged
+        self._max_queued = max_queued
+        self._max_logged = max_logged
         self._log = ToDeviceLogIndex()
-        self._swept = BEFORE_ALL_NIDS
+        self._swept_upto = BEFORE_ALL_NIDS
         """The device number up to which the job has processed the floors."""
 
     async def get_messages(
@@ -153,11 +153,11 @@ class ToDeviceStore:
         self, user_id: str, device_id: str, first: int, upto: int
     ) -> None:
         """Delete the messages of a device in a range of positions. The range is known to have at
-        most REMOVED_AT_ONCE messages. Earlier ones, which may be many below a floor, are left to
+        most `DELETE_CHUNK` messages. Earlier ones, which may be many below a floor, are left to
         the job."""
-        gone_before = self._log.removed_before
+        removed_before = self._log.removed_before
         await self._database.write(
-            "remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before
+            "remove_to_device", _delete_range, user_id, device_id, first, upto, removed_before
         )
 
     def get_recipients(
@@ -168,8 +168,8 @@ class ToDeviceStore:
         `known`: an earlier result for these users. Return None if it is still current, because no
         device was added or deleted since; no query.
         """
-        holds = known is not None and txn.counter(DEVICES_CHANGED_COUNTER) <= known.upto
-        return None if holds else self.get_devices(txn, user_ids)
+        is_current = known is not None and txn.counter(DEVICES_CHANGED_COUNTER) <= known.upto
+        return None if is_current else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
         """Return the devices of these users; one query."""
@@ -195,7 +195,7 @@ class ToDeviceStore:
         nids = list(map(_nid, recipients))
         if (
             len(contents) >= MIN_LOGGED
-            and to_device_log.count_logged(txn) + len(contents) <= self._most_logged
+            and to_device_log.count_logged(txn) + len(contents) <= self._max_logged
         ):
             to_device_log.append(txn, first, now_ms, opening, nids, contents)
             return
@@ -215,13 +215,13 @@ class ToDeviceStore:
         for position, device_nid, _ in rows:
             if position % TRIM_INTERVAL:
                 continue
-            newest_to_go = txn.query_one(
+            newest_excess = txn.query_one(
                 "SELECT position FROM to_device_messages WHERE device_nid = ?"
                 " ORDER BY position DESC LIMIT 1 OFFSET ?",
-                (device_nid, self._most_waiting),
+                (device_nid, self._max_queued),
             )
-            if newest_to_go is not None:
-                _delete(txn, device_nid, newest_to_go[0])
+            if newest_excess is not None:
+                _delete(txn, device_nid, newest_excess[0])
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
@@ -249,12 +249,12 @@ class ToDeviceStore:
     async def sweep(self, limit: int, now_ms: int) -> int:
         """Delete some messages that are below a floor, and move some old messages out of the log.
         Return how many."""
-        swept, self._swept = await self._database.write(
-            "sweep_to_device", _sweep, limit, self._swept, self._log.removed_before
+        count, self._swept_upto = await self._database.write(
+            "sweep_to_device", _sweep, limit, self._swept_upto, self._log.removed_before
         )
         moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
         self._log.evict(upto)
-        return max(swept, moved)
+        return max(count, moved)
 
     def _select(
         self, txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int
@@ -286,14 +286,14 @@ class ToDeviceStore:
                 return messages
             ((device_nid, _),) = found[_DEVICE]
             floor = max([after, *[position for position, _ in found[_FLOOR]]])
-            places = self._log.find(device_nid, floor, min(upto, head), limit)
+            entries = self._log.find(device_nid, floor, min(upto, head), limit)
             if self._log.is_stale(oldest):
                 # another thread has just learned that rows left the log; they may be this device's
                 continue
-            if not places:
+            if not entries:
                 return messages
-            events = to_device_log.select_events(txn, places)
-            moved = [place.row for place in places if place.position not in events]
+            events = to_device_log.select_events(txn, entries)
+            moved = [entry.row for entry in entries if entry.position not in events]
             if moved:
                 self._log.evict(max(moved))
                 continue
@@ -313,11 +313,11 @@ class ToDeviceStore:
                 to_device_log.reset_counters(txn)
             return 0, 0
         left = _take_rows(old, limit)
-        waiting = _find_undelivered(
+        positions = _find_undelivered(
             txn, chain.from_iterable([row.list_recipients() for row in left])
         )
-        if waiting:
-            undelivered = to_device_log.select_undelivered(txn, left, waiting)
+        if positions:
+            undelivered = to_device_log.select_undelivered(txn, left, positions)
             self._insert(txn, sorted(undelivered, key=itemgetter(1, 0)))
         last = left[-1].first
         to_device_log.remove(txn, last, sum([row.count_messages() for row in left]))
@@ -393,23 +393,23 @@ def _find_undelivered(txn: Transaction, logged: Iterable[tuple[int, int]]) -> se
 
 
 def _delete_upto(
-    txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int
+    txn: WriteTransaction, user_id: str, device_id: str, upto: int, removed_before: int
 ) -> None:
     """Delete the messages of a device at or below a position, at once or by the job."""
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
         upto = min(upto, txn.counter(POSITION))  # a floor above the head would hide future messages
         _delete(txn, row[0], upto)
-        _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
+        _set_floor_for_log(txn, user_id, device_id, upto, removed_before)
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
-    beyond_chunk = txn.query_one(
+    remainder = txn.query_one(
         "SELECT position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
         " ORDER BY position LIMIT 1 OFFSET ?",
         (device_nid, upto, DELETE_CHUNK),
     )
-    if beyond_chunk is None:
+    if remainder is None:
         txn.execute_later(
             "DELETE FROM to_device_messages WHERE device_nid = ? AND position <= ?",
             (device_nid, upto),
@@ -422,7 +422,7 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
 
 
 def _delete_range(
-    txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int, gone_before: int
+    txn: WriteTransaction, user_id: str, device_id: str, first: int, upto: int, removed_before: int
 ) -> None:
     upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
@@ -430,11 +430,11 @@ def _delete_range(
         " AND position <= ?",
         (user_id, device_id, first, upto),
     )
-    _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
+    _set_floor_for_log(txn, user_id, device_id, upto, removed_before)
 
 
 def _set_floor_for_log(
-    txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int
+    txn: WriteTransaction, user_id: str, device_id: str, upto: int, removed_before: int
 ) -> None:
     """Set the floor of a device that has received everything up to a position, if the log may
     contain messages for it."""
@@ -442,39 +442,41 @@ def _set_floor_for_log(
         "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ?"
         " FROM devices AS d"
         f" WHERE d.user_id = ? AND d.device_id = ? AND {OLDEST_ROW} <= ? {_RAISE}",
-        (upto, user_id, device_id, gone_before, upto),
+        (upto, user_id, device_id, removed_before, upto),
     )
 
 
-def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> tuple[int, int]:
+def _sweep(
+    txn: WriteTransaction, limit: int, swept_upto: int, removed_before: int
+) -> tuple[int, int]:
     """Delete messages below the floors of the next devices, and floors that are not needed any
     more. Return how much was done, and the device number from which to continue.
 
     There may be very many floors that stay for minutes, so a step looks at a limited number.
     """
-    (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (gone_before,)) or (None,)
+    (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (removed_before,)) or (None,)
     found = txn.query(
         "SELECT f.device_nid, f.position, EXISTS (SELECT 1 FROM to_device_messages AS m"
         " WHERE m.device_nid = f.device_nid AND m.position <= f.position)"
         " FROM to_device_floors AS f WHERE f.device_nid > ? ORDER BY f.device_nid LIMIT ?",
-        (swept, limit),
+        (swept_upto, limit),
     )
     floors = [(nid, floor) for nid, floor, _ in found]
-    occupied = [(nid, floor) for nid, floor, is_occupied in found if is_occupied]
+    nonempty = [(nid, floor) for nid, floor, is_nonempty in found if is_nonempty]
     below = (
         "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
     )
-    each = limit // max(1, len(occupied)) + 1
+    each = limit // max(1, len(nonempty)) + 1
     deleted = (
-        txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in occupied])
-        if occupied
+        txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in nonempty])
+        if nonempty
         else []
     )
     txn.execute_many(
         "DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?",
         chain.from_iterable(deleted),
     )
-    left = {nid for (nid, _), rows in zip(occupied, deleted, strict=True) if len(rows) == each}
+    left = {nid for (nid, _), rows in zip(nonempty, deleted, strict=True) if len(rows) == each}
     done = [
         (nid,)
         for nid, floor in floors
@@ -482,7 +484,7 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
     ]
     txn.execute_many("DELETE FROM to_device_floors WHERE device_nid = ?", done)
     if left:
-        return limit, swept
+        return limit, swept_upto
     if len(floors) == limit:
         return limit, floors[-1][0]
-    return (limit if done or occupied else 0), BEFORE_ALL_NIDS
+    return (limit if done or nonempty else 0), BEFORE_ALL_NIDS

@@ -139,13 +139,13 @@ def append(
     txn.allocate(LOGGED_COUNTER, count)
 
 
-def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[ToDeviceLogRow]:
-    """Return the oldest rows. Rows before `gone_before` are known to have left the log."""
+def select_oldest(txn: Transaction, removed_before: int, number: int) -> list[ToDeviceLogRow]:
+    """Return the oldest rows. Rows before `removed_before` are known to have left the log."""
     sql = (
         "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ?"
         " ORDER BY first_position LIMIT ?"
     )
-    return [ToDeviceLogRow(*row) for row in txn.query(sql, (gone_before, number))]
+    return [ToDeviceLogRow(*row) for row in txn.query(sql, (removed_before, number))]
 
 
 def select_devices(txn: Transaction) -> list[tuple[int, int]]:
@@ -157,12 +157,12 @@ def select_devices(txn: Transaction) -> list[tuple[int, int]]:
 
 
 def select_undelivered(
-    txn: Transaction, rows: Sequence[ToDeviceLogRow], waiting: Collection[int]
+    txn: Transaction, rows: Sequence[ToDeviceLogRow], positions: Collection[int]
 ) -> list[tuple[int, int, bytes]]:
     """Return the messages at these positions, which are in these rows: position, device number,
     event. Each row is read once, completely."""
     wanted = [
-        (row, [(at, nid) for at, nid in row.list_recipients() if at in waiting]) for row in rows
+        (row, [(at, nid) for at, nid in row.list_recipients() if at in positions]) for row in rows
     ]
     wanted = [(row, messages) for row, messages in wanted if messages]
     found = {
@@ -195,15 +195,15 @@ def reset_counters(txn: WriteTransaction) -> None:
     txn.allocate(MOVED_COUNTER if difference > 0 else LOGGED_COUNTER, abs(difference))
 
 
-def select_events(txn: Transaction, places: Sequence[ToDeviceLogEntry]) -> dict[int, bytes]:
-    """Return the events at these places, by position. Events whose row has left the log are
+def select_events(txn: Transaction, entries: Sequence[ToDeviceLogEntry]) -> dict[int, bytes]:
+    """Return the events of these entries, by position. Events whose row has left the log are
     missing."""
     sql = (
         "SELECT p.position, l.prefix, substr(l.contents, CAST(p.start + 1 AS INTEGER),"
         " CAST(p.length AS INTEGER))"
         " FROM places AS p JOIN to_device_log AS l ON l.first_position = p.first_position"
     )
-    rows = txn.query_with("places", ("position", "first_position", "start", "length"), places, sql)
+    rows = txn.query_with("places", ("position", "first_position", "start", "length"), entries, sql)
     return {position: make_event(opening, content) for position, opening, content in rows}
 
 
@@ -214,7 +214,7 @@ class ToDeviceLogIndex:
     def __init__(self) -> None:
         self._lock = Lock()
         self._upto = 0
-        self._gone_before = 0
+        self._removed_before = 0
         """All rows before this position are known to have left the log."""
         self._rows: list[int] = []
         self._devices: list[bytes] = []
@@ -229,13 +229,13 @@ class ToDeviceLogIndex:
     @property
     def removed_before(self) -> int:
         """All rows before this position have left the log."""
-        return self._gone_before
+        return self._removed_before
 
     def extend(self, seen: ToDeviceLogSnapshot) -> bool:
         """Add the rows of a snapshot. Return False if rows are known to have left the log since
         then. The reader then has to read again."""
         with self._lock:
-            if seen.oldest is not None and seen.oldest < self._gone_before:
+            if seen.oldest is not None and seen.oldest < self._removed_before:
                 return False
             self._drop_before(seen.head + 1 if seen.oldest is None else seen.oldest)
             for row, devices in sorted(seen.rows):
@@ -255,27 +255,27 @@ class ToDeviceLogIndex:
                 return []
             begin, end = bisect_right(positions, after), bisect_right(positions, upto)
             return [
-                self._place(position) for position in positions[begin : min(end, begin + limit)]
+                self._entry_at(position) for position in positions[begin : min(end, begin + limit)]
             ]
 
     def is_stale(self, oldest: int | None) -> bool:
         """Return whether rows are known to have left the log since a snapshot that began with this
         row."""
-        return oldest is not None and oldest < self._gone_before
+        return oldest is not None and oldest < self._removed_before
 
     def evict(self, upto: int) -> None:
         """Drop the rows up to this one: they have left the log."""
         with self._lock:
             self._drop_before(upto + 1)
 
-    def _place(self, position: int) -> ToDeviceLogEntry:
+    def _entry_at(self, position: int) -> ToDeviceLogEntry:
         at = bisect_right(self._rows, position) - 1
         row = self._rows[at]
         start, length = _read_span(self._devices[at], position - row)
         return ToDeviceLogEntry(position, row, start, length)
 
     def _drop_before(self, first: int) -> None:
-        self._gone_before = max(self._gone_before, first)
+        self._removed_before = max(self._removed_before, first)
         count = bisect_left(self._rows, first)
         if not count:
             return

@@ -110,7 +110,7 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """As `read`, without a transaction: for a function with one query, or whose queries may
+        """Like `read`, without a transaction: for a function with one query, or whose queries may
         each see the current database."""
         return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, False)
 
@@ -121,8 +121,8 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """As `read`, for a few point reads by key. On SQLite they run on the calling thread, which
-        costs less than the switch to another.
+        """Like `read`, for a few point reads by key. On SQLite they run on the calling thread,
+        which costs less than the switch to another.
 
         Each query sees the database at its own moment.
         """
@@ -211,7 +211,7 @@ class Database:
         return await self.read_quickly("get_head", select_head)
 
     async def poll(self) -> None:
-        """As `catch_up`, if there is something new. Cheap enough to call often."""
+        """Like `catch_up`, if there is something new. Cheap enough to call often."""
         if await self.get_head() > self.streams.current():
             await self.catch_up()
 
@@ -246,7 +246,7 @@ class Database:
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
+            if not (self.engine.is_retryable(error) or self.engine.is_outage(error)):
                 raise
         # Whatever ended one connection has ended the idle ones too. The second try needs a new one.
         while self._idle:
@@ -254,7 +254,7 @@ class Database:
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
+            if not (self.engine.is_retryable(error) or self.engine.is_outage(error)):
                 raise
             raise DatabaseUnavailable(f"the read could not be done: {error}") from error
 

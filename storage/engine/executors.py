@@ -137,13 +137,13 @@ class ThreadExecutor:
         """`close_timeout` is the number of seconds that `close` waits for running jobs."""
         self._reactor = reactor
         self._wakeup = _Wakeup(reactor=cast(IReactorFDSet, reactor), callback=self._deliver_results)
-        self._patience = close_timeout
+        self._close_timeout = close_timeout
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []
         self._closing = False
         self._results: list[Callable[[], None]] = []
         self._lock = threading.Lock()
-        self._woken = False
+        self._is_woken = False
         self._running = threads
         self._ended: Deferred[None] = Deferred()
         for number in range(threads):
@@ -163,9 +163,9 @@ class ThreadExecutor:
             # The result and the flag change together. The thread that has to wake the reactor does
             # so before the reactor takes this result, which may remove the pipe.
             self._results.append(call)
-            if self._woken:
+            if self._is_woken:
                 return
-            self._woken = True
+            self._is_woken = True
         self._wakeup.wake()
 
     def close(self) -> Deferred[None]:
@@ -178,10 +178,11 @@ class ThreadExecutor:
         def give_up(failure: Failure) -> None:
             failure.trap(TookTooLong)
             self._log.warn(
-                "Stopped waiting for database threads after {seconds} s.", seconds=self._patience
+                "Stopped waiting for database threads after {seconds} s.",
+                seconds=self._close_timeout,
             )
 
-        return self._ended.addTimeout(self._patience, self._reactor).addErrback(give_up)
+        return self._ended.addTimeout(self._close_timeout, self._reactor).addErrback(give_up)
 
     def _work(self) -> None:
         worker = _Worker()
@@ -211,7 +212,7 @@ class ThreadExecutor:
 
     def _deliver_results(self) -> None:
         with self._lock:
-            self._woken = False  # later results need another wake-up
+            self._is_woken = False  # later results need another wake-up
             results, self._results = self._results, []
         for call in results:
             try:

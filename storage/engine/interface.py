@@ -70,18 +70,18 @@ class Connection(Protocol):
         before: Sequence[SQLValue],
         after: Sequence[SQLValue],
     ) -> list[Row]:
-        """Run `sql` for a list of keys: not empty, at most LARGEST_CHUNK."""
+        """Run `sql` for a list of keys: not empty, at most `MAX_CHUNK`."""
 
     def query_each(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]
     ) -> list[list[Row]]:
-        """Run `sql` for each row of arguments. `rows` has between 1 and LARGEST_CHUNK rows."""
+        """Run `sql` for each row of arguments. `rows` has between 1 and `MAX_CHUNK` rows."""
 
     def query_each_and_change(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         """Run `sql` for each row of arguments, then `change` for the rows that it found. `rows` has
-        between 1 and LARGEST_CHUNK rows, and `sql` finds at most that many."""
+        between 1 and `MAX_CHUNK` rows, and `sql` finds at most that many."""
 
     def query_with(
         self,
@@ -91,7 +91,7 @@ class Connection(Protocol):
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        """Run `sql` with a table of these rows. `rows` has between 1 and LARGEST_CHUNK rows. Each
+        """Run `sql` with a table of these rows. `rows` has between 1 and `MAX_CHUNK` rows. Each
         column holds either text or integers."""
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
@@ -102,10 +102,10 @@ class Connection(Protocol):
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
-        """As `execute_later`, for a list of keys: not empty, at most LARGEST_CHUNK."""
+        """Like `execute_later`, for a list of keys: not empty, at most `MAX_CHUNK`."""
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        """As `execute_later`, once for each row."""
+        """Like `execute_later`, once for each row."""
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
@@ -171,7 +171,7 @@ class NodeChannel(Protocol):
 
     def receive(self) -> Sequence[Any]:
         """Return the notifications received since the last call, without waiting. Raises
-        NodeCallsLost."""
+        NodeChannelLost."""
 
     def close(self) -> None: ...
 
@@ -211,7 +211,7 @@ class Engine(Protocol):
         """Open the connection that receives notifications of other nodes. Return None if the
         database cannot have several nodes. Blocks."""
 
-    def is_worth_retrying(self, error: BaseException) -> bool:
+    def is_retryable(self, error: BaseException) -> bool:
         """Return whether the same transaction may succeed if it runs again: after a conflict, or a
         connection lost before the commit."""
 

@@ -149,23 +149,23 @@ class PostgresConnection:
         self._defer(*expand_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        coming = iter(map(adapt, rows))
-        first = list(islice(coming, MIN_COPY_ROWS))
+        remaining = iter(map(adapt, rows))
+        first = list(islice(remaining, MIN_COPY_ROWS))
         values = split_values(sql) if len(first) == MIN_COPY_ROWS else None
-        together = first + list(islice(coming, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
-        while together:
+        batch = first + list(islice(remaining, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
+        while batch:
             if values is None:
                 self._deferred += [
-                    self._cursor.mogrify(self._prepare(sql, args), args) for args in together
+                    self._cursor.mogrify(self._prepare(sql, args), args) for args in batch
                 ]
             else:
                 before, row, after = values
-                listed = b",".join([self._cursor.mogrify(row, args) for args in together])
+                listed = b",".join([self._cursor.mogrify(row, args) for args in batch])
                 self._deferred.append(b"%b%b%b" % (before, listed, after))
-            if len(together) < ROWS_PER_MESSAGE:
+            if len(batch) < ROWS_PER_MESSAGE:
                 return  # sent with the next statement
             self._flush()
-            together = list(islice(coming, ROWS_PER_MESSAGE))
+            batch = list(islice(remaining, ROWS_PER_MESSAGE))
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
@@ -333,7 +333,7 @@ class PostgresEngine:
     def open_node_channel(self) -> NodeChannel | None:
         return PostgresNodeChannel(self.open({}))
 
-    def is_worth_retrying(self, error: BaseException) -> bool:
+    def is_retryable(self, error: BaseException) -> bool:
         if not isinstance(error, psycopg2.Error):
             return False
         if error.pgcode is None:
@@ -351,7 +351,7 @@ class PostgresEngine:
         if not isinstance(error, psycopg2.Error):
             return False
         if error.pgcode is None:
-            return self.is_worth_retrying(error)
+            return self.is_retryable(error)
         return error.pgcode.startswith(_OUTAGE_CLASSES)
 
     def check(self, connection: Connection) -> None:

@@ -22,8 +22,8 @@ CHANNEL: Final = "mahalla"
 LOCK_CLASS: Final = 0x4D61_686E
 """The first key of each node's lock ("Mahn" in ASCII). The second key is the node's number."""
 _CHANGED: Final = "changed"
-_HEARD: Final = "heard"
-_NOTE: Final = "note"
+_APPLIED: Final = "heard"
+_MESSAGE: Final = "note"
 
 
 class ConfirmedWrite(msgspec.Struct, frozen=True):
@@ -58,12 +58,12 @@ class PostgresNodeChannel:
         self._connection = opened
         self.node = 0
         with opened.cursor() as cursor:
-            is_mine = False
-            while not is_mine:
+            is_locked = False
+            while not is_locked:
                 self.node = 1 + secrets.randbelow(2**31 - 1)
                 cursor.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self.node))
                 row = cursor.fetchone()
-                is_mine = row is not None and bool(row[0])
+                is_locked = row is not None and bool(row[0])
             cursor.execute(f"LISTEN {CHANNEL}")
         # our own descriptor: libpq closes its own when the connection is lost, but the reactor has
         # to remove it first
@@ -91,9 +91,11 @@ def parse_notification(payload: str) -> Notification | None:
     match payload.split(" ", 2):
         case [word, position] if word == _CHANGED and _is_number(position):
             return ConfirmedWrite(int(position))
-        case [word, node, position] if word == _HEARD and _is_number(node) and _is_number(position):
+        case [word, node, position] if (
+            word == _APPLIED and _is_number(node) and _is_number(position)
+        ):
             return PositionApplied(int(node), int(position))
-        case [word, node, body] if word == _NOTE and _is_number(node):
+        case [word, node, body] if word == _MESSAGE and _is_number(node):
             return EphemeralMessage(int(node), body)
     return None
 
@@ -105,14 +107,14 @@ def confirmed_write_payload(position: int) -> str:
 
 def notify_applied(txn: Transaction, node: int, position: int) -> None:
     """Notify the other nodes that this one has applied everything up to this position."""
-    txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_HEARD} {node} {position}"))
+    txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_APPLIED} {node} {position}"))
 
 
 def send_ephemeral(txn: Transaction, node: int, bodies: Sequence[str]) -> None:
     """Send ephemeral messages to the other nodes. Each payload, with the node's number and a word,
     has less than 8,000 bytes."""
     for body in bodies:
-        txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_NOTE} {node} {body}"))
+        txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_MESSAGE} {node} {body}"))
 
 
 def select_nodes(txn: Transaction) -> set[int]:

@@ -131,7 +131,7 @@ def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
 
 
 def _adapt_column(values: Sequence[SQLValue]) -> Sequence[SQLValue]:
-    """As `adapt`, but without a look at each value if all are of one type."""
+    """Like `adapt`, but without a look at each value if all are of one type."""
     kinds = {*map(type, values)}
     if kinds == {int} or (kinds == {str} and "\0" not in "".join(values)):  # type: ignore[arg-type]
         return values

@@ -81,10 +81,10 @@ class PreparedStatements:
     statement.
     """
 
-    __slots__ = ("_calls", "_deallocation", "_last", "_most")
+    __slots__ = ("_calls", "_deallocation", "_last", "_max_statements")
 
     def __init__(self, max_statements: int = MAX_PREPARED) -> None:
-        self._most = max_statements
+        self._max_statements = max_statements
         self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
         """For each prepared statement: its name on the server, and the text that executes it."""
         self._deallocation = ""
@@ -115,7 +115,7 @@ class PreparedStatements:
         key = (sql, tuple(map(_type_of, args)))
         self._deallocation = ""
         self._calls[key] = (f"s{self._last}", text)
-        if len(self._calls) > self._most:
+        if len(self._calls) > self._max_statements:
             _, (name, _) = self._calls.popitem(last=False)
             self._deallocation = f"; DEALLOCATE {name}"
 

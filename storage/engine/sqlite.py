@@ -297,7 +297,7 @@ class SQLiteEngine:
     def open_node_channel(self) -> NodeChannel | None:
         return None
 
-    def is_worth_retrying(self, error: BaseException) -> bool:
+    def is_retryable(self, error: BaseException) -> bool:
         # there is one writer, which has already waited `busy_timeout` for other processes
         return False
 

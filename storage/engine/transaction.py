@@ -46,7 +46,7 @@ class Transaction:
         the place of the list (`… WHERE id IN {keys}`).
 
         `before` and `after` are the arguments on either side of the keys. Duplicate keys count
-        once. Without keys there is no query. With more than LARGEST_CHUNK keys, an ORDER BY or
+        once. Without keys there is no query. With more than `MAX_CHUNK` keys, an ORDER BY or
         LIMIT applies only within each chunk.
         """
         wanted = list(dict.fromkeys(keys))
@@ -146,7 +146,7 @@ class WriteTransaction(Transaction):
         change: str,
         before: Sequence[SQLValue] = (),
     ) -> list[list[Row]]:
-        """As `query_each`, and change the rows that were found. The first column of `sql` is an
+        """Like `query_each`, and change the rows that were found. The first column of `sql` is an
         integer named `found_key`, and `change` (`UPDATE … WHERE id IN {keys}`) is one statement for
         these keys, which are distinct. `before`: its arguments before the keys.
 
@@ -163,7 +163,7 @@ class WriteTransaction(Transaction):
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue] = ()
     ) -> None:
-        """As `execute_later`, one statement for a list of distinct keys, in bounded chunks.
+        """Like `execute_later`, one statement for a list of distinct keys, in bounded chunks.
         `before`: the arguments before the keys. Without keys there is no statement."""
         for start in range(0, len(keys), MAX_CHUNK):
             self.queries += 1

@@ -112,7 +112,7 @@ class Writer:
         self._streams = streams
         self._observer = observer
         self._clock = clock
-        self._waiting: deque[QueuedWrite] = deque()
+        self._queued: deque[QueuedWrite] = deque()
         self._lock = threading.Lock()
         self._busy = False
         self._connection: Connection | None = None
@@ -120,7 +120,7 @@ class Writer:
     def add(self, write: QueuedWrite) -> None:
         """Queue a write. Its Deferred fires after the commit. On the reactor thread."""
         with self._lock:
-            self._waiting.append(write)
+            self._queued.append(write)
             if self._busy:
                 return
             self._busy = True
@@ -138,7 +138,7 @@ class Writer:
         while True:
             self._run_batch()
             with self._lock:
-                if not self._waiting:
+                if not self._queued:
                     self._busy = False
                     return
 
@@ -161,11 +161,11 @@ class Writer:
                 )
                 break
             except BaseException as error:  # the thread survives any error
-                is_undone = not is_committing or connection.transaction_has_failed()
+                is_rolled_back = not is_committing or connection.transaction_has_failed()
                 may_succeed = self._may_succeed(error)
                 self._disconnect()
-                if not (is_undone and may_succeed) or attempt == MAX_ATTEMPTS:
-                    self._fail(batch, error, also_waiting=not is_begun)
+                if not (is_rolled_back and may_succeed) or attempt == MAX_ATTEMPTS:
+                    self._fail(batch, error, with_queued=not is_begun)
                     return
             time.sleep(RETRY_SECONDS * attempt)
             attempt += 1
@@ -193,11 +193,11 @@ class Writer:
         batch before it runs."""
         yield from tuple(batch)
         while (
-            self._waiting
+            self._queued
             and len(batch) < MAX_BATCH_WRITES
             and (not batch or self._clock() - started < MAX_BATCH_SECONDS)
         ):
-            batch.append(self._waiting.popleft())
+            batch.append(self._queued.popleft())
             yield batch[-1]
 
     def _run_write(
@@ -233,8 +233,8 @@ class Writer:
 
     def _may_succeed(self, error: BaseException) -> bool:
         """Return whether a batch that failed with this error may succeed when it runs again."""
-        is_lost = self._connection is not None and not self._connection.is_usable()
-        return is_lost or self._engine.is_worth_retrying(error)
+        is_disconnected = self._connection is not None and not self._connection.is_usable()
+        return is_disconnected or self._engine.is_retryable(error)
 
     def _connect(self) -> Connection:
         self._connection = self._engine.connect_writer()
@@ -250,9 +250,9 @@ class Writer:
         except self._engine.errors as error:
             self._log.warn("Could not close the writer's connection: {error}", error=error)
 
-    def _fail(self, batch: list[QueuedWrite], error: BaseException, *, also_waiting: bool) -> None:
-        while also_waiting and self._waiting and len(batch) < MAX_BATCH_WRITES:
-            batch.append(self._waiting.popleft())
+    def _fail(self, batch: list[QueuedWrite], error: BaseException, *, with_queued: bool) -> None:
+        while with_queued and self._queued and len(batch) < MAX_BATCH_WRITES:
+            batch.append(self._queued.popleft())
         self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)
         for write in batch:
             write.fail_unavailable(error)
@@ -274,7 +274,7 @@ class Writer:
                     self._log.failure(
                         "A callback after the commit of {name} failed.", name=write.name
                     )
-        self._observer.batch_done(len(batch), len(self._waiting), took, committing)
+        self._observer.batch_done(len(batch), len(self._queued), took, committing)
         self._acknowledge(batch)
 
     def _acknowledge(self, batch: list[QueuedWrite]) -> None:

@@ -23,16 +23,16 @@ import msgspec
 
 from storage.engine.database import Database, Transaction, WriteTransaction
 
-ChainPlace = tuple[int, int]
+ChainPosition = tuple[int, int]
 """(chain, sequence number)."""
 Reach = dict[int, int]
-"""The last reached place by chain; all places before it are reached too."""
+"""The last reached sequence number by chain; all earlier ones are reached too."""
 
 RECENT = 200
 """How many of the events that all states share are tried first: recent ones mostly reach whatever
 any of them does."""
 
-_SELECT_PLACES = (
+_SELECT_POSITIONS = (
     "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE event_nid IN {keys}"
 )
 _SELECT_CHAINS = "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE chain IN {keys}"
@@ -47,7 +47,7 @@ _SELECT_LINKS_TO = (
     "SELECT chain, sequence_number, target_chain, target_sequence_number FROM auth_chain_links"
     " WHERE target_chain IN {keys}"
 )
-_INSERT_PLACE = "INSERT INTO auth_chains (event_nid, chain, sequence_number) VALUES (?, ?, ?)"
+_INSERT_POSITION = "INSERT INTO auth_chains (event_nid, chain, sequence_number) VALUES (?, ?, ?)"
 _INSERT_LINK = (
     "INSERT INTO auth_chain_links (chain, sequence_number, target_chain,"
     " target_sequence_number) VALUES (?, ?, ?, ?)"
@@ -93,11 +93,13 @@ class AuthChainStore:
         """
         nodes = list({node.event_nid: node for node in events}.values())
         named = {nid for node in nodes for nid in (node.event_nid, *node.auth_event_nids)}
-        places = _get_places(txn, named.difference(new))
-        nodes = [node for node in nodes if node.event_nid not in places]
+        positions = _get_positions(txn, named.difference(new))
+        nodes = [node for node in nodes if node.event_nid not in positions]
         if not nodes:
             return
-        cited = {places[nid][0] for node in nodes for nid in node.auth_event_nids if nid in places}
+        cited = {
+            positions[nid][0] for node in nodes for nid in node.auth_event_nids if nid in positions
+        }
         links = _ChainLinks(txn)
         links.load(cited)
         lasts: dict[int, int] = dict(txn.query_in(_SELECT_LASTS, cited))
@@ -105,25 +107,25 @@ class AuthChainStore:
         new_links: list[tuple[int, int, int, int]] = []
         for node in nodes:
             try:
-                targets = {nid: places[nid] for nid in node.auth_event_nids}
+                targets = {nid: positions[nid] for nid in node.auth_event_nids}
             except KeyError as missing:
                 raise UnknownAuthEvent(f"{missing} is an auth event of {node.event_nid}") from None
             before = targets.get(node.previous) if node.previous is not None else None
             if before is not None and lasts[before[0]] == before[1]:
-                chain, place = before[0], before[1] + 1
+                chain, sequence = before[0], before[1] + 1
             else:
-                chain, place = next_chain, 1
+                chain, sequence = next_chain, 1
                 next_chain += 1
                 links.begin(chain)
-            places[node.event_nid] = (chain, place)
-            lasts[chain] = place
-            for target_chain, target_place in _select_targets(
-                links, (chain, place), targets.values()
+            positions[node.event_nid] = (chain, sequence)
+            lasts[chain] = sequence
+            for target_chain, target_sequence in _select_targets(
+                links, (chain, sequence), targets.values()
             ).items():
-                links.add(chain, place, target_chain, target_place)
-                new_links.append((chain, place, target_chain, target_place))
+                links.add(chain, sequence, target_chain, target_sequence)
+                new_links.append((chain, sequence, target_chain, target_sequence))
         txn.execute_many(
-            _INSERT_PLACE, [(node.event_nid, *places[node.event_nid]) for node in nodes]
+            _INSERT_POSITION, [(node.event_nid, *positions[node.event_nid]) for node in nodes]
         )
         if new_links:
             txn.execute_many(_INSERT_LINK, new_links)
@@ -140,8 +142,8 @@ class AuthChainStore:
     def get_auth_chain_in(
         self, txn: Transaction, event_nids: Collection[int], limit: int | None = None
     ) -> set[int]:
-        """As `get_auth_chain`."""
-        reach = _ChainLinks(txn).reach(_find_places(txn, event_nids).values())
+        """Do `get_auth_chain` in a transaction."""
+        reach = _ChainLinks(txn).reach(_find_positions(txn, event_nids).values())
         if limit is not None and sum(reach.values()) > limit:
             raise AuthChainTooLong(f"{sum(reach.values())} events; the limit is {limit}")
         return _get_events(txn, {chain: (0, last) for chain, last in reach.items()})
@@ -153,16 +155,16 @@ class AuthChainStore:
         )
 
     def is_in_auth_chain_in(self, txn: Transaction, event_nid: int, of: int) -> bool:
-        """As `is_in_auth_chain`."""
-        places = _find_places(txn, (event_nid, of))
-        chain, place = places[event_nid]
-        return place <= _ChainLinks(txn).reach([places[of]]).get(chain, 0)
+        """Do `is_in_auth_chain` in a transaction."""
+        positions = _find_positions(txn, (event_nid, of))
+        chain, sequence = positions[event_nid]
+        return sequence <= _ChainLinks(txn).reach([positions[of]]).get(chain, 0)
 
     async def get_auth_difference(self, state_sets: Sequence[Collection[int]]) -> set[int]:
         """Return the events that are in the auth chains of some but not all of the states, given as
         event_nids.
 
-        Costs the size of the difference; shared events are read only as far as they cite disputed
+        Costs the size of the difference; shared events are read only as far as they cite conflicted
         ones. Raises UnknownAuthEvent. spec: rooms/v2#definitions (auth difference)
         """
         if len(state_sets) < 2:
@@ -174,53 +176,54 @@ class AuthChainStore:
     def get_auth_difference_in(
         self, txn: Transaction, state_sets: Sequence[Collection[int]]
     ) -> set[int]:
-        """As `get_auth_difference`."""
+        """Do `get_auth_difference` in a transaction."""
         sets = [set(state) for state in state_sets]
         agreed = set.intersection(*sets) if sets else set()
         recent = nlargest(self._recent, agreed)
         further = agreed.intersection if len(agreed) > self._recent else None
         return self._find_difference(txn, [state - agreed for state in sets], recent, further)
 
-    def get_difference_of_disputed_in(
+    def get_conflicted_difference_in(
         self,
         txn: Transaction,
-        disputed: Sequence[Collection[int]],
+        conflicted: Sequence[Collection[int]],
         likely: Collection[int],
         find_agreed: Callable[[Collection[int]], Collection[int]],
     ) -> set[int]:
-        """As `get_auth_difference`, for states of which only the differing events are at hand.
+        """Do `get_auth_difference` in a transaction, for states of which only the conflicted events
+        are known.
 
         `likely` are some shared events, preferably those that many others cite. `find_agreed`
         returns which of some events all states share.
         """
-        return self._find_difference(txn, disputed, likely, find_agreed)
+        return self._find_difference(txn, conflicted, likely, find_agreed)
 
     def _find_difference(
         self,
         txn: Transaction,
-        disputed: Sequence[Collection[int]],
+        conflicted: Sequence[Collection[int]],
         likely: Collection[int],
         find_agreed: Callable[[Collection[int]], Collection[int]] | None,
     ) -> set[int]:
-        places = _find_places(txn, set().union(*disputed))
+        positions = _find_positions(txn, set().union(*conflicted))
         links = _ChainLinks(txn)
-        reaches = [links.reach([places[nid] for nid in state]) for state in disputed]
-        ranges: dict[int, ChainPlace] = {}
+        reaches = [links.reach([positions[nid] for nid in state]) for state in conflicted]
+        ranges: dict[int, ChainPosition] = {}
         for chain in {chain for reach in reaches for chain in reach}:
             lasts = [reach.get(chain, 0) for reach in reaches]
             if min(lasts) < max(lasts):
                 ranges[chain] = (min(lasts), max(lasts))
         # shared events reach the same in all states, and so reduce the difference
         if ranges and likely:
-            _raise_bottoms(ranges, links.reach(_find_places(txn, likely).values()))
+            _subtract_reach(ranges, links.reach(_find_positions(txn, likely).values()))
         if ranges and find_agreed is not None:
             above = _find_above(txn, {chain: bottom + 1 for chain, (bottom, _) in ranges.items()})
             candidates = {
-                nid: (chain, place)
-                for nid, chain, place in txn.query_in(_SELECT_CHAINS, above)
-                if place >= above[chain]
+                nid: (chain, sequence)
+                for nid, chain, sequence in txn.query_in(_SELECT_CHAINS, above)
+                if sequence >= above[chain]
             }
-            _raise_bottoms(
+            _subtract_reach(
                 ranges, links.reach([candidates[nid] for nid in find_agreed(candidates.keys())])
             )
         return _get_events(txn, ranges)
@@ -236,8 +239,8 @@ class AuthChainStore:
         )
 
     def get_conflicted_subgraph_in(self, txn: Transaction, conflicted: Collection[int]) -> set[int]:
-        """As `get_conflicted_subgraph`."""
-        ends = _find_places(txn, conflicted)
+        """Do `get_conflicted_subgraph` in a transaction."""
+        ends = _find_positions(txn, conflicted)
         links = _ChainLinks(txn)
         below = links.reach(ends.values())
         # paths stay inside the reach, whose links are all loaded by now
@@ -250,8 +253,8 @@ class AuthChainStore:
                 if above.get(chain, last + 1) <= last
             },
         )
-        for nid, (chain, place) in ends.items():
-            if place <= below.get(chain, 0) or place >= above.get(chain, place + 1):
+        for nid, (chain, sequence) in ends.items():
+            if sequence <= below.get(chain, 0) or sequence >= above.get(chain, sequence + 1):
                 subgraph.add(nid)
         return subgraph
 
@@ -267,115 +270,119 @@ class _ChainLinks(msgspec.Struct):
         missing = [chain for chain in chains if chain not in self._by_chain]
         for chain in missing:
             self._by_chain[chain] = []
-        for chain, place, target_chain, target_place in self._txn.query_in(_SELECT_LINKS, missing):
-            self._by_chain[chain].append((place, target_chain, target_place))
+        for chain, sequence, target_chain, target_sequence in self._txn.query_in(
+            _SELECT_LINKS, missing
+        ):
+            self._by_chain[chain].append((sequence, target_chain, target_sequence))
 
     def begin(self, chain: int) -> None:
         """Record that a new chain has no links yet."""
         self._by_chain[chain] = []
 
-    def add(self, chain: int, place: int, target_chain: int, target_place: int) -> None:
-        self._by_chain.setdefault(chain, []).append((place, target_chain, target_place))
+    def add(self, chain: int, sequence: int, target_chain: int, target_sequence: int) -> None:
+        self._by_chain.setdefault(chain, []).append((sequence, target_chain, target_sequence))
 
-    def up_to(self, chain: int, place: int) -> Iterable[ChainPlace]:
-        """Return the targets of a chain's links that hold at a place."""
+    def up_to(self, chain: int, sequence: int) -> Iterable[ChainPosition]:
+        """Return the targets of a chain's links that hold at a sequence number."""
         return [
             (target, last)
             for start, target, last in self._by_chain.get(chain, ())
-            if start <= place
+            if start <= sequence
         ]
 
-    def reach(self, starts: Iterable[ChainPlace]) -> Reach:
-        """Return the reach of the auth chains of the events at these places. One query a step from
-        chain to chain."""
+    def reach(self, starts: Iterable[ChainPosition]) -> Reach:
+        """Return the reach of the auth chains of the events at these positions. One query a step
+        from chain to chain."""
         reach: Reach = {}
-        # the last place of each chain whose links are to be followed
-        follow: dict[int, int] = {}
-        for chain, place in starts:
-            follow[chain] = max(follow.get(chain, 0), place)
-            if place > 1:
-                reach[chain] = max(reach.get(chain, 0), place - 1)
+        # the last sequence number of each chain whose links are to be followed
+        pending: dict[int, int] = {}
+        for chain, sequence in starts:
+            pending[chain] = max(pending.get(chain, 0), sequence)
+            if sequence > 1:
+                reach[chain] = max(reach.get(chain, 0), sequence - 1)
         followed: dict[int, int] = {}
-        while follow:
-            self.load(follow)
+        while pending:
+            self.load(pending)
             onward: dict[int, int] = {}
-            for chain, place in follow.items():
+            for chain, sequence in pending.items():
                 done = followed.get(chain, 0)
-                followed[chain] = place
-                for start, target_chain, target_place in self._by_chain[chain]:
-                    if done < start <= place and target_place > reach.get(target_chain, 0):
-                        reach[target_chain] = target_place
-                        onward[target_chain] = target_place
-            follow = {
-                chain: place for chain, place in onward.items() if place > followed.get(chain, 0)
+                followed[chain] = sequence
+                for start, target_chain, target_sequence in self._by_chain[chain]:
+                    if done < start <= sequence and target_sequence > reach.get(target_chain, 0):
+                        reach[target_chain] = target_sequence
+                        onward[target_chain] = target_sequence
+            pending = {
+                chain: sequence
+                for chain, sequence in onward.items()
+                if sequence > followed.get(chain, 0)
             }
         return reach
 
-    def climb(self, starts: Iterable[ChainPlace]) -> dict[int, int]:
-        """Return by chain the first place whose auth chain has one of these places, as far as the
-        loaded links tell."""
+    def climb(self, starts: Iterable[ChainPosition]) -> dict[int, int]:
+        """Return by chain the first sequence number whose auth chain has one of these positions, as
+        far as the loaded links tell."""
         at_or_above: dict[int, int] = {}
         above: dict[int, int] = {}
-        for chain, place in starts:
-            at_or_above[chain] = min(at_or_above.get(chain, place), place)
+        for chain, sequence in starts:
+            at_or_above[chain] = min(at_or_above.get(chain, sequence), sequence)
             above[chain] = at_or_above[chain] + 1
         to: dict[int, list[tuple[int, int, int]]] = {}
         for chain, links in self._by_chain.items():
-            for place, target_chain, target_place in links:
-                to.setdefault(target_chain, []).append((target_place, chain, place))
+            for sequence, target_chain, target_sequence in links:
+                to.setdefault(target_chain, []).append((target_sequence, chain, sequence))
         queue = list(at_or_above)
         while queue:
             target_chain = queue.pop()
-            for target_place, chain, place in to.get(target_chain, ()):
-                if target_place < at_or_above[target_chain]:
+            for target_sequence, chain, sequence in to.get(target_chain, ()):
+                if target_sequence < at_or_above[target_chain]:
                     continue
-                if place < above.get(chain, place + 1):
-                    above[chain] = place
-                if place < at_or_above.get(chain, place + 1):
-                    at_or_above[chain] = place
+                if sequence < above.get(chain, sequence + 1):
+                    above[chain] = sequence
+                if sequence < at_or_above.get(chain, sequence + 1):
+                    at_or_above[chain] = sequence
                     queue.append(chain)
         return above
 
 
 def _select_targets(
-    links: _ChainLinks, own: ChainPlace, cited: Iterable[ChainPlace]
+    links: _ChainLinks, own: ChainPosition, cited: Iterable[ChainPosition]
 ) -> Mapping[int, int]:
     """Return the links that an event needs: without those that its own chain or another of its auth
     events implies."""
-    chain, place = own
-    known: Reach = {chain: place}
-    for target_chain, target_place in links.up_to(chain, place):
-        known[target_chain] = max(known.get(target_chain, 0), target_place)
+    chain, sequence = own
+    known: Reach = {chain: sequence}
+    for target_chain, target_sequence in links.up_to(chain, sequence):
+        known[target_chain] = max(known.get(target_chain, 0), target_sequence)
     targets: Reach = {}
-    for target_chain, target_place in cited:
-        if target_place > max(known.get(target_chain, 0), targets.get(target_chain, 0)):
-            targets[target_chain] = target_place
+    for target_chain, target_sequence in cited:
+        if target_sequence > max(known.get(target_chain, 0), targets.get(target_chain, 0)):
+            targets[target_chain] = target_sequence
     starts = set(targets.items())
-    if place > 1:
-        starts.add((chain, place - 1))
+    if sequence > 1:
+        starts.add((chain, sequence - 1))
     if not targets or len(starts) < 2:
         return targets
     reached = links.reach(starts)
     return {target: last for target, last in targets.items() if last > reached.get(target, 0)}
 
 
-def _find_above(txn: Transaction, firsts: Mapping[int, int]) -> dict[int, int]:
-    """Return by chain the first place at or above one of these places. One query a step from chain
-    to chain."""
-    above = dict(firsts)
+def _find_above(txn: Transaction, starts: Mapping[int, int]) -> dict[int, int]:
+    """Return by chain the first sequence number at or above one of these positions. One query a
+    step from chain to chain."""
+    above = dict(starts)
     level = set(above)
     while level:
         onward: set[int] = set()
-        for chain, place, target_chain, target_place in txn.query_in(_SELECT_LINKS_TO, level):
-            if target_place >= above[target_chain] and place < above.get(chain, place + 1):
-                above[chain] = place
+        for chain, sequence, target_chain, target_sequence in txn.query_in(_SELECT_LINKS_TO, level):
+            if target_sequence >= above[target_chain] and sequence < above.get(chain, sequence + 1):
+                above[chain] = sequence
                 onward.add(chain)
         level = onward
     return above
 
 
-def _raise_bottoms(ranges: dict[int, ChainPlace], reach: Reach) -> None:
-    """Remove the reach from the ranges (after the first place, up to the second)."""
+def _subtract_reach(ranges: dict[int, ChainPosition], reach: Reach) -> None:
+    """Remove the reach from the ranges (after the first sequence number, up to the second)."""
     for chain, (bottom, top) in list(ranges.items()):
         reached = max(bottom, reach.get(chain, 0))
         if reached < top:
@@ -384,23 +391,26 @@ def _raise_bottoms(ranges: dict[int, ChainPlace], reach: Reach) -> None:
             del ranges[chain]
 
 
-def _get_places(txn: Transaction, event_nids: Iterable[int]) -> dict[int, ChainPlace]:
-    return {nid: (chain, place) for nid, chain, place in txn.query_in(_SELECT_PLACES, event_nids)}
+def _get_positions(txn: Transaction, event_nids: Iterable[int]) -> dict[int, ChainPosition]:
+    return {
+        nid: (chain, sequence)
+        for nid, chain, sequence in txn.query_in(_SELECT_POSITIONS, event_nids)
+    }
 
 
-def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, ChainPlace]:
-    """Return the places of events that must have one. Raises UnknownAuthEvent."""
-    places = _get_places(txn, event_nids)
+def _find_positions(txn: Transaction, event_nids: Collection[int]) -> dict[int, ChainPosition]:
+    """Return the positions of events that must have one. Raises UnknownAuthEvent."""
+    positions = _get_positions(txn, event_nids)
     for nid in event_nids:
-        if nid not in places:
+        if nid not in positions:
             raise UnknownAuthEvent(str(nid))
-    return places
+    return positions
 
 
-def _get_events(txn: Transaction, ranges: Mapping[int, ChainPlace]) -> set[int]:
-    """Return the events in ranges of chains: after the first place, up to the second."""
+def _get_events(txn: Transaction, ranges: Mapping[int, ChainPosition]) -> set[int]:
+    """Return the events in ranges of chains: after the first sequence number, up to the second."""
     return {
         nid
-        for nid, chain, place in txn.query_in(_SELECT_CHAINS, ranges)
-        if ranges[chain][0] < place <= ranges[chain][1]
+        for nid, chain, sequence in txn.query_in(_SELECT_CHAINS, ranges)
+        if ranges[chain][0] < sequence <= ranges[chain][1]
     }

@@ -35,7 +35,7 @@ class ThreadLinks(msgspec.Struct, frozen=True):
     redacts: str | None = None
 
 
-class ThreadStanding(msgspec.Struct, frozen=True):
+class EventThread(msgspec.Struct, frozen=True):
     """The thread and timeline that an event belongs to."""
 
     root: str | None
@@ -59,7 +59,7 @@ class ThreadWalk:
         self._hops = 0
 
     def step(self, links: ThreadLinks) -> str | None:
-        """Take in an event's links. Return the id of the next event to read, if any."""
+        """Take in an event's links. Return the ID of the next event to read, if any."""
         self._is_loose = self._is_loose or links.is_redacted
         if links.thread_root is not None or links.rel_type == THREAD:
             self._root = links.thread_root or links.target
@@ -75,32 +75,28 @@ class ThreadWalk:
         return parent
 
     @property
-    def standing(self) -> ThreadStanding:
+    def result(self) -> EventThread:
         """The result of the walk."""
         root = self._root
-        return ThreadStanding(
+        return EventThread(
             root, root is None or self._is_loose, self._top if root is None else None
         )
 
 
-def select_standing(txn: Transaction, room_nid: int, links: ThreadLinks) -> ThreadStanding:
-    """Return the standing of an event of a room with these links. One query a hop."""
+def select_thread(txn: Transaction, room_nid: int, links: ThreadLinks) -> EventThread:
+    """Return the thread of an event of a room with these links. One query a hop."""
     walk = ThreadWalk()
     parent = walk.step(links)
     while parent is not None:
         found = _select_links(txn, "e.event_id = ? AND e.room_nid = ?", parent, room_nid)
         parent = None if found is None else walk.step(found)
-    return walk.standing
+    return walk.result
 
 
-def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> ThreadStanding:
-    """Return the standing of a stored event."""
+def select_thread_of(txn: Transaction, room_nid: int, event_nid: int) -> EventThread:
+    """Return the thread of a stored event."""
     links = _select_links(txn, "e.event_nid = ? AND e.room_nid = ?", event_nid, room_nid)
-    return (
-        ThreadStanding(None, in_main=True)
-        if links is None
-        else select_standing(txn, room_nid, links)
-    )
+    return EventThread(None, in_main=True) if links is None else select_thread(txn, room_nid, links)
 
 
 def select_roots(
@@ -121,7 +117,7 @@ def select_roots(
             for nid, parent in parents.items()
             if parent in found
         }
-    return {nid: walk.standing.root for nid, walk in walks.items()}
+    return {nid: walk.result.root for nid, walk in walks.items()}
 
 
 def links_of(relation: Relation | None) -> ThreadLinks:

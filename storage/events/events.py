@@ -54,12 +54,14 @@ class EventFlag:
     the order of arrival miss these."""
 
 
-_STANDING = EventFlag.TIMELINE | EventFlag.PURGED
-IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
-"""SQL condition: the event is in the timeline and not purged. Its words are those of the index
-`events_visible_by_depth`. It is no equality, since PostgreSQL would assume that few events meet
-one."""
-IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
+_VISIBILITY_FLAGS = EventFlag.TIMELINE | EventFlag.PURGED
+IS_SHOWN: Final = (
+    f"(flags & {_VISIBILITY_FLAGS}) NOT IN (0, {EventFlag.PURGED}, {_VISIBILITY_FLAGS})"
+)
+"""SQL condition: the event is in the timeline and not purged. It repeats the expression of the
+index `events_visible_by_depth`. An equality would make PostgreSQL assume that few events meet the
+condition."""
+IS_NOT_SHOWN: Final = f"(flags & {_VISIBILITY_FLAGS}) <> {EventFlag.TIMELINE}"
 IS_UNPURGED_MESSAGE: Final = (
     f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
 )
@@ -120,16 +122,16 @@ class EarlierReferences(msgspec.Struct, frozen=True):
     """References to the given events by events that were stored before them."""
 
     redactions: Mapping[str, list[int]]
-    """Numbers of the redactions by the id of their target."""
+    """Numbers of the redactions by the ID of their target."""
     backward: frozenset[str]
-    """The ids of the events that stored events of the room name as `prev_events`."""
+    """The IDs of the events that stored events of the room name as `prev_events`."""
 
 
-class LostContent(msgspec.Struct, frozen=True):
+class ContentChanges(msgspec.Struct, frozen=True):
     """Events that lost or regained their content."""
 
     redacted: Sequence[str]
-    """The ids of redacted or restored events."""
+    """The IDs of redacted or restored events."""
     redaction_nid: int
     """The highest number of these redactions."""
     changed_rooms: frozenset[int]
@@ -157,7 +159,7 @@ class EventStore:
         return await read("get_events", select_events, nids)
 
     async def get_event_nids(self, event_ids: Iterable[str]) -> Mapping[str, int]:
-        """Return the numbers of events; unknown ids are missing."""
+        """Return the numbers of events; unknown IDs are missing."""
         return await self._database.read_quickly(
             "get_event_nids", select_event_nids, list(event_ids)
         )
@@ -165,17 +167,17 @@ class EventStore:
     async def get_entries(
         self, room_nid: int, event_ids: Iterable[str]
     ) -> Mapping[str, StateEntry]:
-        """Return the state entries that events of a room set, by id: for many events, without their
+        """Return the state entries that events of a room set, by ID: for many events, without their
         content."""
         return await self._database.read(
             "get_entries_by_id", _select_entries, room_nid, list(event_ids)
         )
 
-    async def get_lost_since(self, redaction_nid: int, position: int) -> "LostContent":
+    async def get_content_changes(self, redaction_nid: int, position: int) -> "ContentChanges":
         """Return the events redacted by redactions with a higher number, and the rooms changed
         after a position."""
         return await self._database.read_quickly(
-            "get_lost_content", _select_lost, redaction_nid, position
+            "get_lost_content", _select_content_changes, redaction_nid, position
         )
 
     async def get_earlier_references(
@@ -192,13 +194,13 @@ class EventStore:
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
-    """The form of `get_events` for use inside a transaction."""
+    """Do `get_events` in a transaction."""
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_nid IN {{keys}}", event_nids)
     return {row[0]: make_row(row) for row in rows}
 
 
 def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
-    """The form of `get_event_nids` for use inside a transaction."""
+    """Do `get_event_nids` in a transaction."""
     rows = txn.query_in(
         "SELECT event_id, event_nid FROM events WHERE event_id IN {keys}", event_ids
     )
@@ -206,7 +208,7 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
 
 
 def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
-    """Return the flags of events by id; unknown ids are missing."""
+    """Return the flags of events by ID; unknown IDs are missing."""
     return dict(
         txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids)
     )
@@ -247,7 +249,7 @@ def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> di
 
 
 def select_event_ids(txn: Transaction, event_nids: Iterable[int]) -> dict[int, str]:
-    """Return the ids of events by number."""
+    """Return the IDs of events by number."""
     return dict(
         txn.query_in("SELECT event_nid, event_id FROM events WHERE event_nid IN {keys}", event_nids)
     )
@@ -276,7 +278,7 @@ def _select_earlier_references(
     return EarlierReferences(redactions, frozenset(event_id for (event_id,) in backward))
 
 
-def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostContent:
+def _select_content_changes(txn: Transaction, redaction_nid: int, position: int) -> ContentChanges:
     rows = txn.query(
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid",
         (redaction_nid,),
@@ -289,7 +291,7 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
     latest = rows[-1][1] if rows else redaction_nid
     restored = txn.query("SELECT event_id FROM restored_contents WHERE position > ?", (position,))
     changed = [*(redacts for redacts, _ in rows), *(event_id for (event_id,) in restored)]
-    return LostContent(changed, latest, frozenset(nid for (nid,) in rooms))
+    return ContentChanges(changed, latest, frozenset(nid for (nid,) in rooms))
 
 
 def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
@@ -302,6 +304,6 @@ def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
 
 
 def select_pdus(txn: Transaction, event_nids: Iterable[int]) -> dict[int, bytes]:
-    """The form of `get_pdus` for use inside a transaction."""
+    """Do `get_pdus` in a transaction."""
     rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
     return {nid: bytes(pdu) for nid, pdu in rows}

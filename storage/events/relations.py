@@ -28,10 +28,10 @@ MAX_REFERENCES = 100
 """How many references are listed with an event, the oldest first."""
 CANDIDATES = 5
 """How many of the latest children are searched for one that the reader may see."""
-FEW_EVENTS = 64
+INLINE_EVENTS = 64
 """For up to so many events the children are read on the calling thread, on a database in the
 process."""
-_MOST_IGNORED = 500
+_MAX_IGNORED = 500
 _COUNTED = "count"
 _AGGREGATED = (REFERENCE, REPLACE, THREAD)
 """The aggregated types of relations, in text order."""
@@ -42,7 +42,7 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
 
     rel_type: str
     target: str
-    """The parent's id."""
+    """The parent's ID."""
     annotation: str | None = None
     has_new_content: bool = True
     """False for a replacement without `m.new_content`."""
@@ -103,7 +103,7 @@ class RelationStore:
         without any are missing. One query."""
         read = (
             self._database.read_quickly
-            if len(event_ids) <= FEW_EVENTS
+            if len(event_ids) <= INLINE_EVENTS
             else self._database.read_without_snapshot
         )
         return await read("have_children", _select_parents, event_ids)
@@ -120,7 +120,7 @@ class RelationStore:
         `rel_types` and without events of `ignored` senders.
 
         One query. Redacted events have no replacements. `left_positions`: the position, by event,
-        at which the reader's stay in its room ended; the result is then as of that position.
+        at which the reader left its room; the result is then as of that position.
         """
         return await self._database.read_without_snapshot(  # an event may have many children
             "get_relation_children",
@@ -306,7 +306,7 @@ def _select_children(
     ignored: list[str],
     left_positions: Mapping[int, int] | None,
 ) -> dict[int, list[Children]]:
-    ignored_senders = ignored[:_MOST_IGNORED]
+    ignored_senders = ignored[:_MAX_IGNORED]
     rows: list[list[int | str]] = []
     for parent in parents:
         parent_args = (parent.event_id, parent.room_nid)
@@ -391,11 +391,11 @@ def _group(rows: Iterable[Row]) -> list[Children]:
     return [
         Children(
             rel_type,
-            [nid for _, _, nid in sorted(place_args, reverse=rel_type != REFERENCE)],
+            [nid for _, _, nid in sorted(position_args, reverse=rel_type != REFERENCE)],
             count if rel_type == THREAD else 0,
             rel_type == THREAD and bool(has_own),
         )
-        for rel_type, place_args in kinds.items()
+        for rel_type, position_args in kinds.items()
     ]
 
 
@@ -448,10 +448,10 @@ def _select_page(
         if backwards
         else ("(depth, event_nid) > (?, ?)", "ASC")
     )
-    place_args = [start.depth, start.event_nid]
+    position_args = [start.depth, start.event_nid]
     if end is not None:
         bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
-        place_args += [end.depth, end.event_nid]
+        position_args += [end.depth, end.event_nid]
     ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
     conditions, args = _conditions(room_nid, filter)
     if filter.levels == 1:
@@ -459,7 +459,7 @@ def _select_page(
             "SELECT depth, event_nid FROM relations AS r"
             f" WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
         )
-        rows = txn.query(sql, (target, *args, *place_args, limit))
+        rows = txn.query(sql, (target, *args, *position_args, limit))
     else:
         # CROSS JOIN makes SQLite go from parents to children, too
         rows = txn.query(
@@ -470,7 +470,7 @@ def _select_page(
             " CROSS JOIN relations AS r"
             f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
-            (target, *args, filter.levels, *args, *place_args, limit),
+            (target, *args, filter.levels, *args, *position_args, limit),
         )
     return [(TimelinePlace(depth, nid), nid) for depth, nid in rows]
 
@@ -485,7 +485,7 @@ def _select_threads(
     ignored: list[str],
     participated: bool,
 ) -> list[tuple[TimelinePlace, int]]:
-    ignored_senders = ignored[:_MOST_IGNORED]
+    ignored_senders = ignored[:_MAX_IGNORED]
     start = start if end is None else min(start, end)
     within = [] if end is None else [end.depth, end.event_nid]
     marks = ", ".join("?" * len(ignored_senders))

@@ -15,8 +15,9 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import IS_FORGOTTEN, IS_SHOWN, IS_UNPURGED_MESSAGE
 
-FEW_ARRIVALS = 200
-"""Up to so many arrivals are read like a read by key: they are adjacent in one index."""
+INLINE_ARRIVALS = 200
+"""At most this many arrivals are read on the calling thread, if the database allows that: they are
+adjacent in one index."""
 
 
 class Direction(Enum):
@@ -52,7 +53,7 @@ class Gaps(msgspec.Struct, frozen=True):
     ends: Sequence[str]
     """Ids of missing events that stored events name as `prev_events`."""
     purged_message: str | None
-    """The id of the deepest message whose content was purged because no local user remembered the
+    """The ID of the deepest message whose content was purged because no local user remembered the
     room."""
 
 
@@ -77,7 +78,7 @@ class TimelineStore:
     ) -> Mapping[int, list[Arrival]]:
         """Return for each room (after, up to) its newest arrivals with after < position ≤ up to,
         newest first, at most `limit`."""
-        few = len(ranges) * limit <= FEW_ARRIVALS
+        few = len(ranges) * limit <= INLINE_ARRIVALS
         read = self._database.read_quickly if few else self._database.read_without_snapshot
         return await read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 
@@ -158,7 +159,7 @@ class TimelineStore:
         )
 
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
-        """Return the ids of missing events that stored events name as `prev_events`, with their
+        """Return the IDs of missing events that stored events name as `prev_events`, with their
         depth."""
         return await self._database.read_quickly(
             "get_backward_extremities", _select_backward, room_nid

@@ -23,7 +23,7 @@ _IS_BEHIND: Final = (
 )
 _EXPIRED: Final = f"(d.failing_since_ts < ? OR (d.failing_since_ts < ? AND NOT {_SHARES}))"
 """SQL condition: messages for such a server are deleted. Parameters: `dead_since`,
-`strangers_since` of `CleanupAges`."""
+`unshared_since` of `CleanupAges`."""
 _UNNEEDED: Final = (
     f"d.last_attempt_ts < ? AND NOT {_SHARES} AND NOT {_HAS_MESSAGES} AND (d.failing_since_ts < ?"
     f" OR NOT {_IS_BEHIND})"
@@ -38,7 +38,7 @@ class CleanupAges(msgspec.Struct, frozen=True):
     dead_since: int
     """Servers unreachable since before then get no to-device messages any more; if they share no
     room, nothing at all."""
-    strangers_since: int
+    unshared_since: int
     """Servers unreachable since before then that share no room get no to-device messages any
     more."""
     tried_before: int
@@ -81,7 +81,7 @@ class DestinationCleanupStore:
 
 def _select_expired(txn: Transaction, ages: CleanupAges, limit: int) -> list[str]:
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND {_HAS_MESSAGES} LIMIT ?"
-    return [server for (server,) in txn.query(sql, (ages.dead_since, ages.strangers_since, limit))]
+    return [server for (server,) in txn.query(sql, (ages.dead_since, ages.unshared_since, limit))]
 
 
 def _remove_expired(
@@ -90,7 +90,7 @@ def _remove_expired(
     """Delete expired messages; servers that became reachable meanwhile are left alone."""
     remaining = limit
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND d.server IN {{keys}}"
-    expired = txn.query_in(sql, servers, (ages.dead_since, ages.strangers_since))
+    expired = txn.query_in(sql, servers, (ages.dead_since, ages.unshared_since))
     for (server,) in expired:
         rows = txn.query(
             "SELECT position FROM outgoing_to_device WHERE server = ? ORDER BY position LIMIT ?",

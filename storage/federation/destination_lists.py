@@ -76,7 +76,7 @@ class DestinationListStore:
     async def get_rooms(
         self, server: str, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationRoom], int]:
-        """Return a page of the server's rooms, by room id; and their number."""
+        """Return a page of the server's rooms, by room ID; and their number."""
         return await self._database.read(
             "get_destination_rooms", _select_rooms, server, backwards, offset, limit
         )
@@ -143,13 +143,13 @@ def _with_delivered(
     """Fill in `delivered_upto`. `first_missed`: the position of the first event that a server has
     missed, if any."""
     lease = txn.query_one("SELECT position FROM leases WHERE name = ?", (LEASE,))
-    told_upto = 0 if lease is None else int(lease[0])
+    sent_upto = 0 if lease is None else int(lease[0])
     return {
         server: msgspec.structs.replace(
             row,
-            delivered_upto=min(told_upto, first_missed[server] - 1)
+            delivered_upto=min(sent_upto, first_missed[server] - 1)
             if server in first_missed
-            else told_upto,
+            else sent_upto,
         )
         for server, row in rows.items()
     }

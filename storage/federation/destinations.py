@@ -127,10 +127,10 @@ class DestinationStore:
             "get_missed_events", _select_missed, room_nid, after, upto, limit
         )
 
-    async def get_departures(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
+    async def get_leaves(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
         """Return remote users who are not in the room and whose membership changed at or after a
-        position: (user id, position)."""
-        return await self._database.read("get_departures", _select_departures, room_nid, since)
+        position: (user ID, position)."""
+        return await self._database.read("get_departures", _select_leaves, room_nid, since)
 
     async def add_failure(self, row: DestinationRow, backlog: Backlog) -> None:
         """Record that a server is unreachable, and its backlog."""
@@ -307,7 +307,7 @@ def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit
     return [nid for (nid,) in reversed(rows)]
 
 
-def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tuple[str, int]]:
+def _select_leaves(txn: Transaction, room_nid: int, since: int) -> list[tuple[str, int]]:
     # by position, which selects few rows: not by membership, as tens of thousands may have left the
     # room in its lifetime
     rows = txn.query(

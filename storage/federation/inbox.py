@@ -270,14 +270,14 @@ class InboxStore:
         more = sum(not row.names_policy_server for row in new)
         if policy_server is None or not more:
             return True
-        ((unjudged, by_one, of_room),) = txn.query(
+        ((awaiting_verdicts, by_one, of_room),) = txn.query(
             "SELECT count(*), count(CASE WHEN policy_server = ? THEN 1 END), count(CASE"
             " WHEN room_nid = ? THEN 1 END)"
             " FROM federation_inbox WHERE origin = ? AND policy_server IS NOT NULL",
             (policy_server, room_nid, origin),
         )
         return bool(
-            unjudged + more <= limits.awaiting_verdict
+            awaiting_verdicts + more <= limits.awaiting_verdict
             and by_one + more <= limits.awaiting_one_policy_server
             and of_room + more <= limits.awaiting_verdict_per_room
         )

@@ -14,7 +14,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_PER_SERVER: Final = 500
-"""The maximum of pending leaves per server; further ones are not stored."""
+"""The maximum number of pending leaves per server; further ones are not stored."""
 
 
 class PendingLeave(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class PendingLeave(msgspec.Struct, frozen=True):
     attempts: int
     """Attempts so far, including the current one."""
     ended_event_id: str
-    """The id of the invite or knock that it ends, as that server knows it; empty: unknown."""
+    """The ID of the invite or knock that it ends, as that server knows it; empty: unknown."""
 
 
 class PendingLeaveStore:
@@ -151,7 +151,7 @@ def set_pending_leaves(
     servers: Mapping[str, str],
     now: int,
 ) -> None:
-    """Replace a user's pending leaves of a room by one leave for these servers, each with the id of
+    """Replace a user's pending leaves of a room by one leave for these servers, each with the ID of
     the event that it ends."""
     txn.execute(
         "DELETE FROM pending_leaves WHERE room_nid = ? AND user_id = ?", (room_nid, user_id)

@@ -13,7 +13,8 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_PER_ROOM: Final = 2_000
-"""The maximum of verdicts per room. A gap or a page of history has at most half as many events."""
+"""The maximum number of verdicts per room. A gap or a page of history has at most half as many
+events."""
 MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
 
 

@@ -14,7 +14,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_STORED_KEYS: Final = 250
-"""The maximum of keys per server: more than one document has."""
+"""The maximum number of keys per server: more than one document has."""
 
 
 class StoredKey(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class ServerKeyStore:
         await self._database.write("set_server_keys", self.set_keys_in, server, keys, document)
 
     async def add_keys(self, server: str, keys: Mapping[str, StoredKey]) -> None:
-        """Add keys without a document, replacing those with the same ids. Other keys stay, as far
+        """Add keys without a document, replacing those with the same IDs. Other keys stay, as far
         as they fit."""
         await self._database.write("add_server_keys", _add_keys, server, keys)
 
@@ -74,7 +74,7 @@ class ServerKeyStore:
         keys: Mapping[str, StoredKey],
         document: StoredDocument,
     ) -> None:
-        """As `set_keys`, in a transaction."""
+        """Do `set_keys` in a transaction."""
         _add_keys(txn, server, keys)
         txn.execute(
             "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at)"

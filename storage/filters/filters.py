@@ -73,10 +73,10 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
     )
     used = [row for row in rows if row[2]]
     unused = [row for row in rows if not row[2]]
-    fresh = PROTECTED_UNUSED - 1  # with the new one
+    protected = PROTECTED_UNUSED - 1  # with the new one
     count, size = 1, len(definition)
     excess: list[int] = []
-    for filter_id, length, _ in (*unused[:fresh], *used, *unused[fresh:]):
+    for filter_id, length, _ in (*unused[:protected], *used, *unused[protected:]):
         if excess or count == MAX_FILTERS or size + length > MAX_CHARACTERS:
             excess.append(filter_id)
         count, size = count + 1, size + length

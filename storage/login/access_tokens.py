@@ -70,7 +70,7 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     """The number of the given policies that the owner has accepted."""
     shadow_banned: bool = False
     device_created_ts: int = 0
-    """When the device was created; distinguishes it from a removed device with the same id."""
+    """When the device was created; distinguishes it from a removed device with the same ID."""
 
 
 class TokenState(msgspec.Struct, frozen=True):
@@ -302,7 +302,7 @@ class TokenStore:
             [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIM_LIMIT, MAX_UNUSED_PAIRS))],
             now,
         )
-        self._remove_late(txn, old.user_id, old.device_id, now)
+        self._remove_retired_pairs(txn, old.user_id, old.device_id, now)
 
     def set_pair_used(
         self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int
@@ -330,7 +330,7 @@ class TokenStore:
             (refresh_nid,),
         )
         if until is not None:
-            self._trim_branches(txn, user_id, device_id, now)
+            self._retire_excess_pairs(txn, user_id, device_id, now)
             return PairUse.AGAIN
         self._remove_old(txn, user_id, device_id, refresh_nid, now)
         txn.execute(
@@ -359,9 +359,11 @@ class TokenStore:
             "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND used_ts <= ?",
             (user_id, device_id, now - GRACE_MS),
         )
-        self._remove_late(txn, user_id, device_id, now)
+        self._remove_retired_pairs(txn, user_id, device_id, now)
 
-    def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+    def _retire_excess_pairs(
+        self, txn: WriteTransaction, user_id: str, device_id: str, now: int
+    ) -> None:
         """Retire all but the newest `MAX_USED_PAIRS` pairs in use; closed tabs leave some
         behind."""
         sql = (
@@ -378,7 +380,9 @@ class TokenStore:
         sql = "UPDATE refresh_tokens SET grace_until_ts = ? WHERE refresh_nid = ?"
         txn.execute_many(sql, [(now, nid) for nid in refresh_nids])
 
-    def _remove_late(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
+    def _remove_retired_pairs(
+        self, txn: WriteTransaction, user_id: str, device_id: str, now: int
+    ) -> None:
         """Remove all but the newest `MAX_RETIRED_PAIRS` retired pairs of a device."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"

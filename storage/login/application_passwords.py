@@ -32,7 +32,7 @@ class ApplicationPasswordStore:
         self._database = database
 
     async def get_password(self, password_id: str) -> ApplicationPasswordRow | None:
-        """Return a password by its id."""
+        """Return a password by its ID."""
 
         def read(txn: Transaction) -> ApplicationPasswordRow | None:
             row = txn.query_one(
@@ -101,7 +101,7 @@ class ApplicationPasswordStore:
 
         return await self._database.read_quickly("is_application_session", read)
 
-    def is_foreign_device(
+    def is_device_of_other_login(
         self, txn: Transaction, user_id: str, device_id: str, password_id: str
     ) -> bool:
         """Return whether the device exists and was not signed in by this password."""
@@ -153,7 +153,7 @@ class ApplicationPasswordStore:
         return found[0], [row[0] for row in txn.query(sql, (user_id, password_id))]
 
     def get_expired(self, txn: Transaction, now: int, limit: int) -> list[tuple[str, str]]:
-        """Return the user and id of up to `limit` expired passwords."""
+        """Return the user and ID of up to `limit` expired passwords."""
         sql = (
             "SELECT user_id, password_id FROM application_passwords"
             " WHERE expires_ts IS NOT NULL AND expires_ts <= ?"

@@ -1,4 +1,4 @@
-"""Rendezvous sessions of the sign-in by QR code, looked up by the hashes of their ids.
+"""Rendezvous sessions of the sign-in by QR code, looked up by the hashes of their IDs.
 
 A job removes expired sessions.
 """

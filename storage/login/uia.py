@@ -17,7 +17,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 class UIASessionRow(msgspec.Struct, frozen=True):
     """A UIA session. Times are milliseconds since 1970.
 
-    `session_hash`: the hash of its id, in hexadecimal. `completed`: the results of the completed
+    `session_hash`: the hash of its ID, in hexadecimal. `completed`: the results of the completed
     stages, as JSON. `result`: the result of the operation.
     """
 

@@ -26,12 +26,12 @@ import msgspec
 from storage.encryption.one_time_keys import replace_by_placeholders
 from storage.engine.transaction import Transaction, WriteTransaction
 
-POSITION_LEAP: Final = 1_000_000_000
+SKIPPED_POSITIONS: Final = 1_000_000_000
 """Positions to skip: more than are taken between a backup and the failure, a hundred a second for
 four months."""
-ID_LEAP: Final = 1000
+SKIPPED_IDS: Final = 1000
 """Versions of key backups and IDs of filters to skip, more than a user takes in that time."""
-PUSHER_LEAP: Final = 1_000_000
+SKIPPED_PUSHERS: Final = 1_000_000
 """Numbers of pushers to skip, more than are created in that time."""
 
 
@@ -60,9 +60,9 @@ def find_sqlite_damage(txn: Transaction) -> str | None:
 
 def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
     """Repair a restored database, with a fixed number of statements."""
-    before = txn.next_position(POSITION_LEAP + 1) + POSITION_LEAP
+    before = txn.next_position(SKIPPED_POSITIONS + 1) + SKIPPED_POSITIONS
     position = txn.next_position()
-    txn.allocate("pusher", PUSHER_LEAP)
+    txn.allocate("pusher", SKIPPED_PUSHERS)
     ((devices,),) = txn.query(
         "SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d"
     )
@@ -82,7 +82,7 @@ def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
         " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b"
         " WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u",
-        (ID_LEAP, b"{}"),
+        (SKIPPED_IDS, b"{}"),
     )
     # a placeholder for each user; no uploaded filter has an empty digest
     txn.execute(
@@ -91,6 +91,6 @@ def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
         " WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"
         " ON CONFLICT (user_id, digest) DO UPDATE SET filter_id = excluded.filter_id",
-        (ID_LEAP, b""),
+        (SKIPPED_IDS, b""),
     )
     return RestoreRepair(devices, lists, users)

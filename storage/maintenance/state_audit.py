@@ -47,7 +47,7 @@ class StateAuditStore:
 
     async def get_events(self, event_ids: Iterable[str]) -> Mapping[str, AuditedEvent]:
         """Return events by ID. Unknown ones are missing."""
-        return await self._database.read("get_placed_events", _select_placed, list(event_ids))
+        return await self._database.read("get_placed_events", _select_by_id, list(event_ids))
 
     async def get_latest_nid(self) -> int:
         """Return the highest event number; 0 if there is no event."""
@@ -78,7 +78,7 @@ def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[Audit
     ]
 
 
-def _select_placed(txn: Transaction, event_ids: list[str]) -> dict[str, AuditedEvent]:
+def _select_by_id(txn: Transaction, event_ids: list[str]) -> dict[str, AuditedEvent]:
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_id IN {{keys}}", event_ids)
     return {row[2]: _make_event(row) for row in rows}
 

@@ -30,7 +30,7 @@ import msgspec
 from msgspec.structs import replace
 
 from storage.engine.transaction import WriteTransaction
-from storage.events.events import IS_SHOWN, IS_UNSHOWN
+from storage.events.events import IS_NOT_SHOWN, IS_SHOWN
 from storage.rooms.partial_rooms import select_partial_roots
 from storage.state.radix_tree import get_child_ids
 
@@ -47,7 +47,7 @@ _PART = """
 """
 # visible and other events have separate indexes
 _SELECT_EVENTS = (
-    f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)}"
+    f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_NOT_SHOWN)}"
     " ORDER BY depth, event_nid LIMIT ?"
 )
 _SELECT_UNMARKED = (
@@ -69,20 +69,27 @@ class _Progress(msgspec.Struct, frozen=True):
     depth: int = _BEFORE_ALL
     event_nid: int = _BEFORE_ALL
     stack: tuple[bytes, ...] = ()
-    swept: bytes = b""
+    deleted_upto: bytes = b""
 
     def to_json(self) -> str:
         stack = [node.hex() for node in self.stack]
         return json.dumps(
-            [self.head_read, self.events_read, self.depth, self.event_nid, stack, self.swept.hex()],
+            [
+                self.head_read,
+                self.events_read,
+                self.depth,
+                self.event_nid,
+                stack,
+                self.deleted_upto.hex(),
+            ],
             separators=(",", ":"),
         )
 
     @classmethod
     def from_json(cls, text: str) -> "_Progress":
-        head_read, events_read, depth, event_nid, stack, swept = json.loads(text)
+        head_read, events_read, depth, event_nid, stack, deleted_upto = json.loads(text)
         nodes = tuple(bytes.fromhex(node) for node in stack)
-        return cls(head_read, events_read, depth, event_nid, nodes, bytes.fromhex(swept))
+        return cls(head_read, events_read, depth, event_nid, nodes, bytes.fromhex(deleted_upto))
 
 
 class StateGarbageCollector:
@@ -148,12 +155,12 @@ class StateGarbageCollector:
     def _sweep(self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress) -> bool:
         """Delete the unmarked nodes among the next ones. After the last node, the collection
         ends."""
-        rows = txn.query(_SELECT_NODES, (room_nid, progress.swept, self._nodes))
+        rows = txn.query(_SELECT_NODES, (room_nid, progress.deleted_upto, self._nodes))
         unused = [(room_nid, bytes(node)) for node, seen in rows if seen < cycle]
         if unused:
             txn.execute_many("DELETE FROM state_nodes WHERE room_nid = ? AND node = ?", unused)
         if rows:
-            self._save(txn, room_nid, replace(progress, swept=bytes(rows[-1][0])))
+            self._save(txn, room_nid, replace(progress, deleted_upto=bytes(rows[-1][0])))
         else:
             txn.execute("DELETE FROM state_garbage_collections WHERE room_nid = ?", (room_nid,))
         return True

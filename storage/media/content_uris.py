@@ -4,8 +4,8 @@ import re
 from typing import Final, NamedTuple
 
 MAX_URIS: Final = 2000
-"""The maximum of content URIs read from one text. An event of 64 KiB has room for 1,300 as sticker
-packs write them."""
+"""The maximum number of content URIs read from one text. An event of 64 KiB has room for 1,300 as
+sticker packs write them."""
 
 _CONTENT_URI: Final = re.compile(
     rb"mxc:\\?/\\?/([A-Za-z0-9.:\[\]-]{1,255})\\?/([A-Za-z0-9_-]{1,255})"
@@ -14,7 +14,7 @@ _CONTENT_URI: Final = re.compile(
 
 
 class ContentURI(NamedTuple):
-    """A content URI: the server of the file, and its id there."""
+    """A content URI: the server of the file, and its ID there."""
 
     origin: str
     media_id: str

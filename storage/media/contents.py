@@ -87,8 +87,9 @@ class MediaContents(Protocol):
         """Return the thumbnail of a content with this name, or None. Raises OSError."""
         ...
 
-    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Store a thumbnail of a content, unless it has `at_most` already. Raises OSError."""
+    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, max_thumbnails: int) -> None:
+        """Store a thumbnail of a content, unless it has `max_thumbnails` already. Raises
+        OSError."""
         ...
 
 
@@ -135,8 +136,8 @@ class LocalContents:
     async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
-    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        await self._files.set_thumbnail(hash, name, data, at_most)
+    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, max_thumbnails: int) -> None:
+        await self._files.set_thumbnail(hash, name, data, max_thumbnails)
         # A remover deletes the content, then its thumbnails: either it sees this one, or this check
         # sees that the content is gone
         if not await self._files.has(hash):

@@ -117,7 +117,7 @@ class MediaFiles:
     ) -> None:
         """`min_free_bytes`: the disk space that must stay free."""
         self._lock = FolderLock(folder=folder, clock=clock)
-        self._least_free_bytes = min_free_bytes
+        self._min_free_bytes = min_free_bytes
         self._folder = folder
         self._incoming = folder / "incoming"
         self._executor = executor
@@ -133,14 +133,14 @@ class MediaFiles:
         )
 
     def _check_folder(self) -> None:
-        """Raise FolderGone if the folder is missing."""
+        """Raise FolderMissing if the folder is missing."""
         if not self._incoming.is_dir():
             raise FolderMissing(self._folder)
 
     def _check_free_space(self) -> None:
         self._check_folder()
         found = os.statvfs(self._incoming)
-        if found.f_bavail * found.f_frsize < self._least_free_bytes:
+        if found.f_bavail * found.f_frsize < self._min_free_bytes:
             raise OSError(
                 errno.ENOSPC,
                 "the free disk space is below the configured minimum",
@@ -230,13 +230,14 @@ class MediaFiles:
         path = self._path("thumbnails", hash) / name
         return await run_in(self._executor, lambda: self._open_thumbnail(path))
 
-    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Store a thumbnail of a content, unless it has `at_most` already. Raises OSError."""
+    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, max_thumbnails: int) -> None:
+        """Store a thumbnail of a content, unless it has `max_thumbnails` already. Raises
+        OSError."""
         folder = self._path("thumbnails", hash)
 
         def store() -> None:
             self._check_free_space()
-            _write_thumbnail(folder, name, data, at_most)
+            _write_thumbnail(folder, name, data, max_thumbnails)
 
         await run_in(self._executor, store)
 
@@ -304,7 +305,7 @@ class MediaFiles:
     def _delete_contents(self, entries: Sequence[Path], unused: Set[bytes]) -> None:
         for hash in unused:
             shutil.rmtree(self._path("thumbnails", hash), ignore_errors=True)
-            _sync_folder_if_there(self.content_path(hash).parent)
+            _sync_folder_if_exists(self.content_path(hash).parent)
         for entry in entries:
             entry.unlink(missing_ok=True)
 
@@ -320,10 +321,10 @@ class MediaFiles:
             self.discard(received)
 
     def receive_now(self, source: ReadableBytes) -> ReceivedFile:
-        """As `receive`, on the calling thread, which may wait for the disk."""
-        taken = source.detach_file() if isinstance(source, DiskSpool) else None
-        if taken is not None:
-            return _receive_file(taken)
+        """Like `receive`, on the calling thread, which may wait for the disk."""
+        detached = source.detach_file() if isinstance(source, DiskSpool) else None
+        if detached is not None:
+            return _receive_file(detached)
         self._check_free_space()
         part = self._incoming / f"{uuid4().hex}.part"
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -342,11 +343,11 @@ class MediaFiles:
             entry = self._incoming / f"{received.hash.hex()}.{uuid4().hex}"
             received.path.rename(entry)
             _sync_folder(self._incoming)
-            place = self.content_path(received.hash)
-            _make_folder(place.parent, self._folder)
+            path = self.content_path(received.hash)
+            _make_folder(path.parent, self._folder)
             with suppress(FileExistsError):
-                os.link(entry, place)
-            _sync_folder(place.parent)
+                os.link(entry, path)
+            _sync_folder(path.parent)
         except BaseException:
             os.close(lock)
             raise
@@ -405,22 +406,22 @@ def _copy(source: ReadableBytes, target: int) -> tuple[bytes, int]:
     return digest.digest(), size
 
 
-def _receive_file(taken: DetachedFile) -> ReceivedFile:
+def _receive_file(detached: DetachedFile) -> ReceivedFile:
     digest = hashlib.sha256()
     size = 0
     piece = bytearray(COPY_BYTES)
     view = memoryview(piece)
     try:
-        os.lseek(taken.handle, 0, os.SEEK_SET)
-        while count := os.readv(taken.handle, [piece]):
+        os.lseek(detached.handle, 0, os.SEEK_SET)
+        while count := os.readv(detached.handle, [piece]):
             digest.update(view[:count])
             size += count
-        os.fsync(taken.handle)
+        os.fsync(detached.handle)
     except BaseException:
-        taken.path.unlink(missing_ok=True)
-        os.close(taken.handle)
+        detached.path.unlink(missing_ok=True)
+        os.close(detached.handle)
         raise
-    return ReceivedFile(path=taken.path, hash=digest.digest(), size=size, lock=taken.handle)
+    return ReceivedFile(path=detached.path, hash=digest.digest(), size=size, lock=detached.handle)
 
 
 def _is_in_use(path: Path) -> bool:
@@ -456,9 +457,9 @@ def _unlink(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_thumbnail(folder: Path, name: str, data: bytes, at_most: int) -> None:
+def _write_thumbnail(folder: Path, name: str, data: bytes, max_thumbnails: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if len(os.listdir(folder)) >= at_most and not (folder / name).exists():
+    if len(os.listdir(folder)) >= max_thumbnails and not (folder / name).exists():
         return
     # A crash leaves one unsynced file that nobody needs: it gets its name only when it is complete.
     part = folder / f".{uuid4().hex}"
@@ -517,7 +518,7 @@ def _make_folder(folder: Path, above: Path) -> None:
     _sync_folder(folder.parent)
 
 
-def _sync_folder_if_there(folder: Path) -> None:
+def _sync_folder_if_exists(folder: Path) -> None:
     with suppress(FileNotFoundError):
         _sync_folder(folder)
 

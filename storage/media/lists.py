@@ -79,17 +79,21 @@ class MediaListStore:
             "get_uploads_of_user", _select_uploads, user_id, order, start, limit
         )
 
-    async def get_in_room(self, room_id: str, *, only_there: bool = False) -> Sequence[ContentURI]:
+    async def get_in_room(
+        self, room_id: str, *, only_in_room: bool = False
+    ) -> Sequence[ContentURI]:
         """Return the files in events of a room, without avatars of its members.
 
-        `only_there`: those that no other room, profile or account data refers to.
+        `only_in_room`: those that no other room, profile or account data refers to.
         """
-        return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
+        return await self._database.read(
+            "get_media_in_room", _select_in_room, room_id, only_in_room
+        )
 
     async def find_uploads(
         self, filter: MediaFilter, after: ContentURI, limit: int
     ) -> Sequence[MediaRow]:
-        """Return files of local users in the order of their ids, after `after`. Without a user or a
+        """Return files of local users in the order of their IDs, after `after`. Without a user or a
         room this reads all files."""
         where, args = self._conditions(filter, own=True)
         sql = (
@@ -124,21 +128,21 @@ class MediaListStore:
             ("size > ?", filter.larger_than),
             ("quarantined = ?", None if filter.quarantined is None else int(filter.quarantined)),
         ]
-        elsewhere = _ONLY_IN_ROOM if filter.only_in_room else ""
+        condition = _ONLY_IN_ROOM if filter.only_in_room else ""
         if own:
-            in_room = f"media_id IN (SELECT k.media_id{_IN_ROOM}{elsewhere} AND k.origin = ?)"
+            in_room = f"media_id IN (SELECT k.media_id{_IN_ROOM}{condition} AND k.origin = ?)"
             conditions += [
                 ("protected = ?", None if filter.protected is None else int(filter.protected)),
                 ("user_id = ?", filter.user_id),
             ]
         else:
             in_room = (
-                f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere}"
+                f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{condition}"
                 " AND k.origin <> ?)"
             )
             conditions.append(("origin = ?", filter.origin))
-        given = [(sql, arg) for sql, arg in conditions if arg is not None]
-        where, args = "".join(f" AND {sql}" for sql, _ in given), [arg for _, arg in given]
+        used = [(sql, arg) for sql, arg in conditions if arg is not None]
+        where, args = "".join(f" AND {sql}" for sql, _ in used), [arg for _, arg in used]
         if filter.room_id is None:
             return where, args
         return f"{where} AND {in_room}", [*args, filter.room_id, self._own]
@@ -146,7 +150,7 @@ class MediaListStore:
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Return the ids of files that nobody has read since, in order after `after`: neither
+        """Return the IDs of files that nobody has read since, in order after `after`: neither
         quarantined nor protected, nor pictures of URL previews.
 
         `keep_profiles`: nor avatars of users, members or rooms.
@@ -220,10 +224,10 @@ def _select_uploads(
     return UploadPage([make_row(row) for row in rows], int(totals[0]), int(totals[1] or 0))
 
 
-def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[ContentURI]:
-    elsewhere = _ONLY_IN_ROOM if only_there else ""
+def _select_in_room(txn: Transaction, room_id: str, only_in_room: bool) -> Sequence[ContentURI]:
+    condition = _ONLY_IN_ROOM if only_in_room else ""
     rows = txn.query(
-        f"SELECT DISTINCT k.origin, k.media_id{_IN_ROOM}{elsewhere} ORDER BY k.origin, k.media_id",
+        f"SELECT DISTINCT k.origin, k.media_id{_IN_ROOM}{condition} ORDER BY k.origin, k.media_id",
         (room_id,),
     )
     return [ContentURI(origin, media_id) for origin, media_id in rows]

@@ -29,7 +29,7 @@ class MediaRow(msgspec.Struct, frozen=True):
     media_id: str
     user_id: str
     content: MediaContent | None
-    """None while the id is only reserved."""
+    """None while the ID is only reserved."""
     created_ts: int
     """When the content arrived; for a reservation, when it was made."""
     expires_ts: int | None
@@ -40,7 +40,7 @@ class MediaRow(msgspec.Struct, frozen=True):
     quarantined: bool = False
     protected: bool = False
     quarantined_by: str | None = None
-    """The user id that quarantined it, or `system`."""
+    """The user ID that quarantined it, or `system`."""
 
 
 COLUMNS: Final = (
@@ -90,7 +90,7 @@ class MediaStore:
         return [0 if row is None else int(row[number] or 0) for number in range(len(since_ms))]
 
     def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
-        """Add a file, or a reservation, under a new id."""
+        """Add a file, or a reservation, under a new ID."""
         content = row.content
         txn.execute(
             f"INSERT INTO media ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -34,7 +34,7 @@ class ObjectCall:
 
     def __init__(self, clock: IReactorTime) -> None:
         self.is_begun = False
-        self.is_given_up = False
+        self.is_abandoned = False
         self.bytes = 0
         self.silent_until = 0.0
         """By the clock: until then silence is expected."""
@@ -43,12 +43,13 @@ class ObjectCall:
     def record(self, count: int) -> None:
         """Record that bytes moved; negative: they are sent again. Raises ObjectStoreFailed if
         nobody waits any more."""
-        if self.is_given_up:
+        if self.is_abandoned:
             raise ObjectStoreFailed("the store was silent for too long; the call was abandoned")
         self.bytes += max(0, count)
 
     def expect_silence(self, seconds: float) -> None:
-        """Expect that no bytes move for at most `seconds`. Raises ObjectStoreFailed like `note`."""
+        """Expect that no bytes move for at most `seconds`. Raises ObjectStoreFailed like
+        `record`."""
         self.record(0)
         self.silent_until = self._clock.seconds() + seconds
 
@@ -63,9 +64,9 @@ class ObjectCallRunner:
         calls."""
         self._executor = executor
         self._clock = clock
-        self._patience = max_silence
+        self._max_silence = max_silence
         self._free_long_slots = max_long
-        self._waiting_long_calls: deque[Callable[[], None]] = deque()
+        self._queued_long_calls: deque[Callable[[], None]] = deque()
         self._running: set[ObjectCall] = set()
         self._moved_bytes = 0
         """Bytes of finished calls, plus a bonus for each that succeeded."""
@@ -98,25 +99,25 @@ class ObjectCallRunner:
 
         def on_start() -> None:
             call.is_begun = True
-            if not call.is_given_up:
+            if not call.is_abandoned:
                 watch.begin()
 
         def on_result(result: T | Failure) -> None:
             self._finish(call, is_long, is_well=not isinstance(result, Failure))
-            if not call.is_given_up:
+            if not call.is_abandoned:
                 result_deferred.callback(result)
             elif on_late_result is not None and not isinstance(result, Failure):
                 on_late_result(result)
 
         def give_up() -> None:
-            call.is_given_up = True
+            call.is_abandoned = True
             result_deferred.errback(
-                ObjectStoreFailed(f"the object store was silent for {self._patience:g} seconds")
+                ObjectStoreFailed(f"the object store was silent for {self._max_silence:g} seconds")
             )
 
-        watch = _SilenceTimer(
+        watch = _InactivityTimer(
             clock=self._clock,
-            patience=self._patience,
+            max_silence=self._max_silence,
             count=lambda: self._bytes_of(call),
             silent_until=lambda: self._silent_until(call),
             give_up=give_up,
@@ -126,7 +127,7 @@ class ObjectCallRunner:
         try:
             return await result_deferred
         finally:
-            call.is_given_up = True
+            call.is_abandoned = True
             watch.end()
 
     def _bytes_of(self, call: ObjectCall) -> int:
@@ -155,32 +156,32 @@ class ObjectCallRunner:
             self._free_long_slots -= 1
             begin()
         else:
-            self._waiting_long_calls.append(begin)
+            self._queued_long_calls.append(begin)
 
     def _finish(self, call: ObjectCall, is_long: bool, *, is_well: bool) -> None:
         self._running.discard(call)
         self._moved_bytes += call.bytes + (MIN_BYTES if is_well else 0)
-        if is_long and self._waiting_long_calls:
-            self._waiting_long_calls.popleft()()
+        if is_long and self._queued_long_calls:
+            self._queued_long_calls.popleft()()
         elif is_long:
             self._free_long_slots += 1
 
 
-class _SilenceTimer:
+class _InactivityTimer:
     """Abandons a call whose bytes do not move."""
 
     def __init__(
         self,
         *,
         clock: IReactorTime,
-        patience: float,
+        max_silence: float,
         count: Callable[[], int],
         silent_until: Callable[[], float],
         give_up: Callable[[], None],
     ) -> None:
         """`count`: the bytes moved so far. `silent_until`: when bytes should move again."""
         self._clock = clock
-        self._patience = patience
+        self._max_silence = max_silence
         self._count = count
         self._silent_until = silent_until
         self._give_up = give_up
@@ -189,7 +190,7 @@ class _SilenceTimer:
     def begin(self) -> None:
         """Start counting now."""
         self.end()
-        self._timer = self._clock.callLater(self._patience, self._check, self._count())
+        self._timer = self._clock.callLater(self._max_silence, self._check, self._count())
 
     def end(self) -> None:
         """Stop the timer."""
@@ -201,7 +202,7 @@ class _SilenceTimer:
         self._timer = None
         if self._count() - before >= MIN_BYTES:
             self.begin()
-        elif (rest := self._silent_until() - self._clock.seconds()) > 0:
-            self._timer = self._clock.callLater(rest, self._check, before)
+        elif (remaining := self._silent_until() - self._clock.seconds()) > 0:
+            self._timer = self._clock.callLater(remaining, self._check, before)
         else:
             self._give_up()

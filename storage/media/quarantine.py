@@ -149,13 +149,13 @@ class QuarantineStore:
     def _quarantine_files(
         self, txn: WriteTransaction, addresses: Sequence[ContentURI], by: str
     ) -> int:
-        others = [address for address in addresses if address.origin != self._own]
+        remote = [address for address in addresses if address.origin != self._own]
         txn.execute_many(
             "INSERT INTO quarantined_remote_media (origin, media_id, by_user_id) SELECT ?, ?, ?"
             " WHERE NOT EXISTS"
             " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?)"
             " ON CONFLICT (origin, media_id) DO NOTHING",
-            [(*address, by, *address) for address in others],
+            [(*address, by, *address) for address in remote],
         )
         return self._set(txn, self._hashes(txn, addresses), by)
 
@@ -187,14 +187,14 @@ class QuarantineStore:
     def _hashes(self, txn: Transaction, addresses: Sequence[ContentURI]) -> Sequence[bytes]:
         """Return the contents of those of the files that are not protected."""
         own = [address.media_id for address in addresses if address.origin == self._own]
-        others = [address for address in addresses if address.origin != self._own]
+        remote = [address for address in addresses if address.origin != self._own]
         sql = (
             "SELECT hash FROM media WHERE hash IS NOT NULL AND protected = 0 AND media_id IN {keys}"
         )
         rows = txn.query_in(sql, own)
-        if others:
+        if remote:
             found = txn.query_each(
-                "SELECT hash FROM remote_media WHERE origin = ? AND media_id = ?", others
+                "SELECT hash FROM remote_media WHERE origin = ? AND media_id = ?", remote
             )
             rows += [row for each in found for row in each]
         return sorted({bytes(hash) for (hash,) in rows})

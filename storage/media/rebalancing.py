@@ -170,7 +170,7 @@ class FolderTrimmer:
         self._files = files
         self._table = MediaObjectJournal(database)
         self._rows = MediaStore(database)
-        self._most_bytes = max_bytes
+        self._max_bytes = max_bytes
         self._next = 0
         self._bytes_by_age: Counter[int] = Counter()
         self._oldest = 0
@@ -197,7 +197,7 @@ class FolderTrimmer:
         old = {
             each.hash for each in files if each.read // AGE_RESOLUTION_SECONDS < self._oldest
         } - unused
-        if old and self._most_bytes is not None:
+        if old and self._max_bytes is not None:
             await self._files.evict(await self._table.get_objects(old))
         for each in files:
             self._bytes_by_age[int(each.read // AGE_RESOLUTION_SECONDS)] += each.size
@@ -206,9 +206,9 @@ class FolderTrimmer:
         return hashes - await self._rows.get_used_hashes(hashes)
 
     def _find_oldest(self) -> int:
-        if self._most_bytes is None:
+        if self._max_bytes is None:
             return 0
-        remaining = self._most_bytes
+        remaining = self._max_bytes
         for age in sorted(self._bytes_by_age, reverse=True):
             remaining -= self._bytes_by_age[age]
             if remaining < 0:

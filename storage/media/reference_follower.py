@@ -46,17 +46,17 @@ def set_progress(txn: WriteTransaction, upto: int) -> None:
         _put(txn, msgspec.structs.replace(progress, upto=upto))
 
 
-def catch_up(txn: WriteTransaction, at_most: int) -> bool:
-    """Read at most `at_most` remaining events, fewer if they have many references. Return whether
-    none is left, so that every reference is known."""
+def catch_up(txn: WriteTransaction, max_events: int) -> bool:
+    """Read at most `max_events` remaining events, fewer if they have many references. Return
+    whether none is left, so that every reference is known."""
     progress = select_progress(txn)
     upto = progress.upto
-    for remaining in range(at_most, 0, -EVENTS_PER_WRITE):
+    for remaining in range(max_events, 0, -EVENTS_PER_WRITE):
         batch = select_batch(txn, upto, min(EVENTS_PER_WRITE, remaining))
         put_batch(txn, batch)
         upto = batch.upto
-        is_last = batch.count < min(EVENTS_PER_WRITE, remaining) and not batch.is_cut
-        if is_last or batch.is_cut:
+        is_last = batch.count < min(EVENTS_PER_WRITE, remaining) and not batch.is_truncated
+        if is_last or batch.is_truncated:
             break
     set_progress(txn, upto)
     return is_last

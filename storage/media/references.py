@@ -91,7 +91,7 @@ class ReferenceBatch(msgspec.Struct, frozen=True):
     """All events up to this number have been read after this batch."""
     count: int
     references: Sequence[EventReferences]
-    is_cut: bool = False
+    is_truncated: bool = False
     """It has so many references that it ends before the requested number of events."""
 
 
@@ -203,9 +203,11 @@ def add_attachments(
 # Reading the events.
 
 
-def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> ReferenceBatch:
-    """Return the next `limit` events after a number, none above `at_most`, with their references;
-    fewer if these are many.
+def select_batch(
+    txn: Transaction, after: int, limit: int, upto_event: int = 2**62
+) -> ReferenceBatch:
+    """Return the next `limit` events after a number, none above `upto_event`, with their
+    references; fewer if these are many.
 
     Encrypted events are not searched.
     """
@@ -213,7 +215,7 @@ def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62)
         "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ?"
         " ORDER BY event_nid LIMIT ?"
     )
-    numbers = _column(txn.query(sql, (after, at_most, limit)))
+    numbers = _column(txn.query(sql, (after, upto_event, limit)))
     upto = max(numbers, default=after)
     sql = (
         f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}'"
@@ -222,11 +224,11 @@ def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62)
     rows = txn.query(sql, (after, upto)) if numbers else []
     found = [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
     mentions = limit_by_uris(found, lambda each: len(each.addresses))
-    is_cut = len(mentions) < len(found)
-    if is_cut:
+    is_truncated = len(mentions) < len(found)
+    if is_truncated:
         upto = mentions[-1].event_nid
         numbers = {number for number in numbers if number <= upto}
-    return ReferenceBatch(upto, len(numbers), mentions, is_cut)
+    return ReferenceBatch(upto, len(numbers), mentions, is_truncated)
 
 
 def limit_by_uris(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
@@ -389,10 +391,10 @@ def _set_unreferenced(
     for cause, part in [
         (cause, part) for cause, nids in by_cause.items() for part in _chunks(sorted(nids))
     ]:
-        places = ", ".join("?" * len(part))
+        placeholders = ", ".join("?" * len(part))
         txn.execute(
             "UPDATE tracked_media AS k SET unreferenced_ts = ?, cause = ?"
-            f" WHERE media_nid IN ({places})"
+            f" WHERE media_nid IN ({placeholders})"
             " AND unreferenced_ts IS NULL AND (referenced_by_uploader = 1 OR origin <> ?"
             " OR NOT EXISTS (SELECT 1 FROM media AS u"
             f" WHERE u.media_id = k.media_id)) AND NOT {condition}",
@@ -409,9 +411,11 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
     """
     rows = sorted(txn.query_in(f"{_EVENTS} WHERE event_nid IN {{keys}}", causes))
     redacted = {row[0] for row in rows if row[5] is not None}
-    kept = _select_kept(txn, own, [row[0] for row in rows if causes[row[0]] == FORGOTTEN])
+    still_shown = _select_still_shown(
+        txn, own, [row[0] for row in rows if causes[row[0]] == FORGOTTEN]
+    )
     rechecked: dict[str, set[int]] = {}
-    looked_at, addresses = set(causes) - {row[0] for row in rows}, 0
+    checked, addresses = set(causes) - {row[0] for row in rows}, 0
     for each in _find_references(txn, rows):
         before = txn.query(
             "SELECT media_nid, role FROM media_event_references WHERE room_nid = ?"
@@ -419,23 +423,23 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
             (each.room_nid, each.event_nid),
         )
         addresses += len(before) + len(each.addresses)
-        if addresses > MAX_URIS and looked_at:
+        if addresses > MAX_URIS and checked:
             break
-        looked_at.add(each.event_nid)
-        kept_nids = set(number_media(txn, each.addresses).values()) if each.is_live else set()
+        checked.add(each.event_nid)
+        referenced = set(number_media(txn, each.addresses).values()) if each.is_live else set()
         if each.role is ReferenceRole.MEMBER:
             _insert(
-                txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in kept_nids]
+                txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in referenced]
             )
-            _set_referenced(txn, kept_nids)
-        kept_nids |= kept.get(each.event_nid, frozenset())
+            _set_referenced(txn, referenced)
+        referenced |= still_shown.get(each.event_nid, frozenset())
         loses_attached = each.event_nid in redacted or (
             not each.is_live and each.role is not ReferenceRole.MEMBER
         )
         removed = {
             nid
             for nid, role in before
-            if nid not in kept_nids and (role != ReferenceRole.ATTACHED or loses_attached)
+            if nid not in referenced and (role != ReferenceRole.ATTACHED or loses_attached)
         }
         txn.execute_many(
             "DELETE FROM media_event_references WHERE media_nid = ? AND event_nid = ?",
@@ -443,15 +447,17 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
         )
         rechecked.setdefault(causes[each.event_nid], set()).update(removed)
     _set_unreferenced(txn, own, rechecked, now_ms)
-    _record_edits(txn, looked_at)
+    _record_edits(txn, checked)
     txn.execute_many(
         "DELETE FROM media_reference_rechecks WHERE kind = 0 AND nid = ?",
-        [(nid,) for nid in looked_at],
+        [(nid,) for nid in checked],
     )
-    return len(looked_at)
+    return len(checked)
 
 
-def _select_kept(txn: Transaction, own: str, event_nids: Collection[int]) -> Mapping[int, Set[int]]:
+def _select_still_shown(
+    txn: Transaction, own: str, event_nids: Collection[int]
+) -> Mapping[int, Set[int]]:
     """Return the local files in events of rooms that only this server has forgotten: other servers
     still show these messages."""
     rows = txn.query_in(
@@ -463,17 +469,17 @@ def _select_kept(txn: Transaction, own: str, event_nids: Collection[int]) -> Map
         event_nids,
         before=(own,),
     )
-    kept: dict[int, set[int]] = {}
+    still_shown: dict[int, set[int]] = {}
     for event_nid, media_nid in rows:
-        kept.setdefault(event_nid, set()).add(media_nid)
-    return kept
+        still_shown.setdefault(event_nid, set()).add(media_nid)
+    return still_shown
 
 
 def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
     """Record rechecks of the edits of these events, with the same cause; edits themselves have
     none."""
     for part in _chunks(sorted(event_nids)):
-        places = ", ".join("?" * len(part))
+        placeholders = ", ".join("?" * len(part))
         txn.execute(
             "INSERT INTO media_reference_rechecks (kind, nid, user_id, progress, cause)"
             " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_reference_rechecks AS c"
@@ -482,7 +488,7 @@ def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
             f" AND r.rel_type = '{REPLACE}'"
             " JOIN media_event_references AS e ON e.room_nid = r.room_nid"
             " AND e.event_nid = r.event_nid"
-            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS"
+            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({placeholders}) AND NOT EXISTS"
             " (SELECT 1 FROM relations AS s"
             f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}')"
             " ON CONFLICT DO NOTHING",
@@ -554,10 +560,10 @@ def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, ContentUR
 
 def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
     for part in _chunks(sorted(media_nids)):
-        places = ", ".join("?" * len(part))
+        placeholders = ", ".join("?" * len(part))
         sql = (
             "UPDATE tracked_media SET unreferenced_ts = NULL"
-            f" WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+            f" WHERE media_nid IN ({placeholders}) AND unreferenced_ts IS NOT NULL"
         )
         txn.execute(sql, part)
 

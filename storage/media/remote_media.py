@@ -22,7 +22,7 @@ class RemoteMediaRow(msgspec.Struct, frozen=True):
     """Served only to authenticated requests."""
     quarantined: bool = False
     quarantined_by: str | None = None
-    """The user id that quarantined it, or `system`."""
+    """The user ID that quarantined it, or `system`."""
 
 
 COPY_COLUMNS: Final = (

@@ -139,12 +139,12 @@ class MediaRemovalStore:
                     own,
                 )
             ]
-            others = [address for address in requested if address.origin != self._own]
+            remote = [address for address in requested if address.origin != self._own]
             sql = (
                 "SELECT origin, media_id, hash FROM remote_media WHERE origin = ? AND media_id = ?"
             )
             rows += [
-                row for found in (txn.query_each(sql, others) if others else ()) for row in found
+                row for found in (txn.query_each(sql, remote) if remote else ()) for row in found
             ]
             return _removable(rows)
 

@@ -20,7 +20,7 @@ STUCK_AFTER_MS: Final = 30 * 24 * 3600 * 1000
 """A rescan that has not ended after this time is presumed stuck, and another may start."""
 NEVER_MS: Final = -1
 """Creation time of files that are not to be scanned: before any start of scanning."""
-_NOTE: Final = "media_rescan"
+_JOB: Final = "media_rescan"
 
 FileKind = Literal["local", "remote", "previews"]
 """Uploads of local users, copies of remote files, pictures of URL previews."""
@@ -73,7 +73,7 @@ class MediaRescanStore:
 
         def write(txn: WriteTransaction) -> Rescan | None:
             state = _read_state(txn)
-            if _is_under_way(state.last) and now_ms < state.last.began_ts + STUCK_AFTER_MS:
+            if _is_running(state.last) and now_ms < state.last.began_ts + STUCK_AFTER_MS:
                 return None
             last = Rescan(reason=reason, began_ts=now_ms, since_ts=max(since_ms, 0))
             _write_state(txn, msgspec.structs.replace(state, is_due=False, last=last))
@@ -114,7 +114,7 @@ class MediaRescanStore:
     def _mark(self, txn: WriteTransaction, limit: int, now_ms: int) -> int:
         state = _read_state(txn)
         last = state.last
-        if not _is_under_way(last):
+        if not _is_running(last):
             return 0
         if last.is_marked:
             if not _count_left(txn):
@@ -193,17 +193,17 @@ class MediaRescanStore:
             yield "remote_media", "created_ts"
 
 
-def _is_under_way(last: Rescan | None) -> TypeGuard[Rescan]:
+def _is_running(last: Rescan | None) -> TypeGuard[Rescan]:
     return last is not None and last.ended_ts is None
 
 
 def _read_state(txn: Transaction) -> _State:
-    text = select_job_progress(txn, _NOTE)
+    text = select_job_progress(txn, _JOB)
     return _State() if text is None else msgspec.json.decode(text, type=_State)
 
 
 def _write_state(txn: WriteTransaction, state: _State) -> None:
-    set_job_progress(txn, _NOTE, msgspec.json.encode(state).decode())
+    set_job_progress(txn, _JOB, msgspec.json.encode(state).decode())
 
 
 def _count_left(txn: Transaction) -> int:

@@ -67,9 +67,9 @@ class ScannedFile(msgspec.Struct, frozen=True):
 
 
 MAX_INSIDE: Final = 20
-"""The maximum of clean verdicts on decrypted contents per content."""
+"""The maximum number of clean verdicts on decrypted contents per content."""
 MAX_DOUBLINGS: Final = 20
-"""The maximum of doublings of the pause."""
+"""The maximum number of doublings of the pause."""
 _RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, finding, by_user_id"
 _COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, due_ts"
 
@@ -138,7 +138,7 @@ class MediaScanStore:
         await self._database.write("postpone_media_scan", write)
 
     async def record_failure(
-        self, hash: bytes, now_ms: int, backoff_ms: int, longest_ms: int
+        self, hash: bytes, now_ms: int, backoff_ms: int, max_backoff_ms: int
     ) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
         time.
@@ -154,7 +154,7 @@ class MediaScanStore:
             if row is None:
                 return
             if row.state is ScanState.UNKNOWN:
-                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
+                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), max_backoff_ms)
                 txn.execute(
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )

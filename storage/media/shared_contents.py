@@ -91,7 +91,7 @@ class SharedContents:
         self._clock = clock
         self.role: Role = role
         self._prefix = prefix
-        self._give_addresses = redirect
+        self._redirects = redirect
         self._table = MediaObjectJournal(database)
         self._fetching: dict[bytes, list[Deferred[bool]]] = {}
         self._recent: set[bytes] = set()
@@ -219,7 +219,7 @@ class SharedContents:
             yield path
 
     async def get_url(self, hash: bytes, type: str, disposition: str) -> str | None:
-        if not self._give_addresses or self.role == "retired":
+        if not self._redirects or self.role == "retired":
             return None
         found = (await self._table.get_objects([hash])).get(hash)
         if found is None:
@@ -279,8 +279,8 @@ class SharedContents:
     async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
-    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        await self._files.set_thumbnail(hash, name, data, at_most)
+    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, max_thumbnails: int) -> None:
+        await self._files.set_thumbnail(hash, name, data, max_thumbnails)
 
     # Deleting.
 

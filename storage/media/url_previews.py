@@ -48,7 +48,7 @@ class URLPreviewStore:
         *,
         authenticated: bool,
     ) -> str:
-        """Add a picture of a page under a new id, unless the page has it already. Return its id."""
+        """Add a picture of a page under a new ID, unless the page has it already. Return its ID."""
         before = txn.query_one(
             "SELECT m.media_id FROM url_previews p JOIN media m ON m.media_id = p.media_id "
             "WHERE p.url = ? AND m.hash = ? AND m.quarantined = 0",
@@ -70,7 +70,7 @@ class URLPreviewStore:
         return await self._database.write("remove_old_url_previews", _remove_old, before_ms, limit)
 
     async def get_old_pictures(self, before_ms: int, limit: int) -> Sequence[tuple[str, bytes]]:
-        """Return ids and hashes of at most `limit` pictures from before then that no preview
+        """Return IDs and hashes of at most `limit` pictures from before then that no preview
         uses."""
         return await self._database.read("get_old_preview_pictures", _select_old, before_ms, limit)
 

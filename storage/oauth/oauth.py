@@ -113,13 +113,13 @@ class OAuthStore:
             (used_before, never_before, limit),
         )
 
-    def remove_clients_beyond(self, txn: WriteTransaction, most: int, limit: int) -> int:
-        """Of the clients that no user ever allowed, keep the `most` last used, and remove up to
-        `limit` of the others."""
+    def remove_clients_beyond(self, txn: WriteTransaction, max_clients: int, limit: int) -> int:
+        """Of the clients that no user ever allowed, keep the `max_clients` last used, and remove up
+        to `limit` of the others."""
         row = txn.query_one(
             "SELECT last_used_ts FROM oauth_clients WHERE authorized_ts IS NULL"
             " ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
-            (most,),
+            (max_clients,),
         )
         if row is None:
             return 0

@@ -34,7 +34,7 @@ from storage.rooms.partial_rooms import (
 )
 from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.rooms.sticky_events import release_sticky_events
-from storage.search.search import queue_placed
+from storage.search.search import queue_former_outliers
 from storage.state.state_tree import StateTreeStore
 
 CHUNK = 500
@@ -49,7 +49,7 @@ _SELECT_SHOWN = (
 class RecomputedEvent(msgspec.Struct, frozen=True):
     """An event recomputed from the complete state."""
 
-    place: int
+    ordinal: int
     event_nid: int
     key: tuple[str, str] | None
     """The key of a state event that changes the state."""
@@ -134,7 +134,7 @@ class StateCompletion:
             current: bytes | None = None
             if each.current is not None:
                 current = self._trees.apply(txn, room_nid, each.current.root, each.current.entries)
-            values[each.place] = CompletedEventRow(
+            values[each.ordinal] = CompletedEventRow(
                 each.flags, root, replaces, None if current == root else current
             )
             roots[each.event_nid] = root
@@ -191,7 +191,7 @@ class StateCompletion:
             )
         )
         positions = self._deliver(txn, room, root, completed.late_messages)
-        queue_placed(txn, shown)  # the search index has passed them already
+        queue_former_outliers(txn, shown)  # the search index has passed them already
         release_sticky_events(txn, room.room_id, shown, positions)
         return new
 

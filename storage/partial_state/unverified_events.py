@@ -22,7 +22,7 @@ from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.state.state_tree import StateTreeStore
 
 MAX_PER_ROOM: Final = 50_000
-"""The maximum of recorded events per room; further ones are left out until they are fetched
+"""The maximum number of recorded events per room; further ones are left out until they are fetched
 again."""
 
 
@@ -144,7 +144,7 @@ class UnverifiedEventWriter:
         """Add entries, by key, to the current state and to the state after the extremities. Raises
         HeadMoved.
 
-        `recorded`: the numbers, by id, of events that need no further check. Clients get the room
+        `recorded`: the numbers, by ID, of events that need no further check. Clients get the room
         as one whose state was just completed.
         """
         nid = room.room_nid

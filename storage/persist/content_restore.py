@@ -18,7 +18,7 @@ from storage.rooms.memberships import put_memberships, select_memberships
 from storage.rooms.rooms import move_head, select_head
 from storage.rooms.spaces import set_children
 from storage.rooms.summaries import set_summary_fields
-from storage.search.search import queue_placed
+from storage.search.search import queue_former_outliers
 
 RESTORED_RETENTION_MS: Final = 24 * 3600 * 1000
 """How long a restored event stays in `restored_contents`. Nodes read the table each second."""
@@ -70,7 +70,7 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
         [(position, restored.event_id, restored.restored_ts)],
     )
     txn.announce(Change(position, Topic.REDACTED, detail=restored.event_nid))
-    queue_placed(txn, [restored.event_nid])  # index its text
+    queue_former_outliers(txn, [restored.event_nid])  # index its text
     record_restored(txn, [restored.event_nid])
     if restored.relation is not None:
         add_relations(txn, [restored.relation])

@@ -7,7 +7,7 @@ from storage.directory.user_directory_queue import queue_directory_updates
 from storage.email.outbox import withdraw_notification_emails
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
-from storage.events.event_threads import select_standing_of
+from storage.events.event_threads import select_thread_of
 from storage.events.relations import remove_relation
 from storage.media.references import record_redaction
 from storage.persist.state_effects import StateEffect
@@ -38,7 +38,7 @@ def redact_event(
     """Apply a redaction, given its number and, if it is in the timeline, its position. An event
     whose content is already gone stays as it is."""
     record_redaction(txn, redaction.target_nid)
-    thread_root = select_standing_of(txn, room_nid, redaction.target_nid).root
+    thread_root = select_thread_of(txn, room_nid, redaction.target_nid).root
     changed = txn.execute(
         "UPDATE events SET pdu = ?, redacted_by = ?, thread_root = ?"
         " WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",

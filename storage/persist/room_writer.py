@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.auth_chains import AuthChainStore, AuthNode
-from storage.events.event_threads import links_of, select_standing
+from storage.events.event_threads import links_of, select_thread
 from storage.events.events import EventFlag, EventRow, select_event_nids
 from storage.events.relations import Relation, RelationRow, add_relations
 from storage.media.references import RecheckKind, record_rechecks
@@ -29,7 +29,7 @@ from storage.rooms.partial_rooms import add_partial_events
 from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.rooms.sent_transactions import SentTransaction, add_transaction
 from storage.rooms.sticky_events import MAX_STICKY_MS, StickyRow, add_sticky_events
-from storage.search.search import queue_placed
+from storage.search.search import queue_former_outliers
 from storage.state.state_tree import StateTreeStore
 
 STICKY_FLAGS = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
@@ -88,15 +88,15 @@ class StateChange(msgspec.Struct, frozen=True):
 
 
 class NewCurrentState(msgspec.Struct, frozen=True):
-    """The current state after a batch, if it is not the state after its last event.
+    """The current state after a batch, if it differs from the state after its last event.
 
     `effects`: for each entry that differs from the old current state, the event and its effect. An
-    event of the batch is given by id, any other by number; None means that the entry is removed.
+    event of the batch is given by ID, any other by number; None means that the entry is removed.
     """
 
     state: StateChange
     batch_entries: Mapping[tuple[str, str], str]
-    """Entries that are events of the batch, by id."""
+    """Entries that are events of the batch, by ID."""
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count all members again: effects of this state were written before the batch."""
@@ -202,7 +202,7 @@ class RoomWriter:
         now_ms: int,
         *,
         is_partial: bool = False,
-        past: bool = False,
+        is_past: bool = False,
     ) -> list[EventRow]:
         """Add events in the past or outside the timeline. The head stays, and no listener is
         notified of new events.
@@ -221,7 +221,7 @@ class RoomWriter:
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
         if is_partial:
-            add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
+            add_partial_events(txn, room.room_nid, _gaps(rows, events), is_past=is_past)
         self._announce(txn, room, events, rows)
         return rows
 
@@ -241,14 +241,14 @@ class RoomWriter:
         return rows
 
     def get_gathered_state(
-        self, txn: WriteTransaction, event_nid: int, *, afresh: bool = False
+        self, txn: WriteTransaction, event_nid: int, *, restart: bool = False
     ) -> bytes | None:
-        """Return the root of the state that has been gathered for an outlier. With `afresh`,
+        """Return the root of the state that has been gathered for an outlier. With `restart`,
         discard it first.
 
         The root is stored with the event, so that an import continues after a restart.
         """
-        if afresh:
+        if restart:
             txn.execute("UPDATE events SET state_root = NULL WHERE event_nid = ?", (event_nid,))
         row = txn.query_one("SELECT state_root FROM events WHERE event_nid = ?", (event_nid,))
         if row is None:
@@ -309,7 +309,7 @@ class RoomWriter:
             root = self._trees.apply(txn, room_nid, root, {key: nid})
         if event.redacted_by is not None and event.relation is not None:
             event = replace(
-                event, thread_root=select_standing(txn, room_nid, links_of(event.relation)).root
+                event, thread_root=select_thread(txn, room_nid, links_of(event.relation)).root
             )
         return _row(room_nid, nid, position, root, replaces, event, now_ms)
 
@@ -339,8 +339,8 @@ class RoomWriter:
         nids: Mapping[str, int],
         now_ms: int,
     ) -> None:
-        placed = {event.event_id for event in events if event.outlier_nid is not None}
-        if placed:
+        former_outliers = {event.event_id for event in events if event.outlier_nid is not None}
+        if former_outliers:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, origin_server_ts = ?, flags = ?,"
                 " state_root = ?, replaces = ?, current_root = ?, thread_root = ?,"
@@ -362,10 +362,12 @@ class RoomWriter:
                         row.event_nid,
                     )
                     for row in rows
-                    if row.event_id in placed
+                    if row.event_id in former_outliers
                 ],
             )
-            queue_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
+            queue_former_outliers(
+                txn, [row.event_nid for row in rows if row.event_id in former_outliers]
+            )
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key,"
             " sender, origin_server_ts, flags, state_root, replaces, redacted_by, pdu,"
@@ -391,7 +393,7 @@ class RoomWriter:
                     row.thread_root,
                 )
                 for row in rows
-                if row.event_id not in placed
+                if row.event_id not in former_outliers
             ],
         )
         record_rechecks(
@@ -406,7 +408,7 @@ class RoomWriter:
         ]
         if nodes:
             self._chains.add(
-                txn, nodes, [row.event_nid for row in rows if row.event_id not in placed]
+                txn, nodes, [row.event_nid for row in rows if row.event_id not in former_outliers]
             )
         for event in events:
             nid = nids[event.event_id]

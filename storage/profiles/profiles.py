@@ -35,7 +35,7 @@ class ProfileStore:
     def get_profiles_in(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> dict[str, dict[str, bytes]]:
-        """As `get_profiles`, in a transaction."""
+        """Do `get_profiles` in a transaction."""
         profiles: dict[str, dict[str, bytes]] = {}
         sql = "SELECT user_id, field, value FROM profiles WHERE user_id IN {keys} ORDER BY field"
         for user_id, field, value in txn.query_in(sql, user_ids):
@@ -49,7 +49,7 @@ class ProfileStore:
         )
 
     def get_as_owner_in(self, txn: Transaction, user_id: str) -> dict[str, bytes]:
-        """As `get_as_owner`, in a transaction."""
+        """Do `get_as_owner` in a transaction."""
         fields = self.get_profiles_in(txn, [user_id]).get(user_id, {})
         for field, value in txn.query(
             "SELECT field, value FROM shadow_profile_fields WHERE user_id = ?", (user_id,)

@@ -20,14 +20,15 @@ HIGHLIGHTED = 2
 MAIN = "main"
 """Stands for the main timeline in place of a thread root."""
 
-_MOST_IGNORED = 500
-_FEW_ARGUMENTS = 200
+_MAX_IGNORED = 500
+_MAX_JOINED_ARGUMENTS = 200
 """With at most so many arguments one statement reads all rooms; PostgreSQL then takes about
 1,600."""
-_FEW_EVENTS = 5000
-"""At most so many events are counted like a read by key."""
+_INLINE_EVENTS = 5000
+"""At most this many events are counted on the calling thread, if the database allows that."""
 MAX_THREADS = 5000
-"""The maximum of threads of a room that are read further than the room and counted separately."""
+"""The maximum number of threads of a room that are read further than the room and counted
+separately."""
 
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
 _IS_HIGHLIGHTED = f"(e.flags & {EventFlag.HIGHLIGHTS}) <> 0"
@@ -49,7 +50,7 @@ class _ActionSource(msgspec.Struct, frozen=True):
     tables: str
     """Takes the user as an argument."""
     where: str
-    place: str
+    table: str
     """The table whose `room_nid` and `position` select the events."""
     outcome: str
 
@@ -64,16 +65,16 @@ _ALL = _ActionSource(
 _HIGHLIGHTING = _ActionSource(_EVENTS, _IS_HIGHLIGHTED, "e", "COALESCE(o.action, 3)")
 _OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.HIGHLIGHTS}) = 0", "o", "o.action")
 _OWN_ONLY = _ActionSource(_ROWS, "1 = 1", "o", "o.action")
-_BY_ATTENTION = {0: (_ALL,), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
+_BY_LEVEL = {0: (_ALL,), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 _HIGHLIGHTED = {0: (_HIGHLIGHTING, _OWN), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 """The sources with highlighted events."""
 
 
-def get_default_outcome(flags: int, attention: int) -> int:
+def get_default_outcome(flags: int, level: int) -> int:
     """Return the outcome of an event with these flags for a user without a row of their own."""
-    if flags & EventFlag.HIGHLIGHTS and attention < 2:
+    if flags & EventFlag.HIGHLIGHTS and level < 2:
         return NOTIFIES | HIGHLIGHTED
-    return NOTIFIES if flags & EventFlag.NOTIFIES and attention == 0 else 0
+    return NOTIFIES if flags & EventFlag.NOTIFIES and level == 0 else 0
 
 
 class ReadPositions(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ class EventPushActionStore:
         event_count = sum(span.upto - span.after for _, spans in rooms.values() for span in spans)
         read = (
             self._database.read_quickly
-            if event_count <= _FEW_EVENTS
+            if event_count <= _INLINE_EVENTS
             else self._database.read_without_snapshot
         )
         return await read("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
@@ -220,8 +221,8 @@ def _within(source: _ActionSource, ignored: Sequence[str]) -> str:
     """Return the SQL condition on events. Takes the room, the bounds of the span, and the senders
     who do not count."""
     return (
-        f" WHERE {source.place}.room_nid = ? AND {source.place}.position > ?"
-        f" AND {source.place}.position <= ?"
+        f" WHERE {source.table}.room_nid = ? AND {source.table}.position > ?"
+        f" AND {source.table}.position <= ?"
         f" AND {source.where} AND e.redacted_by IS NULL"
         f" AND e.sender NOT IN ({', '.join('?' * len(ignored))})"
     )
@@ -233,7 +234,7 @@ def _select_counts(
     rooms: dict[int, tuple[ReadPositions, Sequence[PushRuleSpan]]],
     ignored: list[str],
 ) -> dict[int, list[ThreadCount]]:
-    excluded = [user_id, *ignored[:_MOST_IGNORED]]
+    excluded = [user_id, *ignored[:_MAX_IGNORED]]
     own = _select_own_messages(
         txn, user_id, {nid: spans for nid, (_, spans) in rooms.items() if spans}
     )
@@ -243,13 +244,13 @@ def _select_counts(
         read, spans = rooms[room_nid]
         bounds = _bounds(read, own_messages)
         for span in spans:
-            for source in _BY_ATTENTION[span.level]:
+            for source in _BY_LEVEL[span.level]:
                 args = (*bounds, user_id, room_nid, span.after, span.upto, *excluded)
                 sql = _count_by_thread(source, len(bounds) // 2, excluded)
                 queries.setdefault(sql, []).append((room_nid, args))
     counts: dict[int, dict[str, list[int]]] = {nid: {} for nid in rooms}
     for sql, each in queries.items():
-        if sql.count("?") <= _FEW_ARGUMENTS:
+        if sql.count("?") <= _MAX_JOINED_ARGUMENTS:
             found = txn.query_each(sql, [args for _, args in each])
         else:
             found = [txn.query(sql, args) for _, args in each]
@@ -272,7 +273,7 @@ def _select_unread(
     after: int,
     limit: int,
 ) -> dict[int, list[NotifiedEvent]]:
-    excluded = [user_id, *ignored[:_MOST_IGNORED]]
+    excluded = [user_id, *ignored[:_MAX_IGNORED]]
     own = _select_own_messages(
         txn, user_id, {nid: spans for nid, (_, spans) in rooms.items() if spans}
     )
@@ -282,11 +283,11 @@ def _select_unread(
         bounds = _bounds(read, own_messages)
         found: list[NotifiedEvent] = []
         for span in spans:
-            for source in _BY_ATTENTION[span.level] if span.upto > after else ():
+            for source in _BY_LEVEL[span.level] if span.upto > after else ():
                 sql = (
                     f"{_marks(len(bounds) // 2)} SELECT e.position, e.event_nid, e.room_nid,"
                     f" {source.outcome}"
-                    f"{_unread(source, excluded)} ORDER BY {source.place}.position DESC LIMIT ?"
+                    f"{_unread(source, excluded)} ORDER BY {source.table}.position DESC LIMIT ?"
                 )
                 args = (
                     *bounds,
@@ -394,18 +395,18 @@ def _select_notified(
     highlights_only: bool,
     limit: int,
 ) -> list[NotifiedEvent]:
-    excluded = [user_id, *ignored[:_MOST_IGNORED]]
-    minimum, sources = (HIGHLIGHTED, _HIGHLIGHTED) if highlights_only else (NOTIFIES, _BY_ATTENTION)
+    excluded = [user_id, *ignored[:_MAX_IGNORED]]
+    minimum, sources = (HIGHLIGHTED, _HIGHLIGHTED) if highlights_only else (NOTIFIES, _BY_LEVEL)
     found: list[NotifiedEvent] = []
     for room_nid, spans in rooms:
-        floor = found[limit - 1].position if len(found) >= limit else 0
+        oldest = found[limit - 1].position if len(found) >= limit else 0
         for span in spans:
-            for source in sources[span.level] if span.upto > floor else ():
+            for source in sources[span.level] if span.upto > oldest else ():
                 rows = txn.query(
                     f"SELECT e.position, e.event_nid, e.room_nid, {source.outcome}{source.tables}"
                     f"{_within(source, excluded)} AND {source.outcome} >= {minimum}"
-                    f" ORDER BY {source.place}.position DESC LIMIT ?",
-                    (user_id, room_nid, max(span.after, floor), span.upto, *excluded, limit),
+                    f" ORDER BY {source.table}.position DESC LIMIT ?",
+                    (user_id, room_nid, max(span.after, oldest), span.upto, *excluded, limit),
                 )
                 found += [NotifiedEvent(*row) for row in rows]
         found = sorted(found, key=attrgetter("position"), reverse=True)[:limit]

@@ -25,7 +25,7 @@ FIRST: Final[UserRoom] = ("", 0)
 
 
 class _OldRows(msgspec.Struct, frozen=True):
-    place: UserRoom
+    key: UserRoom
     positions: Sequence[int]
 
 
@@ -43,9 +43,9 @@ class OldPushActionStore:
     async def remove(
         self, after: UserRoom, before_ts: int, limit: int
     ) -> tuple[UserRoom | None, int]:
-        """Read up to `limit` places after one, and delete their rows of read events that were sent
-        before a time (ms since 1970). Return the last place, None at the end, and the number of
-        places read."""
+        """Read up to `limit` keys after one, and delete their rows of read events that were sent
+        before a time (ms since 1970). Return the last key, None at the end, and the number of keys
+        read."""
         found = await self._database.read(
             "get_old_push_actions", _select_old, after, before_ts, limit
         )
@@ -53,7 +53,7 @@ class OldPushActionStore:
             await self._database.write(
                 "remove_old_push_actions", _remove, [each for each in found if each.positions]
             )
-        return found[-1].place if len(found) == limit else None, len(found)
+        return found[-1].key if len(found) == limit else None, len(found)
 
 
 def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
@@ -66,17 +66,17 @@ def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
 
 def _select_old(txn: Transaction, after: UserRoom, before_ts: int, limit: int) -> list[_OldRows]:
     found: list[_OldRows] = []
-    place = _next_place(txn, after)
-    while place is not None:
-        found.append(_OldRows(place, _select_positions(txn, place, before_ts)))
+    key = _next_key(txn, after)
+    while key is not None:
+        found.append(_OldRows(key, _select_positions(txn, key, before_ts)))
         if len(found) == limit:
             break
-        place = _next_place(txn, place)
+        key = _next_key(txn, key)
     return found
 
 
-def _next_place(txn: Transaction, after: UserRoom) -> UserRoom | None:
-    """Return the next place by one probe of the key, or two, however many rows a place has."""
+def _next_key(txn: Transaction, after: UserRoom) -> UserRoom | None:
+    """Return the next key by one probe of the index, or two, however many rows a key has."""
     user_id, room_nid = after
     found = txn.query_one(
         "SELECT user_id, room_nid FROM event_push_actions WHERE user_id = ? AND room_nid > ?"
@@ -90,8 +90,8 @@ def _next_place(txn: Transaction, after: UserRoom) -> UserRoom | None:
     return None if found is None else (found[0], found[1])
 
 
-def _select_positions(txn: Transaction, place: UserRoom, before_ts: int) -> list[int]:
-    user_id, room_nid = place
+def _select_positions(txn: Transaction, key: UserRoom, before_ts: int) -> list[int]:
+    user_id, room_nid = key
     read = txn.query_one(
         "SELECT max(event_position) FROM receipts WHERE room_nid = ? AND user_id = ?"
         " AND receipt_type IN ('m.read', 'm.read.private') AND thread_id = ?",
@@ -113,12 +113,12 @@ def _remove(txn: WriteTransaction, old: Sequence[_OldRows]) -> None:
     for each in old:
         txn.execute_many(
             "DELETE FROM event_push_actions WHERE user_id = ? AND room_nid = ? AND position = ?",
-            [(*each.place, position) for position in each.positions],
+            [(*each.key, position) for position in each.positions],
         )
     txn.execute_many(
         "INSERT INTO event_push_action_floors (user_id, room_nid, position) VALUES (?, ?, ?)"
         " ON CONFLICT (user_id, room_nid) DO UPDATE SET position ="
         " CASE WHEN excluded.position > event_push_action_floors.position THEN excluded.position"
         " ELSE event_push_action_floors.position END",
-        [(*each.place, each.positions[-1]) for each in old],
+        [(*each.key, each.positions[-1]) for each in old],
     )

@@ -21,11 +21,11 @@ AS_OTHER_ROOMS = -1
 ALL = 0
 """The default without any entry."""
 MAX_CHANGES = 100
-"""The maximum of stored changes per user and room. With more changes since a user last read a room,
-older events are counted as in other rooms."""
+"""The maximum number of stored changes per user and room. With more changes since a user last read
+a room, older events are counted as in other rooms."""
 MAX_ENDED_ROOMS: Final = 500
-"""The maximum of rooms whose entries ended with `AS_OTHER_ROOMS` and whose changes stay. In rooms
-beyond it, events are counted as in other rooms."""
+"""The maximum number of rooms whose entries ended with `AS_OTHER_ROOMS` and whose changes stay. In
+rooms beyond it, events are counted as in other rooms."""
 
 
 class PushRuleSpan(msgspec.Struct, frozen=True):
@@ -43,40 +43,36 @@ class PushRuleHistory(msgspec.Struct, frozen=True):
     changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
 
     def get_current_level(self, room_id: str) -> int:
-        """Return the current attention of a room."""
+        """Return the current level of a room."""
         last = self.changes.get(room_id)
         if room_id != OTHER_ROOMS and (last is None or last[-1][1] == AS_OTHER_ROOMS):
             return self.get_current_level(OTHER_ROOMS)
         return ALL if last is None else last[-1][1]
 
     def get_level_at(self, room_id: str, position: int) -> int:
-        """Return the attention of a room that applied to an event at that position."""
+        """Return the level of a room that applied to an event at that position."""
         if not self.changes:
             return ALL
-        for place in (room_id, OTHER_ROOMS):
-            past = [
-                attention for since, attention in self.changes.get(place, ()) if since < position
-            ]
-            if past and past[-1] != AS_OTHER_ROOMS:
-                return past[-1]
+        for key in (room_id, OTHER_ROOMS):
+            earlier = [level for since, level in self.changes.get(key, ()) if since < position]
+            if earlier and earlier[-1] != AS_OTHER_ROOMS:
+                return earlier[-1]
         return ALL
 
     def spans(self, room_id: str, after: int, upto: int) -> list[PushRuleSpan]:
-        """Return the attention of a room between two positions, in order; equal neighbours are
+        """Return the levels of a room between two positions, in order; equal neighbours are
         merged."""
         bounds = {
-            position
-            for place in (room_id, OTHER_ROOMS)
-            for position, _ in self.changes.get(place, ())
+            position for key in (room_id, OTHER_ROOMS) for position, _ in self.changes.get(key, ())
         }
         starts = [after, *sorted(position for position in bounds if after < position < upto)]
         spans: list[PushRuleSpan] = []
         for start, end in zip(starts, [*starts[1:], upto], strict=True):
-            attention = self.get_level_at(room_id, start + 1)
-            if spans and spans[-1].level == attention:
-                spans[-1] = PushRuleSpan(spans[-1].after, end, attention)
+            level = self.get_level_at(room_id, start + 1)
+            if spans and spans[-1].level == level:
+                spans[-1] = PushRuleSpan(spans[-1].after, end, level)
             else:
-                spans.append(PushRuleSpan(start, end, attention))
+                spans.append(PushRuleSpan(start, end, level))
         return spans
 
 
@@ -108,7 +104,7 @@ class PushRuleHistoryStore:
     def set_levels(
         self, txn: WriteTransaction, user_id: str, position: int, by_room: Mapping[str, int]
     ) -> None:
-        """Set the attention of rooms from a position on; rooms that are not named are as
+        """Set the level of rooms from a position on; rooms that are not named are as
         `OTHER_ROOMS`."""
         history = select_histories(txn, [user_id]).get(user_id, PushRuleHistory())
         rows = []
@@ -175,8 +171,8 @@ def _select_rules(
 
 def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, PushRuleHistory]:
     found: dict[str, dict[str, list[tuple[int, int]]]] = {}
-    for user_id, room_id, position, attention in rows:
-        found.setdefault(user_id, {}).setdefault(room_id, []).append((position, attention))
+    for user_id, room_id, position, level in rows:
+        found.setdefault(user_id, {}).setdefault(room_id, []).append((position, level))
     return {
         user_id: PushRuleHistory(
             {room_id: tuple(sorted(changes)) for room_id, changes in rooms.items()}

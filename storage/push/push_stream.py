@@ -122,7 +122,7 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> PushStreamBa
     invites = select_new_invites(txn, after, upto, limit)
     if len(invites) == limit:
         upto = invites[-1].position
-    moved, hiding, taken_from = (
+    moved, hiding, purged = (
         read_complete(*_MEMBERSHIP_CHANGES),
         read_complete(_FILTER_CHANGES),
         read_complete(*_REMOVALS),
@@ -134,5 +134,5 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> PushStreamBa
         [invite for invite in invites if invite.position <= upto],
         [user_id for position, user_id in moved if position <= upto],
         [user_id for position, user_id in hiding if position <= upto],
-        [room_nid for position, room_nid in taken_from if position <= upto],
+        [room_nid for position, room_nid in purged if position <= upto],
     )

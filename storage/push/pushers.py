@@ -94,7 +94,7 @@ _STOPPED = (
     " OR a.is_expired = 1)"
 )
 _ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
-_ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
+_ACTIVE_ONE_BY_ONE = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
 """With a LIMIT PostgreSQL reads the account of one pusher after the other, and does not scan all
 accounts first."""
 
@@ -112,7 +112,7 @@ class PusherStore:
     def get_pushers_in(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> dict[str, list[PusherRow]]:
-        """As `get_pushers`, in a transaction."""
+        """Do `get_pushers` in a transaction."""
         found: dict[str, list[PusherRow]] = {}
         sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} ORDER BY pusher_nid"
         for row in map(_row, txn.query_in(sql, user_ids)):
@@ -245,7 +245,7 @@ class PusherStore:
             )
             for pusher_nid, state in states.items()
         ]
-        await self._database.write("set_pusher_states", _set_standings, rows)
+        await self._database.write("set_pusher_states", _set_states, rows)
 
     async def set_due(self, due: Mapping[int, int]) -> None:
         """Set when these e-mail pushers are next checked, unless that is sooner already."""
@@ -315,7 +315,7 @@ def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
 def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
     found: dict[str, list[PusherRow]] = {}
     sql = (
-        f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW}"
+        f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_ONE_BY_ONE}"
         " ORDER BY pusher_nid"
     )
     for row in map(_row, txn.query_in(sql, user_ids)):
@@ -365,7 +365,7 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
     sql = (
         f"SELECT {_COLUMNS} FROM pushers"
-        f" WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
+        f" WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_ONE_BY_ONE}"
         " ORDER BY due_ts LIMIT ?"
     )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
@@ -373,7 +373,7 @@ def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
 
 def _select_next_due(txn: Transaction) -> int | None:
     row = txn.query_one(
-        f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE_OF_FEW}"
+        f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE_ONE_BY_ONE}"
     )
     return None if row is None else row[0]
 
@@ -385,7 +385,7 @@ def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
     }
 
 
-def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
+def _set_states(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
     txn.execute_many(
         "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
         " ELSE ? END, failing_since_ts = ?,"

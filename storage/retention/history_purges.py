@@ -38,7 +38,7 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     """Messages above this depth are purged; None: at any depth."""
     include_local: bool
     """Includes messages of local users."""
-    kept_nid: int | None
+    retained_nid: int | None
     """The newest message at the start, which stays; None: none does."""
     after: tuple[int, int]
     """Time and number of the last message that was read."""
@@ -90,7 +90,7 @@ class HistoryPurgeStore:
         self._database = database
 
     async def add(self, purge: HistoryPurge) -> None:
-        """Start a purge. Raises PurgeUnderWay."""
+        """Start a purge. Raises PurgeRunning."""
         await self._database.write("add_history_purge", add_purge, purge)
 
     async def get(self, purge_id: str) -> HistoryPurge | None:
@@ -148,24 +148,24 @@ class HistoryPurgeStore:
 
         return await self._database.read("get_history_purge_extent", read)
 
-    async def get_kept(self, kept_nid: int, nids: Sequence[int]) -> frozenset[int]:
-        """Return those of the messages that belong to the kept one: itself, its edits, reactions
-        and poll votes, and the root of its thread with the root's edits."""
+    async def get_retained(self, retained_nid: int, nids: Sequence[int]) -> frozenset[int]:
+        """Return those of the messages that belong to the retained one: itself, its edits,
+        reactions and poll votes, and the root of its thread with the root's edits."""
 
         def read(txn: Transaction) -> frozenset[int]:
             row = txn.query_one(
                 "SELECT e.event_id, r.target FROM events AS e"
                 " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ?"
                 " WHERE e.event_nid = ?",
-                (THREAD, kept_nid),
+                (THREAD, retained_nid),
             )
             if row is None:
                 return frozenset()
-            kept_event_id, root_event_id = row
-            kept_relations = {
-                (kept_event_id, REPLACE),
-                (kept_event_id, ANNOTATION),
-                (kept_event_id, REFERENCE),
+            retained_event_id, root_event_id = row
+            retained_relations = {
+                (retained_event_id, REPLACE),
+                (retained_event_id, ANNOTATION),
+                (retained_event_id, REFERENCE),
                 (root_event_id, REPLACE),
             }
             rows = txn.query_in(
@@ -177,8 +177,8 @@ class HistoryPurgeStore:
             return frozenset(
                 nid
                 for nid, event_id, target, rel_type in rows
-                if event_id in (kept_event_id, root_event_id)
-                or (target is not None and (target, rel_type) in kept_relations)
+                if event_id in (retained_event_id, root_event_id)
+                or (target is not None and (target, rel_type) in retained_relations)
             )
 
         return await self._database.read_quickly("get_events_exempt_from_purge", read)
@@ -280,7 +280,7 @@ class HistoryPurgeStore:
 
 
 def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
-    """The form of `add` for use inside a transaction."""
+    """Do `add` in a transaction."""
     sql = "SELECT 1 FROM history_purges WHERE room_nid = ? AND finished_ts IS NULL"
     if txn.query_one(sql, (purge.room_nid,)) is not None:
         raise PurgeRunning
@@ -294,7 +294,7 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
             purge.before_ts,
             purge.before_depth,
             int(purge.include_local),
-            purge.kept_nid,
+            purge.retained_nid,
             *purge.after,
             purge.messages,
             purge.by_user_id,
@@ -352,7 +352,7 @@ def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str 
 
 
 def _purge(row: Row) -> HistoryPurge:
-    purge_id, room_nid, cause, ts, depth, include_local, kept, after_ts, after_nid, *rest = row
+    purge_id, room_nid, cause, ts, depth, include_local, retained, after_ts, after_nid, *rest = row
     return HistoryPurge(
         purge_id,
         room_nid,
@@ -360,7 +360,7 @@ def _purge(row: Row) -> HistoryPurge:
         ts,
         depth,
         bool(include_local),
-        kept,
+        retained,
         (after_ts, after_nid),
         *rest,
     )

@@ -20,9 +20,9 @@ from storage.events.events import IS_FORGOTTEN, EventFlag
 from storage.events.relations import Relation, RelationRow, add_relations
 from storage.media.references import record_restored
 from storage.retention.purging import PurgeCause, PurgedMessages
-from storage.search.search import queue_placed
+from storage.search.search import queue_former_outliers
 
-_GIVEN_UP: Final = (2**31 - 1) ^ EventFlag.FORGOTTEN
+_NOT_FORGOTTEN: Final = (2**31 - 1) ^ EventFlag.FORGOTTEN
 _RESTORED: Final = (2**31 - 1) ^ (EventFlag.PURGED | EventFlag.FORGOTTEN)
 
 
@@ -53,7 +53,7 @@ class HistoryRefetchStore:
 
         def write(txn: WriteTransaction) -> int:
             return txn.execute(
-                f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid IN"
+                f"UPDATE events SET flags = flags & {_NOT_FORGOTTEN} WHERE event_nid IN"
                 " (SELECT event_nid FROM events"
                 f" WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
                 " ORDER BY depth, event_nid LIMIT ?)",
@@ -64,14 +64,14 @@ class HistoryRefetchStore:
 
 
 def restore_messages(
-    txn: WriteTransaction, room_nid: int, regained: Sequence[RefetchedMessage]
+    txn: WriteTransaction, room_nid: int, restored_messages: Sequence[RefetchedMessage]
 ) -> int:
     """Restore the content of messages of a room, and show them again. Return how many."""
     rows = txn.query_in(
         "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags"
         " FROM events"
         f" WHERE event_nid IN {{keys}} AND room_nid = ? AND {IS_FORGOTTEN}",
-        [each.event_nid for each in regained],
+        [each.event_nid for each in restored_messages],
         after=(room_nid,),
     )
     redactions: dict[int, set[int]] = {nid: set() for nid, *_ in rows}
@@ -83,12 +83,12 @@ def restore_messages(
     ):
         redactions[nid].add(redaction_nid)
     # if another redaction has arrived meanwhile, the message waits for the next request
-    regained = [
+    restored_messages = [
         each
-        for each in regained
+        for each in restored_messages
         if each.event_nid in redactions and each.redactions == redactions[each.event_nid]
     ]
-    checked = {each.event_nid for each in regained}
+    checked = {each.event_nid for each in restored_messages}
     found = {nid: columns for nid, *columns in rows if nid in checked}
     if not found:
         return 0
@@ -97,7 +97,7 @@ def restore_messages(
         [(nid,) for nid in found],
     )
     # messages that were redacted before the purge have their redacted content already
-    purged = [each for each in regained if found[each.event_nid][0] == each.event_nid]
+    purged = [each for each in restored_messages if found[each.event_nid][0] == each.event_nid]
     txn.execute_many(
         "UPDATE events SET redacted_by = ? WHERE event_nid = ?",
         [(each.redacted_by, each.event_nid) for each in purged if each.pdu is None],
@@ -108,7 +108,7 @@ def restore_messages(
         [(each.pdu, each.event_nid) for each in restored],
     )
     record_restored(txn, [each.event_nid for each in restored])
-    queue_placed(txn, [each.event_nid for each in restored])
+    queue_former_outliers(txn, [each.event_nid for each in restored])
     position = txn.next_position()
     children = []
     for each in restored:
@@ -130,5 +130,7 @@ def restore_messages(
 
 def stop_fetching_messages(txn: WriteTransaction, nids: Collection[int]) -> None:
     """Stop fetching these messages from other servers."""
-    sql = f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid = ? AND {IS_FORGOTTEN}"
+    sql = (
+        f"UPDATE events SET flags = flags & {_NOT_FORGOTTEN} WHERE event_nid = ? AND {IS_FORGOTTEN}"
+    )
     txn.execute_many(sql, [(nid,) for nid in nids])

@@ -38,7 +38,7 @@ DAY_MS: Final = 24 * 3_600_000
 BEFORE_FIRST: Final = (-(2**62), 0)
 """Time and number before those of every message."""
 _PUSH_FLAGS: Final = EventFlag.NOTIFIES | EventFlag.HIGHLIGHTS | EventFlag.HAS_PUSH_ACTIONS
-_KEPT_FLAGS: Final = (2**31 - 1) ^ _PUSH_FLAGS
+_RETAINED_FLAGS: Final = (2**31 - 1) ^ _PUSH_FLAGS
 
 
 class PurgeCause(Enum):
@@ -197,7 +197,7 @@ class PurgingStore:
         purged = EventFlag.PURGED | (EventFlag.FORGOTTEN if cause is PurgeCause.FORGOTTEN else 0)
         txn.execute_many(
             f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
-            f" flags = (flags & {_KEPT_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
+            f" flags = (flags & {_RETAINED_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
             [(pruned[nid], roots[nid], nid) for nid in nids],
         )
         self._search.remove_texts(txn, nids)

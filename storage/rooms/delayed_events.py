@@ -17,7 +17,7 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_FINALISED: Final = 1000
-"""The maximum of finalised events that are stored per user."""
+"""The maximum number of finalised events that are stored per user."""
 
 
 class DelayedEventRow(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.events.event_threads import select_standing_of
+from storage.events.event_threads import select_thread_of
 from storage.events.events import EventFlag, EventRow, select_flags
 from storage.rooms.receipts import NewReceipt, is_valid_thread, set_receipts
 
@@ -78,8 +78,8 @@ def apply_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Eve
             before=(room_nid,),
         )
     }
-    standings = {
-        event_id: select_standing_of(txn, row.room_nid, row.event_nid)
+    threads = {
+        event_id: select_thread_of(txn, row.room_nid, row.event_nid)
         for event_id, row in events.items()
     }
     set_receipts(
@@ -98,7 +98,7 @@ def apply_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Eve
             for event_id, room_nid, user_id, thread_id, ts in stored
             if (room_nid, user_id) in joined
             and room_nid == events[event_id].room_nid
-            and is_valid_thread(thread_id, event_id, standings[event_id])
+            and is_valid_thread(thread_id, event_id, threads[event_id])
         ],
     )
 

@@ -32,11 +32,11 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     avatar_url: str | None
     forgotten: bool
     left_position: int | None = None
-    """The position at which the last stay in the room ended, for a former member. None for all
-    others."""
+    """The position at which the user's last membership period ended, for a former member. None for
+    all others."""
     joined_position: int | None = None
-    """The position at which the current stay began, for local users who are joined. A profile
-    change does not start a new stay."""
+    """The position at which the current membership period began, for local users who are joined. A
+    profile change does not begin a new period."""
 
     @property
     def was_joined(self) -> bool:
@@ -102,7 +102,7 @@ class MembershipStore:
         return await self._database.read_quickly("get_joined_users", _select_joined, pairs)
 
     async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
-        """Return (user id, display name, avatar URL) of every joined member."""
+        """Return (user ID, display name, avatar URL) of every joined member."""
         return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
 
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
@@ -180,11 +180,11 @@ class MembershipStore:
     async def get_disallowed_guests(
         self, limit: int, room_nid: int | None = None, after: str = ""
     ) -> list[tuple[str, str]]:
-        """Return (room id, user id) of local guests who are joined to rooms that no longer admit
+        """Return (room ID, user ID) of local guests who are joined to rooms that no longer admit
         guests.
 
         `room_nid` restricts the search to one room. At most `limit` guests, in the order of their
-        ids, after `after`. Reads the memberships of all these guests.
+        IDs, after `after`. Reads the memberships of all these guests.
         """
         return await self._database.read(
             "get_disallowed_guests", _select_disallowed_guests, limit, room_nid, after
@@ -192,20 +192,20 @@ class MembershipStore:
 
     async def forget_left_rooms(self, limit: int) -> int:
         """Mark rooms as forgotten for local users who left since the last call. Return how many
-        departures were read, at most `limit`."""
+        leaves were read, at most `limit`."""
 
         def write(txn: WriteTransaction) -> int:
-            departures = _select_departures(
+            leaves = _select_leaves(
                 txn, int(select_job_progress(txn, FORGET_LEFT_ROOMS) or 0), limit
             )
-            for room_nid, user_id, forgotten, _ in departures:
+            for room_nid, user_id, forgotten, _ in leaves:
                 if not forgotten:
                     _set_forgotten(txn, room_nid, user_id)
-            if departures:
-                set_job_progress(txn, FORGET_LEFT_ROOMS, str(departures[-1][3]))
-            return len(departures)
+            if leaves:
+                set_job_progress(txn, FORGET_LEFT_ROOMS, str(leaves[-1][3]))
+            return len(leaves)
 
-        if not await self._database.read_quickly("has_departures", _has_departures):
+        if not await self._database.read_quickly("has_departures", _has_leaves):
             return 0
         return await self._database.write("forget_left_rooms", write)
 
@@ -236,7 +236,7 @@ def _select_disallowed_guests(
     )
 
 
-def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[int, str, int, int]]:
+def _select_leaves(txn: Transaction, after: int, limit: int) -> list[tuple[int, str, int, int]]:
     """Return local users who have left or were removed: room, user, whether it is forgotten,
     position."""
     return txn.query(
@@ -247,14 +247,14 @@ def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[i
     )
 
 
-def _has_departures(txn: Transaction) -> bool:
-    return bool(_select_departures(txn, int(select_job_progress(txn, FORGET_LEFT_ROOMS) or 0), 1))
+def _has_leaves(txn: Transaction) -> bool:
+    return bool(_select_leaves(txn, int(select_job_progress(txn, FORGET_LEFT_ROOMS) or 0), 1))
 
 
 def select_memberships(
     txn: Transaction, room_nid: int, user_ids: Iterable[str]
 ) -> dict[str, MembershipRow]:
-    """The form of `get_memberships` for use inside a transaction."""
+    """Do `get_memberships` in a transaction."""
     rows = txn.query_in(
         f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND user_id IN {{keys}}",
         user_ids,
@@ -329,7 +329,7 @@ def _row(
         name,
         avatar,
         forgotten,
-        *stay,
+        *period,
     ) = row
     return MembershipRow(
         nid,
@@ -342,7 +342,7 @@ def _row(
         name,
         avatar,
         bool(forgotten),
-        *stay,
+        *period,
     )
 
 
@@ -431,12 +431,12 @@ def _select_changed(txn: Transaction, room_nids: list[int], since: int) -> list[
     return [_row(row) for row in txn.query_in(sql, room_nids, after=(since,))]
 
 
-def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:
+def _select_shared(txn: Transaction, user_id: str, user_ids: list[str]) -> dict[str, list[int]]:
     rows = txn.query_in(
         "SELECT theirs.user_id, theirs.room_nid FROM memberships AS mine JOIN memberships AS theirs"
         " ON theirs.room_nid = mine.room_nid AND theirs.membership = 'join'"
         " WHERE mine.user_id = ? AND mine.membership = 'join' AND theirs.user_id IN {keys}",
-        others,
+        user_ids,
         before=(user_id,),
     )
     found: dict[str, list[int]] = {}
@@ -445,21 +445,23 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
     return found
 
 
-def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[str]:
+def _select_invited(txn: Transaction, user_id: str, user_ids: list[str]) -> set[str]:
     # joined in Python: both databases would begin with the user's rooms, and search each of them
     # for each of the others
-    mine = txn.query(
+    own = txn.query(
         "SELECT room_nid FROM memberships WHERE user_id = ? AND membership = 'join'", (user_id,)
     )
-    rooms = {nid for (nid,) in mine}
+    rooms = {nid for (nid,) in own}
     rows = txn.query_in(
         "SELECT user_id, room_nid, sender FROM memberships"
         " WHERE user_id IN {keys} AND membership = 'invite'",
-        others,
+        user_ids,
     )
-    ours = _server_of(user_id)
+    own_server = _server_of(user_id)
     return {
-        invited for invited, nid, inviter in rows if nid in rooms and _server_of(inviter) == ours
+        invited
+        for invited, nid, inviter in rows
+        if nid in rooms and _server_of(inviter) == own_server
     }
 
 
@@ -478,9 +480,9 @@ def _select_rooms_with_local_members(txn: Transaction, room_nids: list[int]) -> 
 
 
 def select_users_sharing_rooms(
-    txn: Transaction, user_ids: Iterable[str], besides: int = 0
+    txn: Transaction, user_ids: Iterable[str], except_room_nid: int = 0
 ) -> set[str]:
-    """Return those of the users who share a room with a local user, other than the room `besides`.
+    """Return those of the users who share a room with a local user, other than `except_room_nid`.
     One query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
@@ -489,7 +491,7 @@ def select_users_sharing_rooms(
         " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join'"
         " AND ours.is_local = 1)",
         user_ids,
-        after=(besides,),
+        after=(except_room_nid,),
     )
     return {user_id for (user_id,) in rows}
 

@@ -117,7 +117,7 @@ class OutOfRoomMembershipStore:
         other membership may not replace it, or if the queue is full.
 
         `may_end` runs in a database thread. `pending_servers`: those that still have to receive the
-        leave since `now` (ms), each with the id of the event from it that this leave ends.
+        leave since `now` (ms), each with the ID of the event from it that this leave ends.
         """
         return await self._database.write(
             "set_out_of_room_membership", _set, row, new, may_end, pending_servers or {}, now
@@ -171,13 +171,13 @@ def _set(
     ):
         _queue_invite(txn, row, new)
         return True
-    is_fresh = (
+    is_new = (
         present is None
         or present.event_nid != OUT_OF_ROOM
         or present.membership not in ("invite", "knock")
     )
     queued = _select_queued(txn, row.room_nid, row.user_id)
-    if is_fresh or new.sender == row.user_id:
+    if is_new or new.sender == row.user_id:
         _remove_queued(txn, row.room_nid, row.user_id, [each.event_id for each in queued])
         queued = []
     _put(txn, row, new, present)

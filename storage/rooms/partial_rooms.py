@@ -155,7 +155,11 @@ def record_completion(
 
 
 def add_partial_events(
-    txn: WriteTransaction, room_nid: int, events: Sequence[tuple[int, bool]], *, past: bool = False
+    txn: WriteTransaction,
+    room_nid: int,
+    events: Sequence[tuple[int, bool]],
+    *,
+    is_past: bool = False,
 ) -> None:
     """Record events (number, whether its state is assumed) that are stored with partial state."""
     first = txn.allocate("partial_event", len(events))
@@ -163,7 +167,7 @@ def add_partial_events(
         "INSERT INTO partial_events (room_nid, ordinal, event_nid, is_backfilled, has_gap)"
         " VALUES (?, ?, ?, ?, ?)",
         [
-            (room_nid, first + index, event_nid, int(past), int(has_gap))
+            (room_nid, first + index, event_nid, int(is_past), int(has_gap))
             for index, (event_nid, has_gap) in enumerate(events)
         ],
     )
@@ -181,13 +185,13 @@ class CompletedEventRow(msgspec.Struct, frozen=True):
 def set_completed_events(
     txn: WriteTransaction, room_nid: int, rows: Mapping[int, CompletedEventRow]
 ) -> None:
-    """Store the recomputed columns of events, by place."""
+    """Store the recomputed columns of events, by their ordinal."""
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
         " WHERE room_nid = ? AND ordinal = ?",
         [
-            (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
-            for place, row in rows.items()
+            (row.flags, row.state_root, row.replaces, row.current_root, room_nid, ordinal)
+            for ordinal, row in rows.items()
         ],
     )
 
@@ -198,7 +202,7 @@ def set_fetched_root(txn: WriteTransaction, room_nid: int, root: bytes | None) -
 
 
 def select_fetched_root(txn: Transaction, room_nid: int) -> bytes | None:
-    """The form of `get_fetched_root` for use inside a transaction."""
+    """Do `get_fetched_root` in a transaction."""
     row = txn.query_one("SELECT fetched_root FROM partial_rooms WHERE room_nid = ?", (room_nid,))
     return None if row is None or row[0] is None else bytes(row[0])
 
@@ -234,8 +238,8 @@ def _select_events(txn: Transaction, room_nid: int, after: int, limit: int) -> l
         (room_nid, after, limit),
     )
     return [
-        PartialEvent(place, nid, bool(is_backfilled), bool(has_gap))
-        for place, nid, is_backfilled, has_gap in rows
+        PartialEvent(ordinal, nid, bool(is_backfilled), bool(has_gap))
+        for ordinal, nid, is_backfilled, has_gap in rows
     ]
 
 

@@ -98,12 +98,12 @@ def add_pending_invites(
             (
                 room_nid,
                 each.user_id,
-                turn,
+                index,
                 each.sender,
                 each.content,
-                NOT_DUE if turn else held_until,
+                NOT_DUE if index else held_until,
             )
-            for turn, each in enumerate(invites)
+            for index, each in enumerate(invites)
         ],
     )
 

@@ -12,20 +12,22 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.events.event_threads import ThreadStanding
+from storage.events.event_threads import EventThread
 from storage.events.events import select_progress
 
 UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 MAIN_THREAD = "main"
 """The `thread_id` of a receipt for the main timeline."""
-FEW_POSITIONS = 2000
-"""A range of at most so many positions is read like a read by key."""
-FEW_ROOMS = 3
-"""The receipts of at most so many rooms are read like a read by key."""
+INLINE_POSITIONS = 2000
+"""A range of at most this many positions is read on the calling thread, if the database allows
+that."""
+INLINE_ROOMS = 3
+"""The receipts of at most this many rooms are read on the calling thread, if the database allows
+that."""
 MAX_THREADS = 500
-"""The maximum of threads of a room for which a user has receipts of one type. The ones furthest
-back are deleted first; `threads_read_upto` then stands for them."""
+"""The maximum number of threads of a room for which a user has receipts of one type. The ones
+furthest back are deleted first; `threads_read_upto` then stands for them."""
 
 
 class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +80,7 @@ class ReceiptStore:
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
         """Return the results of `get_receipts` and `get_receipts_of_user` in one query."""
         # each position is at most one receipt
-        few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
+        few = sum(upto - after for after, upto in ranges.values()) <= INLINE_POSITIONS
         read = self._database.read_quickly if few else self._database.read_without_snapshot
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
@@ -88,7 +90,7 @@ class ReceiptStore:
         """Return up to `limit` receipts of each room, the oldest first."""
         read = (
             self._database.read_quickly
-            if len(room_nids) <= FEW_ROOMS
+            if len(room_nids) <= INLINE_ROOMS
             else self._database.read_without_snapshot
         )
         return await read("get_receipts_of_rooms", _select_of_rooms, room_nids, limit)
@@ -106,16 +108,16 @@ class ReceiptStore:
         await self._database.write("set_receipts", set_receipts, receipts)
 
 
-def is_valid_thread(thread_id: str, event_id: str, standing: ThreadStanding) -> bool:
-    """Whether a receipt for that thread may stand at an event with that standing.
+def is_valid_thread(thread_id: str, event_id: str, thread: EventThread) -> bool:
+    """Whether a receipt for that thread may be at an event that belongs to `thread`.
 
     A thread root is in the main timeline, and so are its other relations. A client that shows it
     with its thread may also put a receipt for the thread there. spec:
     client-server-api#threaded-read-receipts
     """
     if thread_id == MAIN_THREAD:
-        return standing.in_main
-    return thread_id in (UNTHREADED, event_id, standing.root, standing.top)
+        return thread.in_main
+    return thread_id in (UNTHREADED, event_id, thread.root, thread.top)
 
 
 def threads_read_upto(receipts: Sequence[ReceiptRow]) -> int:
@@ -199,7 +201,7 @@ def _select_of_user(
 
 
 def set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
-    """The form of `ReceiptStore.set_receipts` for use inside a transaction."""
+    """Do `ReceiptStore.set_receipts` in a transaction."""
     for new in receipts:
         row = ReceiptRow(
             new.room_nid,
@@ -244,7 +246,7 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> No
         (*key, row.event_id, row.event_position, row.ts, row.position),
     )
     if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
-        _remove_furthest_back(txn, key)
+        _remove_earliest(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
 
 
@@ -259,7 +261,7 @@ def _is_further_back(
     return progress[receipt.event_id] < progress[old_event_id]
 
 
-def _remove_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:
+def _remove_earliest(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:
     """Make room for a receipt of one more thread. Clients keep the receipts that they got."""
     rows = txn.query(
         "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"

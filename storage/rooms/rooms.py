@@ -65,7 +65,7 @@ class RoomStore:
         )
 
     async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
-        """Return rooms by id; unknown ids are missing from the answer."""
+        """Return rooms by ID; unknown IDs are missing from the answer."""
         found: dict[str, RoomRow] = {}
         missing: list[str] = []
         for room_id in room_ids:
@@ -146,7 +146,7 @@ def add_room(
 
 
 def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
-    """The form of `RoomStore.get_room` for use inside a transaction."""
+    """Do `RoomStore.get_room` in a transaction."""
     rows = _select_rooms(txn, [room_id])
     return rows[0][0] if rows else None
 
@@ -166,7 +166,7 @@ def get_or_add_room(txn: WriteTransaction, room_id: str, version: str, creation_
 
 
 def select_head(txn: Transaction, room_nid: int) -> RoomHead:
-    """The form of `RoomStore.get_head` for use inside a transaction. Raises LookupError for an
+    """Do `RoomStore.get_head` in a transaction. Raises LookupError for an
     unknown room."""
     row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))
     if row is None:
@@ -197,7 +197,7 @@ def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head:
 
 
 def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
-    """The form of `RoomStore.set_public` for use inside a write."""
+    """Do `RoomStore.set_public` in a write."""
     txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
 
 

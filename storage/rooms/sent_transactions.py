@@ -24,11 +24,11 @@ class SentTransaction(msgspec.Struct, frozen=True):
     device_id: str
     """'' for a token without a device."""
     scope: str
-    """The request's method and path without the transaction id: ids of different endpoints do not
+    """The request's method and path without the transaction ID: IDs of different endpoints do not
     collide."""
     txn_id: str
     device_created_ts: int = 0
-    """When the device was created again under its old id, after a logout: its transaction ids start
+    """When the device was created again under its old ID, after a logout: its transaction IDs start
     again. 0 if unknown."""
 
     def compute_key(self) -> bytes:
@@ -44,7 +44,7 @@ READ_PER_DELETED: Final = 20
 MAX_KEY: Final = b"\xff" * 17
 """Greater than all hashes."""
 DELAYED: Final = "delay:"
-"""The prefix of the pseudo device id with which the server sends a delayed event; its delay id
+"""The prefix of the pseudo device ID with which the server sends a delayed event; its delay ID
 follows."""
 
 
@@ -70,7 +70,7 @@ class SentTransactionStore:
         return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
     async def get_txn_ids(self, event_nids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
-        """Return the device and transaction id of events that were sent with one."""
+        """Return the device and transaction ID of events that were sent with one."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
@@ -94,7 +94,7 @@ def add_transaction(
 ) -> None:
     """Record the request in the transaction that carries it out. Raises AlreadySent.
 
-    With an event, `response` is None: the answer is the event's id.
+    With an event, `response` is None: the answer is the event's ID.
     """
     key = transaction.compute_key()
     added = txn.execute(
@@ -110,7 +110,7 @@ def add_transaction(
 
 
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
-    """The form of `get_response` for use inside a transaction."""
+    """Do `get_response` in a transaction."""
     row = txn.query_one(
         "SELECT t.response, e.event_id FROM sent_transactions AS t"
         " LEFT JOIN events AS e ON e.event_nid = t.event_nid"
@@ -136,11 +136,11 @@ def _select_old(
 ) -> tuple[list[Row], bytes | None]:
     """Return some old records after that key, and the key up to which there are no others; None:
     the end of the table."""
-    ahead = txn.query_one(
+    next_row = txn.query_one(
         "SELECT request FROM sent_transactions WHERE request > ? ORDER BY request LIMIT 1 OFFSET ?",
         (after, limit * READ_PER_DELETED),
     )
-    upto: bytes = MAX_KEY if ahead is None else ahead[0]
+    upto: bytes = MAX_KEY if next_row is None else next_row[0]
     old = txn.query(
         "SELECT request, created_ts FROM sent_transactions"
         " WHERE request > ? AND request <= ? AND created_ts < ?"
@@ -149,7 +149,7 @@ def _select_old(
     )
     if len(old) == limit:
         return old, old[-1][0]
-    return old, None if ahead is None else upto
+    return old, None if next_row is None else upto
 
 
 def _remove(txn: WriteTransaction, records: Sequence[tuple[bytes, int]]) -> None:

@@ -32,7 +32,7 @@ class ServedState(msgspec.Struct, frozen=True):
 
     state: Sequence[int]
     chain: Sequence[int]
-    """The auth chain; without events of the state if `only_beyond` was given."""
+    """The auth chain; without events of the state if `exclude_state` was given."""
     pdus: Mapping[int, bytes] | None
     """The PDUs of all of them; None if they are too many."""
     sizes: Mapping[int, int]
@@ -56,21 +56,21 @@ class ServedStateReader:
         choose: Choose,
         further: Collection[int] = (),
         *,
-        only_beyond: bool = False,
+        exclude_state: bool = False,
     ) -> ServedState:
         """Return the chosen events of a state and their auth chains.
 
-        `further`: other events whose auth chains are included. `only_beyond`: leave events of the
+        `further`: other events whose auth chains are included. `exclude_state`: leave events of the
         state out of the auth chain.
         """
         return await self._database.read(
-            "get_served_state", self._read_state, room_nid, root, choose, further, only_beyond
+            "get_served_state", self._read_state, room_nid, root, choose, further, exclude_state
         )
 
     async def get_ids(
         self, room_nid: int, root: bytes | None, choose: Choose
     ) -> tuple[list[str], list[str]]:
-        """Return (event ids of the state, event ids of its auth chain)."""
+        """Return (event IDs of the state, event IDs of its auth chain)."""
         return await self._database.read(
             "get_served_state_ids", self._read_ids, room_nid, root, choose
         )
@@ -93,11 +93,11 @@ class ServedStateReader:
         root: bytes | None,
         choose: Choose,
         further: Collection[int],
-        only_beyond: bool,
+        exclude_state: bool,
     ) -> ServedState:
         state, chain = self._read(txn, room_nid, root, choose, further)
         all_nids = {*state, *chain}
-        if only_beyond:
+        if exclude_state:
             chain -= set(state)
         sizes = select_sizes(txn, all_nids)
         if len(all_nids) <= MAX_PDUS and sum(sizes.values()) <= MAX_PDU_BYTES:

@@ -11,7 +11,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_CHILDREN = 5000
-"""The maximum of children of a space that is read."""
+"""The maximum number of children of a space that is read."""
 
 
 class NewChild(msgspec.Struct, frozen=True):

@@ -158,5 +158,5 @@ def remove_sticky_events(txn: WriteTransaction, event_nids: Sequence[int]) -> No
 
 
 def _row(row: tuple[int, int, str, int, int, int]) -> StickyRow:
-    nid, room_nid, sender, position, expires_ts, waits = row
-    return StickyRow(nid, room_nid, sender, position, expires_ts, bool(waits))
+    nid, room_nid, sender, position, expires_ts, is_held = row
+    return StickyRow(nid, room_nid, sender, position, expires_ts, bool(is_held))

@@ -62,9 +62,9 @@ SUMMARY_COLUMNS = frozenset(
 """The columns that a state event may set."""
 
 SEARCH_BATCH = 500
-FEW_ROOMS = 20
-"""The first window of a sliding sync client. So few rooms are read without a thread where that is
-cheaper."""
+INLINE_ROOMS = 20
+"""At most this many rooms are read on the calling thread, if the database allows that: the first
+window of a sliding sync client has as many."""
 
 _COLUMNS = (
     "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias,"
@@ -85,15 +85,15 @@ class RoomSummaryStore:
     ) -> Mapping[int, RoomNaming]:
         """Return for each room the data that names it to the user, with at most `heroes` heroes."""
         nids = list(room_nids)
-        read = self._database.read_quickly if len(nids) <= FEW_ROOMS else self._database.read
-        return await read("get_rosters", _select_rosters, user_id, nids, heroes)
+        read = self._database.read_quickly if len(nids) <= INLINE_ROOMS else self._database.read
+        return await read("get_rosters", _select_namings, user_id, nids, heroes)
 
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
         """Return summaries by room."""
         return await self._database.read("get_summaries", _select_summaries, list(room_nids))
 
     async def get_summaries_by_id(self, room_ids: Iterable[str]) -> Mapping[str, SummaryRow]:
-        """Return summaries of known rooms by id."""
+        """Return summaries of known rooms by ID."""
         return await self._database.read(
             "get_summaries_by_id", _select_summaries_by_id, list(room_ids)
         )
@@ -197,20 +197,20 @@ def _select_public(
     # term is matched in Python
     folded_term = term.casefold() if term else None
     page_size = limit if folded_term is None else max(limit, SEARCH_BATCH)
-    place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
+    last, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
     found: list[SummaryRow] = []
     while len(found) < limit:
-        bound = [] if place is None else [f"(r.joined_count, r.room_nid) {side} (?, ?)"]
+        bound = [] if last is None else [f"(r.joined_count, r.room_nid) {side} (?, ?)"]
         rows = txn.query(
             f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions + bound)}"
             f" ORDER BY r.joined_count {order}, r.room_nid {order} LIMIT ?",
-            (*args, *(place or ()), page_size),
+            (*args, *(last or ()), page_size),
         )
         summaries = [_row(row) for row in rows]
         found += [row for row in summaries if folded_term is None or _matches(row, folded_term)]
         if len(rows) < page_size:
             break
-        place = (summaries[-1].joined_count, summaries[-1].room_nid)
+        last = (summaries[-1].joined_count, summaries[-1].room_nid)
     del found[limit:]
     return found if after is None else found[::-1]
 
@@ -243,7 +243,7 @@ def _count_public(txn: Transaction, made_by: str | None) -> int:
     return count
 
 
-def _select_rosters(
+def _select_namings(
     txn: Transaction, user_id: str, room_nids: list[int], limit: int
 ) -> dict[int, RoomNaming]:
     rows = txn.query_in(

@@ -55,7 +55,7 @@ _SELECT_REPLIES = (
 
 
 _Key = tuple[int, str]
-"""Number of the room, id of the root."""
+"""Number of the room, ID of the root."""
 
 
 class ThreadUpdateRow(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +89,7 @@ class _Thread(msgspec.Struct):
     newest: TimelinePlace
     events: set[int]
     """Numbers of events."""
-    is_whole: bool = False
+    is_complete: bool = False
     """Whether all its events were read."""
 
 
@@ -182,7 +182,7 @@ def _select(
             thread.position,
             thread.newest,
             len(thread.events),
-            thread.is_whole or nid not in pending,
+            thread.is_complete or nid not in pending,
         )
         for (nid, root), thread in threads.items()
         if reached is None or thread.position > reached
@@ -206,7 +206,7 @@ def _read_replies(
     listed: set[_Key] = set()
     replies = txn.query_each(_SELECT_REPLIES, [(root, MAX_REPLIES, nid) for nid, root in found])
     for key, rows in zip(list(found), replies, strict=True):
-        found[key].is_whole = len(rows) < MAX_REPLIES
+        found[key].is_complete = len(rows) < MAX_REPLIES
         for position, event_nid, depth, sender in rows:
             if position is None or not after < position <= upto or sender in ignored:
                 continue
@@ -216,11 +216,13 @@ def _read_replies(
     return listed
 
 
-def _add(threads: dict[_Key, _Thread], key: _Key, position: int, place: TimelinePlace) -> None:
+def _add(
+    threads: dict[_Key, _Thread], key: _Key, position: int, position_in_room: TimelinePlace
+) -> None:
     thread = threads.get(key)
     if thread is None:
-        threads[key] = _Thread(position, place, {place.event_nid})
+        threads[key] = _Thread(position, position_in_room, {position_in_room.event_nid})
     else:
         thread.position = max(thread.position, position)
-        thread.newest = max(thread.newest, place)
-        thread.events.add(place.event_nid)
+        thread.newest = max(thread.newest, position_in_room)
+        thread.events.add(position_in_room.event_nid)

@@ -81,7 +81,7 @@ class SearchBatch(msgspec.Struct, frozen=True):
 
     upto: int
     """All events up to this number are processed with this batch."""
-    placed: Sequence[int]
+    former_outliers: Sequence[int]
     """Outliers that were placed in a room later, also processed with this batch."""
     touched: frozenset[int]
     """Events whose text was added, changed or removed."""
@@ -222,7 +222,7 @@ class SearchStore:
         if self.set_texts(txn, [*event_nids, *edits], ()):
             set_job_progress(txn, MERGE_JOB, _PENDING)
         if edits:
-            queue_placed(txn, edits)
+            queue_former_outliers(txn, edits)
 
     async def merge_deleted(self, pages: int) -> bool:
         """Continue to remove the remains of deleted texts from the database file, about this many
@@ -246,7 +246,7 @@ class SearchStore:
         self._index.clear(txn)
 
 
-def queue_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+def queue_former_outliers(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Queue events that were outliers and now have a place in their rooms. The job has already
     passed their numbers."""
     txn.execute_many(
@@ -255,7 +255,7 @@ def queue_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     )
 
 
-def remove_queued_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+def remove_queued_outliers(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Remove events from the queue after they were processed."""
     txn.execute_many("DELETE FROM search_queue WHERE event_nid = ?", [(nid,) for nid in event_nids])
 
@@ -274,20 +274,22 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
         (after, limit),
     )
     upto = rows[-1][0] if rows else after
-    placed = [
+    former_outliers = [
         nid
         for (nid,) in txn.query(
             "SELECT event_nid FROM search_queue ORDER BY event_nid LIMIT ?", (limit,)
         )
     ]
-    rows += txn.query_in("SELECT event_nid, type FROM events WHERE event_nid IN {keys}", placed)
+    rows += txn.query_in(
+        "SELECT event_nid, type FROM events WHERE event_nid IN {keys}", former_outliers
+    )
     touched = {nid for nid, type in rows if type in types}
     redacted = (
         "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts"
         " WHERE r.event_nid "
     )
     found = txn.query(redacted + "> ? AND r.event_nid <= ?", (after, upto)) + txn.query_in(
-        redacted + "IN {keys}", placed
+        redacted + "IN {keys}", former_outliers
     )
     redacted_nids = {nid for (nid,) in found}
     touched |= redacted_nids
@@ -308,7 +310,7 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     touched |= _column(
         txn.query_in(f"SELECT r.event_nid {children} p.event_nid IN {{keys}}", touched)
     )
-    return SearchBatch(upto, placed, frozenset(touched), len(rows))
+    return SearchBatch(upto, former_outliers, frozenset(touched), len(rows))
 
 
 def select_texts(
@@ -346,9 +348,9 @@ def select_texts(
         if is_valid:
             latest[parent] = max(latest.get(parent, (ts, event_id, child)), (ts, event_id, child))
     missing = [child for _, _, child in latest.values() if child not in rows]
-    said = {**rows, **select_events(txn, missing)}
+    events = {**rows, **select_events(txn, missing)}
     return [
-        EventText(row, said[latest[nid][2]] if nid in latest else row)
+        EventText(row, events[latest[nid][2]] if nid in latest else row)
         for nid, row in rows.items()
         if row.room_nid not in encrypted and nid not in known
     ]

@@ -163,12 +163,12 @@ class StateKeys:
         """Return the cached numbering of a room, or None."""
         return self._rooms.get(room_nid)
 
-    def get(self, txn: Transaction, room_nid: int, at_least: int) -> Numbering:
-        """Return a numbering of a room with at least `at_least` pairs, if there are so many. One
+    def get(self, txn: Transaction, room_nid: int, min_count: int) -> Numbering:
+        """Return a numbering of a room with at least `min_count` pairs, if there are so many. One
         query, or none."""
         known = self._rooms.get(room_nid)
         count = known.count if known is not None else 0
-        if known is not None and count >= at_least:
+        if known is not None and count >= min_count:
             return known
         if isinstance(txn, WriteTransaction):
             return self._in_write(txn, room_nid)

@@ -29,10 +29,10 @@ import msgspec
 ID_SIZE = 16
 ABSENT = bytes(ID_SIZE)
 WIDE_LEAF = 255
-NARROW_LIMIT = 1 << 32
+NARROW_VALUE_LIMIT = 1 << 32
 
 Load = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
-"""Returns the contents of nodes by id. The answer must have all of them."""
+"""Returns the contents of nodes by ID. The answer must have all of them."""
 
 Get = Callable[[bytes], bytes | None]
 """Returns the content of a node if it is cached."""
@@ -44,8 +44,8 @@ class MissingNode(Exception):
 
 
 def compute_node_id(content: bytes) -> bytes:
-    """Return the id of a node. Its height is in its content, so nodes of different heights never
-    share an id."""
+    """Return the ID of a node. Its height is in its content, so nodes of different heights never
+    share an ID."""
     return blake2b(content, digest_size=ID_SIZE, person=b"mahalla.state").digest()
 
 
@@ -56,7 +56,7 @@ def get_height(content: bytes) -> int:
 
 
 def get_child_ids(content: bytes) -> list[bytes]:
-    """Return the ids of an inner node's children that are present; none for a leaf."""
+    """Return the IDs of an inner node's children that are present; none for a leaf."""
     if get_height(content) == 0:
         return []
     ids = (content[at : at + ID_SIZE] for at in range(1, len(content), ID_SIZE))
@@ -72,7 +72,7 @@ def read_leaf(content: bytes) -> tuple[int, ...]:
 
 def write_leaf(values: list[int]) -> bytes:
     """Encode a leaf; the last value is not 0."""
-    if max(values) < NARROW_LIMIT:
+    if max(values) < NARROW_VALUE_LIMIT:
         return struct.pack(f"<B{len(values)}I", 0, *values)
     return struct.pack(f"<B{len(values)}Q", WIDE_LEAF, *values)
 
@@ -235,7 +235,7 @@ class RadixTree(msgspec.Struct, frozen=True):
     def apply(
         self, load: Load, root: bytes | None, changes: Mapping[int, int]
     ) -> tuple[bytes | None, dict[bytes, bytes]]:
-        """Set the changes. Return the new root, and by id the nodes of its tree that the old one
+        """Set the changes. Return the new root, and by ID the nodes of its tree that the old one
         may lack.
 
         Values are ≥ 1. If nothing changes, the root is the old one and there are no new nodes.
@@ -299,7 +299,7 @@ class RadixTree(msgspec.Struct, frozen=True):
         items: list[tuple[int, int]],
     ) -> bytes:
         """Set the items in the tree below `node` and give it the height. Return the new node's
-        id."""
+        ID."""
         if height == 0:
             values = list(read_leaf(old[node])) if node is not None else []
             values.extend([0] * (items[-1][0] + 1 - len(values)))
@@ -324,7 +324,7 @@ class RadixTree(msgspec.Struct, frozen=True):
 
     @staticmethod
     def _add(new: dict[bytes, bytes], node: bytes | None, content: bytes) -> bytes:
-        """Add a node to the new ones unless it equals the one that it replaces. Return its id."""
+        """Add a node to the new ones unless it equals the one that it replaces. Return its ID."""
         changed = compute_node_id(content)
         if changed != node:
             new[changed] = content

@@ -62,7 +62,7 @@ class _NodeSource(Protocol):
 
     def load(self, nodes: Iterable[bytes]) -> Mapping[bytes, bytes]: ...
 
-    def keys(self, at_least: int) -> Numbering: ...
+    def keys(self, min_count: int) -> Numbering: ...
 
 
 class StateTreeStore:
@@ -151,7 +151,7 @@ class StateTreeStore:
     def get_entries_in(
         self, txn: Transaction, room_nid: int, root: bytes | None, keys: Iterable[StateKey]
     ) -> Mapping[StateKey, int]:
-        """As `get_entries`."""
+        """Do `get_entries` in a transaction."""
         return self.get_entries_of_in(txn, room_nid, [root], keys)[root]
 
     async def get_entries_of_rooms(
@@ -200,7 +200,7 @@ class StateTreeStore:
         roots: Iterable[bytes | None],
         keys: Iterable[StateKey],
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
-        """As `get_entries_of`."""
+        """Do `get_entries_of` in a transaction."""
         distinct_roots = tuple(dict.fromkeys(roots))
         return self._read_entries(self._source(txn, room_nid), distinct_roots, tuple(keys))
 
@@ -233,7 +233,7 @@ class StateTreeStore:
     def get_all_in(
         self, txn: Transaction, room_nid: int, root: bytes | None
     ) -> Mapping[StateKey, int]:
-        """As `get_all`."""
+        """Do `get_all` in a transaction."""
         return self._read_all(self._source(txn, room_nid), root)
 
     async def get_by_type(
@@ -367,8 +367,8 @@ class _InTransaction:
             found |= read
         return found
 
-    def keys(self, at_least: int) -> Numbering:
-        return self._keys.get(self._txn, self._room_nid, at_least)
+    def keys(self, min_count: int) -> Numbering:
+        return self._keys.get(self._txn, self._room_nid, min_count)
 
 
 class _Cached:
@@ -390,8 +390,8 @@ class _Cached:
             found[node] = content
         return found
 
-    def keys(self, at_least: int) -> Numbering:
+    def keys(self, min_count: int) -> Numbering:
         known = self._keys.get_cached(self._room_nid)
-        if known is None or known.count < at_least:
+        if known is None or known.count < min_count:
             raise _NotCached
         return known

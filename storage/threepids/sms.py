@@ -6,10 +6,10 @@ from storage.engine.transaction import WriteTransaction
 class TextMessageStore:
     """The table `sms_counts`."""
 
-    def count_message(self, txn: WriteTransaction, day: int, most: int) -> bool:
+    def count_message(self, txn: WriteTransaction, day: int, max_messages: int) -> bool:
         """Count a message, and delete earlier days; return False if the maximum is reached.
 
-        `day`: days since 1970. `most`: the maximum per day.
+        `day`: days since 1970. `max_messages`: the maximum per day.
         """
         txn.execute("DELETE FROM sms_counts WHERE day < ?", (day,))
         sql = (
@@ -17,4 +17,4 @@ class TextMessageStore:
             " DO UPDATE SET messages = sms_counts.messages + 1"
             " WHERE sms_counts.messages < ?"
         )
-        return bool(txn.execute(sql, (day, most)))
+        return bool(txn.execute(sql, (day, max_messages)))

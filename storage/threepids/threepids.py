@@ -91,17 +91,17 @@ class ThreepidStore:
             " ORDER BY added_ts, address",
             user_ids,
         )
-        vouchers: dict[tuple[str, str], set[str]] = {}
+        asserting_providers: dict[tuple[str, str], set[str]] = {}
         for medium, address, provider in txn.query_in(
             "SELECT v.medium, v.address, v.provider FROM threepid_assertions AS v"
             " JOIN threepids AS t"
             " ON t.medium = v.medium AND t.address = v.address WHERE t.user_id IN {keys}",
             user_ids,
         ):
-            vouchers.setdefault((medium, address), set()).add(provider)
+            asserting_providers.setdefault((medium, address), set()).add(provider)
         found: dict[str, list[ThreepidRow]] = {}
         for medium, address, user_id, validated_ts, added_ts in rows:
-            vouched_by = frozenset(vouchers.get((medium, address), ()))
+            vouched_by = frozenset(asserting_providers.get((medium, address), ()))
             row = ThreepidRow(medium, address, user_id, validated_ts, added_ts, vouched_by)
             found.setdefault(user_id, []).append(row)
         return found
@@ -133,7 +133,7 @@ class ThreepidStore:
         if self.get_owner_in(txn, row.medium, row.address) != row.user_id:
             return False
         if not row.asserted_by:
-            self._remove_vouchers(txn, row.medium, row.address)
+            self._remove_assertions(txn, row.medium, row.address)
         return True
 
     def add_assertion(
@@ -153,7 +153,7 @@ class ThreepidStore:
         sql = "DELETE FROM threepid_assertions WHERE medium = ? AND address = ? AND provider = ?"
         txn.execute(sql, (medium, address, provider))
 
-    def _remove_vouchers(self, txn: WriteTransaction, medium: str, address: str) -> None:
+    def _remove_assertions(self, txn: WriteTransaction, medium: str, address: str) -> None:
         txn.execute(
             "DELETE FROM threepid_assertions WHERE medium = ? AND address = ?", (medium, address)
         )
@@ -165,7 +165,7 @@ class ThreepidStore:
         sql = "DELETE FROM threepids WHERE medium = ? AND address = ? AND user_id = ?"
         if not txn.execute(sql, (medium, address, user_id)):
             return False
-        self._remove_vouchers(txn, medium, address)
+        self._remove_assertions(txn, medium, address)
         return True
 
     def remove_threepids(self, txn: WriteTransaction, user_id: str) -> None:
@@ -191,7 +191,7 @@ class ThreepidStore:
         return None if row is None else ValidationRow(*row)
 
     async def get_validation(self, sid: str) -> ValidationRow | None:
-        """Return a validation by its id."""
+        """Return a validation by its ID."""
         return await self._database.read_quickly(
             "get_threepid_validation", self.get_validation_in, sid
         )
@@ -229,19 +229,19 @@ class ThreepidStore:
         sid: str,
         client_secret_hash: str,
         medium: str,
-        most: int,
+        max_attempts: int,
         created_after: int,
     ) -> ValidationRow | None:
         """Count an attempt at the code; return the validation.
 
-        None if it is unknown or expired, or has had `most` attempts.
+        None if it is unknown or expired, or has had `max_attempts` attempts.
         """
         sql = (
             "UPDATE threepid_validations SET attempts = attempts + 1"
             " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND attempts < ?"
             " AND created_ts > ?"
         )
-        if not txn.execute(sql, (sid, client_secret_hash, medium, most, created_after)):
+        if not txn.execute(sql, (sid, client_secret_hash, medium, max_attempts, created_after)):
             return None
         return self.get_validation_in(txn, sid)
 

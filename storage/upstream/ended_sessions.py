@@ -16,8 +16,8 @@ def is_ended(txn: Transaction, origin: str | None) -> bool:
     if sign_in is None:
         return False
     session = sign_in.session or ""
-    of_person, dot, rest = session.partition(".")
-    prefixes = (f"{of_person}.", f"{of_person}.{rest[: rest.rfind('.') + 1]}") if dot else ()
+    user_part, dot, rest = session.partition(".")
+    prefixes = (f"{user_part}.", f"{user_part}.{rest[: rest.rfind('.') + 1]}") if dot else ()
     names = [ProviderSessions(sign_in.provider, name).key for name in {"", session, *prefixes}]
     placeholders = ", ".join("?" for _ in names)
     is_one = f"upstream_key IN ({placeholders}) AND subject IN ('', ?)"

@@ -46,7 +46,7 @@ class ExternalIdStore:
         )
 
     def get_link_in(self, txn: Transaction, provider: str, subject: str) -> ExternalIdRow | None:
-        """As `get_link`, in a transaction."""
+        """Do `get_link` in a transaction."""
         sql = f"SELECT {_COLUMNS} FROM external_ids WHERE provider = ? AND subject = ?"
         row = txn.query_one(sql, (provider, subject))
         return None if row is None else ExternalIdRow(*row)

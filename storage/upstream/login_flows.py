@@ -82,7 +82,7 @@ class UpstreamFlowStore:
         self, flow_id: str, step: str, browser_hash: bytes | None, now: int
     ) -> UpstreamFlowRow | None:
         """Remove and return a flow; None if there is none at this step for this browser, or it has
-        expired. Without `browser_hash`, for any browser. An invented id costs a read, but no
+        expired. Without `browser_hash`, for any browser. An invented ID costs a read, but no
         write."""
 
         def read(txn: Transaction) -> UpstreamFlowRow | None:
@@ -113,7 +113,7 @@ class UpstreamFlowStore:
         )
 
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
-        """As `add_used_assertion`, in a transaction."""
+        """Do `add_used_assertion` in a transaction."""
         sql = (
             "INSERT INTO used_saml_assertions (assertion_id, expires_ts) VALUES (?, ?)"
             " ON CONFLICT DO NOTHING"

@@ -47,7 +47,7 @@ class ProviderSessions(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The stored text. Provider ids have no spaces."""
+        """The stored text. Provider IDs have no spaces."""
         return f"{self.provider} {self.session}"
 
     def where(self) -> tuple[str, tuple[str, ...]]:
@@ -63,7 +63,7 @@ def parse_origin(origin: str) -> StoredProviderSignIn:
 
 
 def user_key(provider: str, subject: str) -> str:
-    """Return the stored text for a person of a provider. Provider ids have no spaces."""
+    """Return the stored text for a person of a provider. Provider IDs have no spaces."""
     return f"{provider} {subject}"
 
 

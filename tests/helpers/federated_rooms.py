@@ -201,7 +201,7 @@ async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID
     chain: dict[EventID, Event] = {}
     waiting = [name for event in (*state.values(), join) for name in event.auth_events]
     while waiting:
-        found = await resident.rooms.events.get_anywhere(set(waiting))
+        found = await resident.rooms.events.get_in_any_room(set(waiting))
         chain.update((name, stored.event) for name, stored in found.items())
         waiting = [
             name

@@ -131,7 +131,7 @@ async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict | 
     """Let a user's server receive an event of another server and its auth events. Return the
     verdict."""
     receiver = Side(user.server).federation.receiver
-    cited = await side.rooms.events.get_anywhere(event.auth_events)
+    cited = await side.rooms.events.get_in_any_room(event.auth_events)
     await receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
     (outcome,) = await receiver.receive(RoomID(room_id), [event.pdu])
     return outcome.verdict

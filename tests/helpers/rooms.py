@@ -210,7 +210,7 @@ class RoomParts:
         chain: dict[EventID, Event] = {}
         waiting = list(event.auth_events)
         while waiting:
-            found = await self.events.get_anywhere(waiting)
+            found = await self.events.get_in_any_room(waiting)
             chain.update((name, stored.event) for name, stored in found.items())
             waiting = [
                 name

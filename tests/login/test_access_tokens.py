@@ -330,7 +330,7 @@ def test_a_full_disk_logs_one_line(server: AccountsServer, monkeypatch: pytest.M
     async def refuse(*_: object) -> None:
         raise DatabaseUnavailable("the disk is full\n")
 
-    monkeypatch.setattr(server.device_store, "set_sightings", refuse)
+    monkeypatch.setattr(server.device_store, "set_last_seen", refuse)
     server.last_seen.start()
     alice = server.register()
     assert alice.is_signed_in()

@@ -141,7 +141,7 @@ def kill(nodes: SendingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it sends nothing any more."""
     sender = nodes.servers[number].app.federation_sender.sender
     kill_part(sender)
-    sender.lose()
+    sender.on_lease_lost()
     calls.close()
     other = nodes.servers[1 - number]
     while calls.node in other.run(other.app.database.get_nodes()):

@@ -156,7 +156,7 @@ def test_a_redacted_backfilled_event_is_not_counted(
     assert alice.post(f"{V3}/join/{other}").status == 200
     event_id = say(bob, room_id, "unread")
     assert badge(server, gateway) == 1
-    stored = server.run(server.app.rooms.events.get_anywhere([EventID(event_id)]))[
+    stored = server.run(server.app.rooms.events.get_in_any_room([EventID(event_id)]))[
         EventID(event_id)
     ]
     bare = json.dumps({**stored.event.pdu, "content": {}}).encode()

@@ -469,7 +469,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     if how == "redacted":
         assert bob.put(f"{V3}/rooms/{room_id}/redact/{gone}/1", {}).status == 200
     elif how == "purged":
-        (stored,) = server.run(server.app.rooms.events.get_anywhere([gone])).values()
+        (stored,) = server.run(server.app.rooms.events.get_in_any_room([gone])).values()
         until = stored.event.origin_server_ts + 1
         assert server.run(
             server.app.retention.purges.do_start(

@@ -73,7 +73,7 @@ def test_messages_before_a_time_are_purged(server: TestServer, alice: User, root
     assert status(root, purge_id) == {"status": "complete", "messages": 1}
     assert all_texts(alice, room_id) == ["two", "three"]
     assert alice.get(room_path(room_id, "event", old)).status == 404
-    (stored,) = server.run(server.app.rooms.events.get_anywhere([EventID(old)])).values()
+    (stored,) = server.run(server.app.rooms.events.get_in_any_room([EventID(old)])).values()
     assert stored.event.content == {}
     day = {"day": "2023-11-14", "room_id": room_id, "cause": "purge", "messages": 1}
     assert ok(root.get(RECORD)) == {"purged": [day]}

@@ -120,7 +120,7 @@ def test_another_node_follows_a_policy_change(tmp_path: Path, sqlite: SQLiteConf
     assert purge(one) == 1
     keep_for(alice, room_id, 2 * DAY)
     assert asked_of_two() == 404
-    (stored,) = two.run(two.app.rooms.events.get_anywhere([EventID(event_id)])).values()
+    (stored,) = two.run(two.app.rooms.events.get_in_any_room([EventID(event_id)])).values()
     assert stored.event.content == {}
 
 

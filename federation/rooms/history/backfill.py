@@ -71,7 +71,7 @@ class Backfill:
         self._servers = servers
         self._missing = missing
         self._remote = remote
-        self._regaining = refetch
+        self._refetch = refetch
         self._clock = clock
         self._work: SharedWork[int, Gap] = SharedWork()
         self._backoff: PeerBackoff[int] = PeerBackoff(now_ms=lambda: int(clock.seconds() * 1000))
@@ -100,7 +100,7 @@ class Backfill:
     async def _try(self, snapshot: RoomSnapshot, gaps: Gaps) -> Gap:
         try:
             is_filled = await self._fetch(snapshot, gaps)
-        except Exception:  # a bug of ours, or the database is away
+        except Exception:  # an unexpected error, or the database is away
             self._log.failure("the past of a room could not be fetched")
             is_filled = False
         if is_filled:
@@ -123,7 +123,7 @@ class Backfill:
             except MatrixError:
                 return False  # this server is no longer in the room
         if useless:
-            await self._regaining.give_up(useless)
+            await self._refetch.give_up(useless)
         return bool(useless)
 
     async def _fetch_from(
@@ -145,12 +145,12 @@ class Backfill:
         return restored.count > 0
 
     async def _request(
-        self, server: ServerName, snapshot: RoomSnapshot, asked: Sequence[EventID]
+        self, server: ServerName, snapshot: RoomSnapshot, extremities: Sequence[EventID]
     ) -> tuple[Mapping[EventID, Event], RefetchResult]:
         """Request events; return them, and the result of restoring purged messages."""
-        pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
+        pdus = await self._remote.get_backfill(server, snapshot.room_id, extremities, PAGE)
         found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
-        return found, await self._regaining.restore(snapshot, found)
+        return found, await self._refetch.restore(snapshot, found)
 
     async def _fetch_ends(
         self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]
@@ -160,7 +160,7 @@ class Backfill:
         if not received:
             return restored.count > 0
         outcomes = await self._missing.receive(
-            snapshot.room_id, received, server, past=True, walk=False, fetched=found
+            snapshot.room_id, received, server, is_past=True, walk=False, fetched=found
         )
         return restored.count > 0 or any(
             outcome.verdict is not None or outcome.was_known for outcome in outcomes.values()

@@ -55,34 +55,34 @@ class HistoryRefetch:
         self._database = database
         self._event_store = event_store
         self._events = events
-        self._placements = persister
+        self._persister = persister
 
     async def restore(
-        self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]
+        self, snapshot: RoomSnapshot, received: Mapping[EventID, Event]
     ) -> RefetchResult:
         """Restore the purged messages among these events."""
         room_nid = snapshot.room.room_nid
-        stored = await self._events.get_by_id(room_nid, given)
+        stored = await self._events.get_by_id(room_nid, received)
         forgotten = {
             name: each for name, each in stored.items() if each.flags & EventFlag.FORGOTTEN
         }
         if not forgotten:
             return RefetchResult(0, frozenset())
         waiting = await self._event_store.get_earlier_references(room_nid, forgotten)
-        regained: list[RefetchedMessage] = []
+        restored: list[RefetchedMessage] = []
         for name, each in forgotten.items():
-            early = await self._events.get_events(waiting.redactions.get(name, ()))
-            found = await self._check(snapshot, each, given[name], list(early.values()))
+            redactions = await self._events.get_events(waiting.redactions.get(name, ()))
+            found = await self._check(snapshot, each, received[name], list(redactions.values()))
             if found is not None:
-                regained.append(found)
-        useless = {each.nid for each in forgotten.values()} - {each.event_nid for each in regained}
+                restored.append(found)
+        useless = {each.nid for each in forgotten.values()} - {each.event_nid for each in restored}
         count = 0
-        while regained:
-            chunk = limit_by_uris(regained, lambda each: len(find_content_uris(each.pdu or b"")))
+        while restored:
+            chunk = limit_by_uris(restored, lambda each: len(find_content_uris(each.pdu or b"")))
             count += await self._database.write(
                 "restore_messages", restore_messages, room_nid, chunk
             )
-            regained = regained[len(chunk) :]
+            restored = restored[len(chunk) :]
         return RefetchResult(count, frozenset(useless))
 
     async def give_up(self, nids: Collection[int]) -> None:
@@ -93,25 +93,25 @@ class HistoryRefetch:
         self,
         snapshot: RoomSnapshot,
         stored: StoredEvent,
-        given: Event,
+        received: Event,
         redactions: Sequence[StoredEvent],
     ) -> RefetchedMessage | None:
         """Return what to restore; None if it is another event or lacks its content."""
         version = snapshot.version
-        if compute_reference_hash(version, given.pdu) != compute_reference_hash(
+        if compute_reference_hash(version, received.pdu) != compute_reference_hash(
             version, stored.event.pdu
         ):
             return None
         redaction_nids = frozenset(redaction.nid for redaction in redactions)
         if stored.redacted_by != stored.nid:
             return RefetchedMessage(stored.nid, None, None, None, redaction_nids)
-        effective = await self._placements.find_redactions(snapshot.room, stored.event, redactions)
+        effective = await self._persister.find_redactions(snapshot.room, stored.event, redactions)
         if effective:
             return RefetchedMessage(stored.nid, None, effective[0].nid, None, redaction_nids)
-        if not is_content_hash_valid(given):
+        if not is_content_hash_valid(received):
             return None
         # these signatures were verified when the event came
         pdu = encode_event_json(
-            version, {**given.pdu, "signatures": stored.event.pdu.get("signatures", {})}
+            version, {**received.pdu, "signatures": stored.event.pdu.get("signatures", {})}
         )
-        return RefetchedMessage(stored.nid, pdu, None, read_relation(given), redaction_nids)
+        return RefetchedMessage(stored.nid, pdu, None, read_relation(received), redaction_nids)

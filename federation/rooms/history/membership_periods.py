@@ -44,7 +44,7 @@ class MembershipPeriods:
         if (
             last is not None
             and last.position == left_position
-            and await self._ends_stay(last, own.user_id)
+            and await self._ends_period(last, own.user_id)
         ):
             return Departure(left_position, TimelinePlace(last.depth, last.nid), root)
         # a resolution removed them; its cause may be far behind the events that they have seen
@@ -52,7 +52,7 @@ class MembershipPeriods:
             left_position, await self._store.get_deepest_at(room_nid, left_position), root
         )
 
-    async def _ends_stay(self, event: StoredEvent, user_id: str) -> bool:
+    async def _ends_period(self, event: StoredEvent, user_id: str) -> bool:
         """Return whether the event itself ends the membership of a joined user."""
         if event.event.type != MEMBER or event.event.state_key != user_id or event.replaces is None:
             return False

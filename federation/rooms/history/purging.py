@@ -19,9 +19,9 @@ from storage.engine.transaction import WriteTransaction
 from storage.retention.purging import PurgeableMessage, PurgeCause, PurgingStore
 from storage.rooms.rooms import RoomStore
 
-AlsoWrite = Callable[[WriteTransaction, int], None]
+ExtraWrite = Callable[[WriteTransaction, int], None]
 """Writes more in the transaction of a purge; gets the number of purged messages."""
-StillWanted = Callable[[WriteTransaction], bool]
+StillDue = Callable[[WriteTransaction], bool]
 """Called in the transaction; returns whether the messages are still to be purged."""
 
 
@@ -50,10 +50,10 @@ class MessagePurging:
         room_nid: int,
         messages: Sequence[PurgeableMessage],
         cause: PurgeCause,
-        also: AlsoWrite | None = None,
-        asked: StillWanted | None = None,
+        extra_write: ExtraWrite | None = None,
+        still_due: StillDue | None = None,
     ) -> int:
-        """Purge messages of a room in one write, unless `asked` returns False in it.
+        """Purge messages of a room in one write, unless `still_due` returns False in it.
 
         Return the number of messages that had not been purged meanwhile.
         """
@@ -67,11 +67,11 @@ class MessagePurging:
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> int:
-            if asked is not None and not asked(txn):
+            if still_due is not None and not still_due(txn):
                 return 0
             count = self._store.purge(txn, room_nid, pruned, cause, now)
-            if also is not None:
-                also(txn, count)
+            if extra_write is not None:
+                extra_write(txn, count)
             return count
 
         return await self._database.write("purge_messages", write)

@@ -107,7 +107,7 @@ class RemoteTimestampLookup:
             if event.event_id != event_id or event.room_id != room.room_id:
                 raise RemoteError(server, "the answer is another event", retryable=False)
             await self._missing.receive(
-                room.room_id, [event], server, past=True, walk=False, seconds=MAX_SECONDS
+                room.room_id, [event], server, is_past=True, walk=False, seconds=MAX_SECONDS
             )
             stored = await self._events.get_event(room.room.room_nid, event_id)
         if stored is None or not stored.in_timeline:

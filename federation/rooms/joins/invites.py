@@ -63,16 +63,16 @@ from federation.rooms.snapshot import RoomSnapshot
 
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
 MAX_SIGNATURES: Final = 20
-MAX_PROMISES: Final = 20
-"""Invites promised to one address; the others are ignored."""
+MAX_THIRD_PARTY_INVITES: Final = 20
+"""Third-party invites of one address; the others are ignored."""
 MAX_SERVERS: Final = 3
-"""Servers that are asked about promises to one address, since anybody may claim a promise."""
+"""Servers that are asked about the invites of one address, since anybody may claim one."""
 MAX_WAIT: Final = 5.0
 """Seconds that an invite waits for its auth events if the invited user is still joined here."""
 POLL_SECONDS: Final = 0.25
 
 
-class PromisedInvite(msgspec.Struct, frozen=True):
+class StoredThirdPartyInvite(msgspec.Struct, frozen=True):
     """A third-party invite, which was sent to an address, in the form that an identity server
     sends."""
 
@@ -88,19 +88,19 @@ class BoundAddress(msgspec.Struct, frozen=True):
     mxid: str
     medium: str = ""
     address: str = ""
-    invites: tuple[PromisedInvite, ...] = ()
+    invites: tuple[StoredThirdPartyInvite, ...] = ()
 
 
-class _Promise(msgspec.Struct, frozen=True):
+class _ThirdPartyInvite(msgspec.Struct, frozen=True):
     sender: UserID
     content: Mapping[str, Any]
 
 
-class _InvalidPromise(Exception):
+class _InvalidThirdPartyInvite(Exception):
     """A third-party invite could not be turned into an invite."""
 
 
-class InviteGate(Protocol):
+class InviteeChecks(Protocol):
     """Decides whether our users may be invited. The layer that has their settings implements it."""
 
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
@@ -108,8 +108,8 @@ class InviteGate(Protocol):
         ...
 
     def count_claim(self, ip: str) -> AbstractContextManager[None]:
-        """Count a claimed promise against an IP address while it is checked; keep the count if it
-        is false. Entering raises LimitExceeded."""
+        """Count a claimed third-party invite against an IP address while it is checked; keep the
+        count if it is false. Entering raises LimitExceeded."""
         ...
 
 
@@ -124,8 +124,8 @@ class ServerReachability(Protocol):
         """Record that the server answered."""
         ...
 
-    def record_no_answer(self, server: ServerName, asked_at: float) -> None:
-        """Record that a request, sent at that second of the clock, got no answer."""
+    def record_no_answer(self, server: ServerName, sent_at: float) -> None:
+        """Record that a request got no answer. `sent_at`: its time in seconds of the clock."""
         ...
 
 
@@ -144,7 +144,7 @@ class Invitations:
         server_in_room: ServerInRoom,
         receiver: Receiver,
         out_of_room: OutOfRoomMemberships,
-        gate: InviteGate,
+        invite_policy: InviteeChecks,
         reachability: ServerReachability,
         services: CheckServices,
         get_keys: GetKeys,
@@ -157,12 +157,12 @@ class Invitations:
         self._remote = remote
         self._engine = engine
         self._events = events
-        self._residence = server_in_room
+        self._server_in_room = server_in_room
         self._receiver = receiver
         self._outside = out_of_room
-        self._gate = gate
-        self._reach = reachability
-        self._questions = services
+        self._invite_policy = invite_policy
+        self._reachability = reachability
+        self._services = services
         self._get_keys = get_keys
         self._classify = classify
         self._identity = identity
@@ -198,7 +198,7 @@ class Invitations:
         keys = stripped_state_keys(sender)
         state = await snapshot.state.load(keys)
         server = domain_of(target)
-        if not ask_unreachable and self._reach.is_unresponsive(server):
+        if not ask_unreachable and self._reachability.is_unresponsive(server):
             raise OtherServerFailed(
                 f"{target} was not invited, because {server} could not be reached a moment ago: "
                 "try again later"
@@ -216,56 +216,60 @@ class Invitations:
         self, server: ServerName, target: UserID, built: Event, room_state: Iterable[msgspec.Raw]
     ) -> Mapping[str, Any]:
         """Return the invite with the signature of the invited user's server. Raises MatrixError."""
-        asked_at = self._clock.seconds()
+        sent_at = self._clock.seconds()
         try:
             answer = await self._remote.invite(server, built, room_state)
         except RemoteError as error:
             if is_no_answer(error):
-                self._reach.record_no_answer(server, asked_at)
+                self._reachability.record_no_answer(server, sent_at)
                 raise OtherServerFailed(
                     f"{target} was not invited, because {server} did not answer: try again later "
                     f"({error.reason})"
                 ) from error
             if isinstance(error, RefusedByRemote):
-                self._reach.record_activity(server)
+                self._reachability.record_activity(server)
                 if error.errcode == "M_NOT_FOUND":
                     raise NotFound(f"{server} does not have a user {target}") from error
             raise merge_errors([error]) from error
-        self._reach.record_activity(server)
+        self._reachability.record_activity(server)
         return answer
 
     async def do_exchange(
-        self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]
+        self, origin: ServerName, room_id: RoomID, partial_event: Mapping[str, Any]
     ) -> None:
-        """Turn an invite promised to an address into an invite of a remote user.
+        """Turn a third-party invite into an invite of a remote user.
 
-        The user has proved that they own the address. `wanted`: the partial event. Raises NotFound,
+        The user has proved that they own the address. Raises NotFound,
         Forbidden, InvalidParam, OtherServerFailed.
 
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
         """
-        snapshot = await self._residence.get_for(origin, room_id)
-        target = wanted.get("state_key")
-        content = wanted.get("content")
+        snapshot = await self._server_in_room.get_for(origin, room_id)
+        target = partial_event.get("state_key")
+        content = partial_event.get("content")
         if (
             not isinstance(target, str)
             or not is_user_id(target)
-            or wanted.get("type") != MEMBER
+            or partial_event.get("type") != MEMBER
             or not isinstance(content, Mapping)
             or content.get("membership") != "invite"
         ):
             raise InvalidParam("The body is not a third-party invite")
-        if wanted.get("room_id") != room_id:
+        if partial_event.get("room_id") != room_id:
             raise InvalidParam("The invite is to another room")
         if domain_of(target) != origin:
             raise Forbidden(f"The invite is not for a user of {origin}")
-        promise = await self._find_promise(snapshot, content)
-        if wanted.get("sender") != promise.sender:
+        third_party_invite = await self._find_third_party_invite(snapshot, content)
+        if partial_event.get("sender") != third_party_invite.sender:
             raise Forbidden("The sender of the invite is not the one who promised it")
-        await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
+        await self.do_invite(
+            room_id, third_party_invite.sender, UserID(target), third_party_invite.content
+        )
 
-    async def do_accept_promises(self, target: UserID, address: BoundAddress, ip: str) -> None:
-        """Turn the invites promised to an address into invites of the local user that owns it.
+    async def do_accept_third_party_invites(
+        self, target: UserID, address: BoundAddress, ip: str
+    ) -> None:
+        """Turn the third-party invites of an address into invites of the local user that owns it.
 
         Failures are logged, because the identity server that calls this can do nothing about them.
         They count against its IP address `ip`. Raises NotFound; LimitExceeded if not all invites
@@ -273,8 +277,8 @@ class Invitations:
         """
         if not self._identity.is_local(target):
             raise NotFound("The user is not a user of this server")
-        asked: set[ServerName] = set()
-        for invite in address.invites[:MAX_PROMISES]:
+        servers: set[ServerName] = set()
+        for invite in address.invites[:MAX_THIRD_PARTY_INVITES]:
             if (
                 invite.mxid != target
                 or not is_user_id(invite.sender)
@@ -282,23 +286,25 @@ class Invitations:
             ):
                 continue
             server = domain_of(UserID(invite.sender))
-            if server not in asked and len(asked) == MAX_SERVERS:
+            if server not in servers and len(servers) == MAX_SERVERS:
                 continue
-            asked.add(server)
+            servers.add(server)
             try:
-                with self._gate.count_claim(ip):
+                with self._invite_policy.count_claim(ip):
                     await self._claim(target, invite)
-            except _InvalidPromise as error:
+            except _InvalidThirdPartyInvite as error:
                 self._log.info("an invite promised to an address is dropped: {error}", error=error)
 
-    async def _claim(self, target: UserID, invite: PromisedInvite) -> None:
-        """Check one promise and send the invite. Raises _NoPromise."""
+    async def _claim(self, target: UserID, invite: StoredThirdPartyInvite) -> None:
+        """Check one third-party invite and send the invite. Raises _InvalidThirdPartyInvite."""
         try:
-            await self._accept_promise(target, invite)
+            await self._accept_third_party_invite(target, invite)
         except (MatrixError, RemoteError) as error:
-            raise _InvalidPromise(str(error)) from error
+            raise _InvalidThirdPartyInvite(str(error)) from error
 
-    async def _accept_promise(self, target: UserID, invite: PromisedInvite) -> None:
+    async def _accept_third_party_invite(
+        self, target: UserID, invite: StoredThirdPartyInvite
+    ) -> None:
         """Send the invite, or ask the inviter's server to. Raises MatrixError, RemoteError."""
         room_id = RoomID(invite.room_id)
         content = {
@@ -315,15 +321,28 @@ class Invitations:
             }
             await self._remote.exchange_third_party_invite(domain_of(invite.sender), room_id, event)
             return
-        promise = await self._find_promise(await self._engine.get_snapshot(room_id), content)
-        # checked last: it counts as an invite of the user, and anybody may claim a promise
-        await self._gate.check_may_be_invited(target, promise.sender, room_id)
+        third_party_invite = await self._find_third_party_invite(
+            await self._engine.get_snapshot(room_id), content
+        )
+        # checked last: it counts as an invite of the user, and anybody may claim one
+        await self._invite_policy.check_may_be_invited(target, third_party_invite.sender, room_id)
         await self._engine.send(
-            room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)]
+            room_id,
+            [
+                Draft(
+                    MEMBER,
+                    third_party_invite.sender,
+                    third_party_invite.content,
+                    target,
+                    unless_same=True,
+                )
+            ],
         )
 
-    async def _find_promise(self, snapshot: RoomSnapshot, content: object) -> "_Promise":
-        """Return the sender of the promise and the content of the invite.
+    async def _find_third_party_invite(
+        self, snapshot: RoomSnapshot, content: object
+    ) -> "_ThirdPartyInvite":
+        """Return the sender of the third-party invite and the content of the invite.
 
         The room's rules check the proof when the invite is sent. Raises Forbidden, InvalidParam.
         """
@@ -332,12 +351,19 @@ class Invitations:
         token = signed.get("token") if isinstance(signed, Mapping) else None
         if not isinstance(signed, Mapping) or not isinstance(token, str):
             raise InvalidParam("The body is not a third-party invite")
-        promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
-        if promise is None or not self._identity.is_local(promise.event.sender):
+        third_party_invite = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
+        if third_party_invite is None or not self._identity.is_local(
+            third_party_invite.event.sender
+        ):
             raise Forbidden("There is no open invite to this address")
-        shown = promise.event.content.get("display_name")
-        proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
-        return _Promise(promise.event.sender, {"membership": "invite", "third_party_invite": proof})
+        display_name = third_party_invite.event.content.get("display_name")
+        proof = {
+            "display_name": display_name if isinstance(display_name, str) else "",
+            "signed": dict(signed),
+        }
+        return _ThirdPartyInvite(
+            third_party_invite.event.sender, {"membership": "invite", "third_party_invite": proof}
+        )
 
     async def do_receive(
         self,
@@ -368,11 +394,11 @@ class Invitations:
             raise InvalidParam("The event does not invite a user of this server")
         if domain_of(event.sender) != origin:
             raise InvalidParam(f"The sender of the event is not a user of {origin}")
-        await check_origin_signed(event, self._questions.get_signers)
-        snapshot = await self._residence.find_for(origin, room_id)
+        await check_origin_signed(event, self._services.get_signers)
+        snapshot = await self._server_in_room.find_for(origin, room_id)
         stripped = [
             strip_event(event),
-            *await read_invite_state(self._questions, version, room_id, state),
+            *await read_invite_state(self._services, version, room_id, state),
         ]
         if any(
             state_event["type"] == CREATE.type
@@ -380,7 +406,7 @@ class Invitations:
             for state_event in stripped
         ):
             raise Forbidden("This room is only for users of the server that created it")
-        await self._gate.check_may_be_invited(target, event.sender, room_id)
+        await self._invite_policy.check_may_be_invited(target, event.sender, room_id)
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
         if snapshot is not None and await self._receive_in_room(event, origin):
@@ -407,7 +433,7 @@ class Invitations:
             ):
                 return True
             await deferLater(self._clock, POLL_SECONDS)
-            if await self._residence.find_for(origin, event.room_id) is None:
+            if await self._server_in_room.find_for(origin, event.room_id) is None:
                 return False
 
     async def _is_joined(self, event: Event) -> bool:

@@ -122,11 +122,11 @@ class JoinImporter:
         self._imports = imports
         self._effects = effects
         self._resolver = resolver
-        self._unheard = unacknowledged_leaves
+        self._unacknowledged_leaves = unacknowledged_leaves
         self._partial = partial
         self._writer = writer
         self._identity = identity
-        self._questions = services
+        self._services = services
         self._now_ms = now_ms
         self._first_attempt = first_attempt
 
@@ -178,7 +178,7 @@ class JoinImporter:
             part = None  # else there would be nothing to complete
 
         async def work() -> StoredEvent:
-            return await self._place_join(room, version, own.event_id, entries, part, left_out)
+            return await self._persist_join(room, version, own.event_id, entries, part, left_out)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -193,7 +193,7 @@ class JoinImporter:
     ) -> None:
         """Check a create event before anything of the room is stored. Raises BadState.
 
-        The version decides how events are checked and what their ids are, so events that were
+        The version decides how events are checked and what their IDs are, so events that were
         stored with a wrong version would stay wrong.
         """
         checked_count = 0
@@ -215,7 +215,7 @@ class JoinImporter:
                 ):
                     continue
                 checked_count += 1
-                check_signed(event, await self._questions.get_signers(event))
+                check_signed(event, await self._services.get_signers(event))
             except MatrixError:
                 continue
             return
@@ -231,7 +231,7 @@ class JoinImporter:
             raise BadState(f"The room is known to have version {room.version}")
         return room
 
-    async def _place_join(
+    async def _persist_join(
         self,
         room: RoomRow,
         version: RoomVersion,
@@ -254,7 +254,7 @@ class JoinImporter:
         before = StateChange(None, entries)
         signers = required_signers(join.event)  # they were checked when it was stored
         sources = StoredSources(
-            services=self._questions,
+            services=self._services,
             room=room,
             auth=list(auth.values()),
             before=before,
@@ -276,7 +276,7 @@ class JoinImporter:
             if key[0] == MEMBER and self._identity.is_local(key[1])
         }
         old_state = StateChange(snapshot.head.state_root)
-        replaced = await self._unheard.find_replaced(
+        replaced = await self._unacknowledged_leaves.find_replaced(
             room.room_nid, old_state, StateChange(old_state.root, own_members)
         )
         if replaced and part is not None and part.members_omitted:
@@ -325,8 +325,10 @@ class JoinImporter:
             left_out,
         )
         # drop what was read of an earlier state
-        fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
-        return self._engine.advance(fresh, appended)[0]
+        completed = RoomSnapshot(
+            room, version, snapshot.head, self._engine.view(room.room_nid, None)
+        )
+        return self._engine.advance(completed, appended)[0]
 
     async def _resolve(
         self,
@@ -368,16 +370,16 @@ class JoinImporter:
         root = await self._database.write(
             "get_gathered_state", self._writer.get_gathered_state, join.nid
         )
-        there = await self._trees.get_all(room.room_nid, root)
-        if any(entries.get(key) != nid for key, nid in there.items()):
+        written = await self._trees.get_all(room.room_nid, root)
+        if any(entries.get(key) != nid for key, nid in written.items()):
             # an earlier attempt got another state
-            root, there = (
+            root, written = (
                 await self._database.write(
-                    "get_gathered_state", self._writer.get_gathered_state, join.nid, afresh=True
+                    "get_gathered_state", self._writer.get_gathered_state, join.nid, restart=True
                 ),
                 {},
             )
-        remaining = [(key, nid) for key, nid in entries.items() if key not in there]
+        remaining = [(key, nid) for key, nid in entries.items() if key not in written]
         for start in range(0, len(remaining), CHUNK):
             root = await self._database.write(
                 "extend_gathered_state",
@@ -413,12 +415,12 @@ class JoinImporter:
     ) -> list[tuple[int | str, StateEffect]]:
         """Return the effects of entries that are gone since we last left the room."""
         old = await snapshot.state.load_nids()
-        gone: Collection[int] = [
+        removed: Collection[int] = [
             nid
             for key, nid in old.items()
             if key not in entries and (part is None or not part.members_omitted or key[0] != MEMBER)
         ]
-        loaded = await self._events.get_events(gone)
+        loaded = await self._events.get_events(removed)
         return [
             (nid, effect_of_absence(stored.event, self._identity)) for nid, stored in loaded.items()
         ]

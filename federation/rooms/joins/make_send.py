@@ -59,7 +59,7 @@ class MembershipHandshakes:
         now_ms: Callable[[], int],
     ) -> None:
         self._events = events
-        self._residence = server_in_room
+        self._server_in_room = server_in_room
         self._receiver = receiver
         self._restricted = restricted
         self._answers = join_responses
@@ -114,7 +114,7 @@ class MembershipHandshakes:
         `omit_members`: leave out most memberships. `is_v1`: answer in the form of version 1 of
         the endpoint. Raises NotFound, Forbidden, InvalidParam, BadEvent, LimitExceeded.
         """
-        snapshot = await self._residence.get_for(origin, room_id)
+        snapshot = await self._server_in_room.get_for(origin, room_id)
         event = await self._parse(snapshot, origin, event_id, pdu, "join")
         membership = await self._get_membership(snapshot, event.sender)
         if membership != "join":
@@ -144,7 +144,7 @@ class MembershipHandshakes:
         self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
     ) -> None:
         """Receive a leave. Raises NotFound, Forbidden, InvalidParam, BadEvent."""
-        snapshot = await self._residence.get_for(origin, room_id)
+        snapshot = await self._server_in_room.get_for(origin, room_id)
         await self._receive(snapshot, await self._parse(snapshot, origin, event_id, pdu, "leave"))
 
     async def do_knock(
@@ -154,7 +154,7 @@ class MembershipHandshakes:
 
         Raises NotFound, Forbidden, InvalidParam, BadEvent.
         """
-        snapshot = await self._residence.get_for(origin, room_id)
+        snapshot = await self._server_in_room.get_for(origin, room_id)
         await self._receive(snapshot, await self._parse(snapshot, origin, event_id, pdu, "knock"))
         keys = stripped_state_keys()
         state = await snapshot.state.load(keys)
@@ -165,7 +165,7 @@ class MembershipHandshakes:
     ) -> RoomSnapshot:
         if domain_of(user_id) != origin:
             raise Forbidden(f"{user_id} is not a user of {origin}")
-        snapshot = await self._residence.get_for(origin, room_id)
+        snapshot = await self._server_in_room.get_for(origin, room_id)
         if versions is not None and snapshot.version.identifier not in versions:
             raise IncompatibleRoomVersion(
                 f"This room has version {snapshot.version.identifier}, "
@@ -228,11 +228,11 @@ def check_membership_event(event: Event, room_id: RoomID, membership: str) -> No
 
 
 async def check_origin_signed(
-    event: Event, get_signers: GetSigners, excepted: Collection[ServerName] = ()
+    event: Event, get_signers: GetSigners, exempt: Collection[ServerName] = ()
 ) -> None:
     """Check the content hash and the signatures of an event. Raises InvalidParam."""
     try:
-        missing = required_signers(event).difference(await get_signers(event), excepted)
+        missing = required_signers(event).difference(await get_signers(event), exempt)
     except BadEvent as error:
         raise InvalidParam(error.text) from error
     if missing:

@@ -71,11 +71,11 @@ class OutOfRoomMemberships:
         event: Event,
         server: ServerName,
         state: Iterable[Mapping[str, Any]],
-        untold: Mapping[str, str] | None = None,
+        pending_servers: Mapping[str, str] | None = None,
     ) -> bool:
         """Store a user's new membership and the stripped state; return False if they are joined.
 
-        `untold`: servers that still need the event sent, each with the id of the event that it
+        `pending_servers`: servers that still need the event, each with the ID of the event that it
         sent us and that this one ends (empty: unknown). Raises BadState when the room has another
         version; Forbidden when the user has an invite or a knock that the event may not end.
         """
@@ -98,7 +98,9 @@ class OutOfRoomMemberships:
             return _may_end(event, stored, present)
 
         try:
-            return await self._store.set_out_of_room(row, member, may_end, untold, self._now_ms())
+            return await self._store.set_out_of_room(
+                row, member, may_end, pending_servers, self._now_ms()
+            )
         except MayNotReplace as error:
             raise Forbidden(
                 f"{member.user_id} has other invites to this room already, or has knocked"
@@ -132,7 +134,7 @@ class OutOfRoomMemberships:
         return OutOfRoomInfo(ServerName(row.server), state)
 
     async def find_last(self, room: RoomRow, user_id: UserID, event_id: EventID) -> Event | None:
-        """Return the user's membership event with that id if it is the latest; else None."""
+        """Return the user's membership event with that ID if it is the latest; else None."""
         row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None or row.event_id != event_id:
             return None
@@ -143,31 +145,31 @@ class OutOfRoomMemberships:
     ) -> RoomVersion:
         """Return the room version according to the first server that named it to this user.
 
-        If `cited` names another waiting invite, its server counts.
+        If `cited` names another queued invite, its server counts.
         """
         row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None:
             return ROOM_VERSIONS[room.version]
         if cited and row.event_id not in cited:
-            waiting = await self._store.get_queued_invites(room.room_nid, user_id)
-            row = next((each for each in waiting if each.event_id in cited), row)
+            queued = await self._store.get_queued_invites(room.room_nid, user_id)
+            row = next((each for each in queued if each.event_id in cited), row)
         return ROOM_VERSIONS[row.version]
 
     async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
-        """Return the servers that sent this user an event of the room, with the event's id."""
+        """Return the servers that sent this user an event of the room, with the event's ID."""
         first = (await self._store.get_out_of_room(room_nid, [user_id])).values()
         rows = (*first, *await self._store.get_queued_invites(room_nid, user_id))
         return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
-    async def cites_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Return whether an event cites an invite that waits."""
+    async def cites_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """Return whether an event cites a queued invite."""
         return any(
             row.event_id in event.auth_events
             for row in await self._store.get_queued_invites(room.room_nid, user_id)
         )
 
-    async def remove_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Remove the waiting invite that an event cites; return False if there is none."""
+    async def remove_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+        """Remove the queued invite that an event cites; return False if there is none."""
         return await self._store.remove_queued_invites(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:

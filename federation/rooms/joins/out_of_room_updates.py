@@ -85,13 +85,13 @@ class OutOfRoomUpdates:
         if first is None:
             return False
         is_first = first.event.event_id in event.auth_events
-        if not is_first and not await self._outside.cites_waiting_invite(
+        if not is_first and not await self._outside.cites_queued_invite(
             snapshot.room, UserID(user_id), event
         ):
             return False
         check_signed(event, await self._get_signers(event))
         if not is_first:
-            return await self._outside.remove_waiting_invite(snapshot.room, UserID(user_id), event)
+            return await self._outside.remove_queued_invite(snapshot.room, UserID(user_id), event)
         return await self._outside.store(event, origin, ())
 
     async def receive_or_explain(

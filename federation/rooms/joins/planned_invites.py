@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.concurrency import wait_at_most
+from federation.rooms.concurrency import wait_with_timeout
 from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.invites import Invitations
 from federation.rooms.membership_templates import MEMBER
@@ -47,7 +47,7 @@ class PlannedInviteBatch(msgspec.Struct, frozen=True):
     lease_ends: int
 
 
-class InviterGate(Protocol):
+class InviterChecks(Protocol):
     """Decides whether our users may invite. The layer that has their accounts implements it."""
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
@@ -70,7 +70,7 @@ class PlannedInviteSender:
         rooms: RoomStore,
         engine: RoomEngine,
         invitations: Invitations,
-        gate: InviterGate,
+        invite_policy: InviterChecks,
         clock: IReactorTime,
         now_ms: Callable[[], int],
     ) -> None:
@@ -78,7 +78,7 @@ class PlannedInviteSender:
         self._rooms = rooms
         self._engine = engine
         self._invitations = invitations
-        self._gate = gate
+        self._invite_policy = invite_policy
         self._clock = clock
         self._now_ms = now_ms
         self._new_tasks: set[Deferred[None]] = set()
@@ -106,7 +106,7 @@ class PlannedInviteSender:
         async def wait() -> None:
             await task
 
-        await wait_at_most(wait(), INVITING_SECONDS, self._clock, self._log_failure)
+        await wait_with_timeout(wait(), INVITING_SECONDS, self._clock, self._log_failure)
 
     def start(self) -> None:
         """Continue at once with the invites that this node left when it stopped.
@@ -176,7 +176,7 @@ class PlannedInviteSender:
                 StateKey(MEMBER, invite.user_id)
             )
             if member is None or member.event.membership == "knock":
-                await self._gate.check_may_still_invite(UserID(invite.sender))
+                await self._invite_policy.check_may_still_invite(UserID(invite.sender))
                 content = msgspec.json.decode(invite.content)
                 await self._invitations.do_invite(
                     room_id,

@@ -79,14 +79,14 @@ class RemoteJoins:
         afterwards."""
         self._remote = remote
         self._handshake = handshake
-        self._candidates = candidates
-        self._residence = server_in_room
+        self._fallback = candidates
+        self._server_in_room = server_in_room
         self._rooms = rooms
         self._importer = importer
         self._receiver = receiver
         self._imports = imports
         self._outside = out_of_room
-        self._questions = services
+        self._services = services
         self._pending_leaves = pending_leaves
         self._identity = identity
         self._now_ms = now_ms
@@ -107,10 +107,10 @@ class RemoteJoins:
 
         is_first = not self._joining.held(room_id)
         async with self._joining.hold(room_id):
-            if not is_first and await self._residence.find(room_id) is not None:
+            if not is_first and await self._server_in_room.find(room_id) is not None:
                 return False
             async with self._entering(room_id, user_id):
-                await self._candidates.run(servers, enter)
+                await self._fallback.run(servers, enter)
         return True
 
     async def join_through(
@@ -129,7 +129,7 @@ class RemoteJoins:
             ) as (event, answer):
                 await self._receive(server, event, answer)
 
-        await self._candidates.run(servers, ask)
+        await self._fallback.run(servers, ask)
 
     async def knock(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
@@ -141,13 +141,13 @@ class RemoteJoins:
             event = await self._handshake.make(server, "knock", room_id, user_id, content)
             response = await self._remote.send_knock(server, event)
             try:
-                state = await read_knock_state(self._questions, event.version, room_id, response)
+                state = await read_knock_state(self._services, event.version, room_id, response)
             except InvalidParam:
                 state = []  # the knock was accepted nevertheless
             await self._outside.store(event, server, [strip_event(event), *state])
 
         async with self._entering(room_id, user_id):
-            await self._candidates.run(servers, ask)
+            await self._fallback.run(servers, ask)
 
     @asynccontextmanager
     async def _entering(self, room_id: RoomID, user_id: UserID) -> AsyncIterator[None]:
@@ -203,14 +203,14 @@ class RemoteJoins:
                 event.version, room_id, answer.state, answer.auth_chain, event.pdu, room_part
             )
         except MatrixError:
-            if await self._residence.find(room_id) is not None:
+            if await self._server_in_room.find(room_id) is not None:
                 await self._receive(server, event, answer)  # another node has joined meanwhile
                 return
             await self._undo_join(server, room_id, user_id)
             raise
 
     async def _has_partial_state(self, room_id: RoomID) -> bool:
-        snapshot = await self._residence.find(room_id)
+        snapshot = await self._server_in_room.find(room_id)
         return snapshot is not None and snapshot.head.partial_join is not None
 
     async def _receive(self, server: ServerName, event: Event, answer: JoinedState) -> None:

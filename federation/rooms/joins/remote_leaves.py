@@ -36,7 +36,7 @@ from storage.federation.pending_leaves import PendingLeave, PendingLeaveStore
 from storage.rooms.rooms import RoomStore
 
 MEMBER: Final = "m.room.member"
-MAX_ASKED: Final = 3
+MAX_SERVERS: Final = 3
 """Servers that are asked while the client waits."""
 CONCURRENT_SERVERS: Final = 16
 """Servers that leaves are sent to at the same time."""
@@ -67,8 +67,8 @@ class RemoteLeaves:
     ) -> None:
         self._remote = remote
         self._handshake = handshake
-        self._candidates = candidates
-        self._residence = server_in_room
+        self._fallback = candidates
+        self._server_in_room = server_in_room
         self._rooms = rooms
         self._outside = out_of_room
         self._store = store
@@ -92,10 +92,10 @@ class RemoteLeaves:
         named = [ServerName(name) for name in dict.fromkeys(servers) if is_server_name(name)]
         sources = await self._outside.find_servers(room.room_nid, user_id)
         pending: dict[str, str] = (
-            dict(sources.items()) if sources else dict.fromkeys(named[:MAX_ASKED], "")
+            dict(sources.items()) if sources else dict.fromkeys(named[:MAX_SERVERS], "")
         )
         pending.pop(self._identity.server_name, None)
-        askable = [server for server in named if not self._backoff.left_ms(server)]
+        reachable = [server for server in named if not self._backoff.left_ms(server)]
 
         async def ask(server: ServerName) -> None:
             try:
@@ -110,7 +110,7 @@ class RemoteLeaves:
             await self._outside.store(event, server, (), pending if sources else None)
 
         try:
-            await self._candidates.run(askable, ask, most=MAX_ASKED)
+            await self._fallback.run(reachable, ask, max_servers=MAX_SERVERS)
         except MatrixError as error:
             self._log.info(
                 "no server accepts for now that {user} left {room}: {error}",
@@ -190,11 +190,11 @@ class RemoteLeaves:
         left = await self._outside.find_last(room, user_id, EventID(leave.event_id))
         if left is None:
             return True
-        if await self._residence.find(room_id) is None:
+        if await self._server_in_room.find(room_id) is None:
             event = await self._handshake.make(server, "leave", room_id, user_id, left.content)
             if not await self._store.is_unchanged(leave):
                 return False
-            if await self._residence.find(room_id) is None:
+            if await self._server_in_room.find(room_id) is None:
                 await self._remote.send_leave(server, event)
                 return True
         return await self._leave_in_room(room_id, user_id, left.content, leave.ended_event_id)

@@ -67,11 +67,14 @@ class JoinResponses:
             return [nid for key, nid in entries.items() if key[0] != MEMBER or nid in heroes]
 
         state = await self._states.get_state(
-            room_nid, join.state_root, choose, [join.nid], only_beyond=omit_members
+            room_nid, join.state_root, choose, [join.nid], exclude_state=omit_members
         )
-        others = await self._servers.in_room(room_nid)
+        since_by_server = await self._servers.in_room(room_nid)
         # a server that is in the room since this very join was not in it before
-        servers = [own, *(server for server, since in others.items() if since != join.position)]
+        servers = [
+            own,
+            *(server for server, since in since_by_server.items() if since != join.position),
+        ]
         head = _encode({"origin": own, "members_omitted": omit_members})[:-1]
         parts: list[Part] = [
             (b"[200," if is_v1 else b"") + head + b',"event":' + join.pdu + b',"state":[',
@@ -87,8 +90,8 @@ class JoinResponses:
         if await snapshot.state.load(NAMES):
             return frozenset()
         nids = [snapshot.room.room_nid]
-        rosters = await self._summaries.get_namings(join.event.sender, nids, HEROES)
-        return frozenset(hero.event_nid for roster in rosters.values() for hero in roster.heroes)
+        namings = await self._summaries.get_namings(join.event.sender, nids, HEROES)
+        return frozenset(hero.event_nid for naming in namings.values() for hero in naming.heroes)
 
 
 def _is_small(entries: Mapping[tuple[str, str], int]) -> bool:

@@ -29,7 +29,7 @@ from federation.rooms.receive.check_sources import CheckServices
 
 
 async def read_invite_state(
-    questions: CheckServices, version: RoomVersion, room_id: RoomID, state: object
+    services: CheckServices, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
     """Return the stripped state of an invite in the form for clients.
 
@@ -39,9 +39,9 @@ async def read_invite_state(
     if not version.room_id_is_create_hash:
         return parse_stripped_state(state)
     events = parse_room_state(version, room_id, state)
-    signed = await _find_signed(questions, events)
+    signed = await _find_signed(services, events)
     for event in events:
-        if event not in signed and not questions.lacks_keys(event):
+        if event not in signed and not services.lacks_keys(event):
             raise InvalidParam(
                 f"An event of the room's state lacks a valid signature: {event.type}"
             )
@@ -49,7 +49,7 @@ async def read_invite_state(
 
 
 async def read_knock_state(
-    questions: CheckServices, version: RoomVersion, room_id: RoomID, state: object
+    services: CheckServices, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
     """Return the stripped state of a knock in the form for clients, without invalid events.
 
@@ -57,20 +57,20 @@ async def read_knock_state(
     """
     if not version.room_id_is_create_hash:
         return parse_stripped_state(state)
-    signed = await _find_signed(questions, sift_room_state(version, room_id, state))
+    signed = await _find_signed(services, sift_room_state(version, room_id, state))
     return [strip_event(as_hashed(event)) for event in signed]
 
 
-async def _find_signed(questions: CheckServices, events: Collection[Event]) -> list[Event]:
-    """Return the events with valid signatures, and the create event, which the room id proves."""
-    others = [event for event in events if event.key != CREATE]
-    await questions.prefetch_keys(others)
-    return [event for event in events if event.key == CREATE or await _is_signed(questions, event)]
+async def _find_signed(services: CheckServices, events: Collection[Event]) -> list[Event]:
+    """Return the events with valid signatures, and the create event, which the room ID proves."""
+    signed_events = [event for event in events if event.key != CREATE]
+    await services.prefetch_keys(signed_events)
+    return [event for event in events if event.key == CREATE or await _is_signed(services, event)]
 
 
-async def _is_signed(questions: CheckServices, event: Event) -> bool:
+async def _is_signed(services: CheckServices, event: Event) -> bool:
     try:
-        signers: Collection[ServerName] = await questions.get_signers(event)
+        signers: Collection[ServerName] = await services.get_signers(event)
         return required_signers(event) <= set(signers)
     except MatrixError:
         return False  # it does not name its required signers, or we do not talk to one of them

@@ -1,7 +1,5 @@
-"""Completes rooms with partial state (partial-state resync).
-
-It fetches the rest of the state, rechecks the events that arrived since the join, and applies the
-result in one last write.
+"""Completes rooms with partial state (partial-state resync): fetches the rest of the state, rechecks
+the events that arrived since the join, and applies the result in one last write.
 
 Laws:
 - The room is used with its partial state until then. Only the last step needs the room's queue.
@@ -204,7 +202,7 @@ class RoomCompletion:
             self._log.info(
                 "the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error)
             )
-        except Exception:  # a bug of ours, or a database failure; the next attempt may succeed
+        except Exception:  # unexpected, or a database failure; the next attempt may succeed
             if self._started:
                 self._log.failure("the state of room {nid} could not be completed", nid=room_nid)
         finally:
@@ -237,13 +235,13 @@ class RoomCompletion:
         )
         join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
         attempts = self._attempts.get(room_nid, 0)
-        askable = await self._sources.find(partial)
-        servers = self._sources.choose(partial, askable, attempts)
+        reachable = await self._sources.find(partial)
+        servers = self._sources.choose(partial, reachable, attempts)
         try:
             before = await self._fetch_state_before_join(join, partial, servers, snapshot)
         except (RemoteError, MatrixError):
             age_ms = int(self._clock.seconds() * 1000) - join.event.origin_server_ts
-            if self._sources.should_stop_waiting(room_nid, askable, attempts + 1, age_ms):
+            if self._sources.should_stop_waiting(room_nid, reachable, attempts + 1, age_ms):
                 await self._abandon(snapshot)
             raise
         walk = RecheckProgress(
@@ -424,13 +422,13 @@ class RoomCompletion:
             effects = await self._effects.of(room, new[start : start + CHUNK])
             await self._write_effects(room, effects.items())
         # these are from an earlier time when we were in the room
-        gone = [
+        removed = [
             event_nid
             for user_id, (event_nid, _) in rows.items()
             if (MEMBER, user_id) not in complete
         ]
-        for start in range(0, len(gone), CHUNK):
-            stored = await self._events.get_events(gone[start : start + CHUNK])
+        for start in range(0, len(removed), CHUNK):
+            stored = await self._events.get_events(removed[start : start + CHUNK])
             await self._write_effects(
                 room,
                 [
@@ -480,11 +478,11 @@ class RoomCompletion:
             await self._recheck.recheck_all(snapshot, walk)
             state = await self._recheck.compute_current_state(snapshot, walk)
             changes = dict(differing)
-            gone: dict[tuple[str, str], int] = {}
+            removed: dict[tuple[str, str], int] = {}
             for key, (was, now) in (await self._resolver.diff(room.room_nid, known, state)).items():
                 changes[key] = now
                 if now is None and was is not None:
-                    gone[key] = was
+                    removed[key] = was
             # changes that the partial state accepted since, whether or not they are kept
             moved = await self._resolver.diff(
                 room.room_nid, part, StateChange(snapshot.head.state_root)
@@ -494,7 +492,7 @@ class RoomCompletion:
             completed = CompletedRoom(
                 tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
                 state,
-                await self._find_effects(room, snapshot, changes, gone),
+                await self._find_effects(room, snapshot, changes, removed),
                 walk.hidden,
                 *await self._find_late_events(snapshot, walk),
             )
@@ -510,10 +508,10 @@ class RoomCompletion:
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 continue
-            fresh = RoomSnapshot(
+            new_snapshot = RoomSnapshot(
                 room, snapshot.version, snapshot.head, self._engine.view(room.room_nid, None)
             )
-            self._engine.advance(fresh, AppendResult(head, []))
+            self._engine.advance(new_snapshot, AppendResult(head, []))
             return
         raise RuntimeError(
             f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed"
@@ -522,16 +520,18 @@ class RoomCompletion:
     async def _find_late_events(
         self, snapshot: RoomSnapshot, walk: RecheckProgress
     ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateMessage]]:
-        """Return relations and redactions of events that are shown now, and which are news."""
+        """Return relations and redactions of events that are shown now, and which count as new."""
         children: list[RelationRow] = []
         redactions: list[tuple[int, Redaction]] = []
         for stored in walk.shown:
             event = stored.event
             relation = None if stored.redacted_by is not None else read_relation(event)
             if relation is not None:
-                place = (stored.nid, event.event_id, stored.room_nid, stored.depth)
+                columns = (stored.nid, event.event_id, stored.room_nid, stored.depth)
                 children.append(
-                    RelationRow(relation, *place, event.type, event.sender, event.origin_server_ts)
+                    RelationRow(
+                        relation, *columns, event.type, event.sender, event.origin_server_ts
+                    )
                 )
             target_id = event.redacts
             target = (
@@ -543,14 +543,14 @@ class RoomCompletion:
                 redactions.append(
                     (stored.nid, await make_redaction(snapshot, target, self._identity))
                 )
-        return children, redactions, await self._recheck.find_news(snapshot, walk)
+        return children, redactions, await self._recheck.find_new_messages(snapshot, walk)
 
     async def _find_effects(
         self,
         room: RoomRow,
         snapshot: RoomSnapshot,
         changes: dict[tuple[str, str], int | None],
-        gone: dict[tuple[str, str], int],
+        removed: dict[tuple[str, str], int],
     ) -> list[tuple[int, StateEffect]]:
         """Return the effects of changed and removed entries."""
         effects = list(
@@ -560,7 +560,7 @@ class RoomCompletion:
         )
         absent = {key for key, nid in changes.items() if nid is None}
         was = await self._stores.trees.get_entries(room.room_nid, snapshot.state.root, absent)
-        nids = {*was.values(), *(gone[key] for key in absent & gone.keys())}
+        nids = {*was.values(), *(removed[key] for key in absent & removed.keys())}
         for nid, stored in (await self._events.get_events(nids)).items():
             effects.append((nid, effect_of_absence(stored.event, self._identity)))
         return [(nid, effect) for nid, effect in effects if effect != NO_EFFECT]

@@ -34,7 +34,7 @@ class LateCandidate(msgspec.Struct, frozen=True):
 
     stored: StoredEvent
     before: StateChange
-    news: LateMessage
+    message: LateMessage
 
 
 class LateNotifications:
@@ -48,7 +48,7 @@ class LateNotifications:
         memberships: Memberships,
         store: MembershipStore,
     ) -> None:
-        self._placements = persister
+        self._persister = persister
         self._resolver = resolver
         self._memberships = memberships
         self._store = store
@@ -57,7 +57,7 @@ class LateNotifications:
         self, snapshot: RoomSnapshot, stored: StoredEvent, before: StateChange
     ) -> LateCandidate:
         """Classify the message for the users who were in the room."""
-        classification = await self._placements.classify(snapshot, stored.event, before)
+        classification = await self._persister.classify(snapshot, stored.event, before)
         return LateCandidate(
             stored,
             before,
@@ -69,37 +69,42 @@ class LateNotifications:
             ),
         )
 
-    async def find_news(self, room_nid: int, heard: Sequence[LateCandidate]) -> list[LateMessage]:
-        """Return the messages that are news, in order, classified for the present members."""
-        if not heard:
+    async def find_new_messages(
+        self, room_nid: int, candidates: Sequence[LateCandidate]
+    ) -> list[LateMessage]:
+        """Return the messages that are new to the present members, in order, classified for
+        them."""
+        if not candidates:
             return []
         local_members = await self._memberships.local_members(room_nid)
         members = await self._store.get_memberships(room_nid, local_members)
-        news = []
-        for each in heard:
+        message = []
+        for each in candidates:
             # event numbers increase in the order of arrival
             later = {user: row for user, row in members.items() if row.event_nid > each.stored.nid}
-            found = await self._adjust_for_newcomers(room_nid, each, later) if later else each.news
+            found = (
+                await self._adjust_for_later_joins(room_nid, each, later) if later else each.message
+            )
             if found is not None:
                 flags = found.flags | (EventFlag.HAS_PUSH_ACTIONS if found.outcomes else 0)
-                news.append(replace(found, flags=flags))
-        return news
+                message.append(replace(found, flags=flags))
+        return message
 
-    async def _adjust_for_newcomers(
-        self, room_nid: int, heard: LateCandidate, members: Mapping[str, MembershipRow]
+    async def _adjust_for_later_joins(
+        self, room_nid: int, candidate: LateCandidate, members: Mapping[str, MembershipRow]
     ) -> LateMessage | None:
         """Remove the notifications of users who joined, or changed their names, after the message.
 
         Return None if one of them may not see it.
         """
-        event = heard.stored.event
+        event = candidate.stored.event
         keys = {user: StateKey("m.room.member", user) for user in members}
         state = await self._resolver.load(
-            room_nid, heard.before, [HISTORY_VISIBILITY, *keys.values()]
+            room_nid, candidate.before, [HISTORY_VISIBILITY, *keys.values()]
         )
         stored = state.get(HISTORY_VISIBILITY)
         visibility = read_visibility(None if stored is None else stored.event)
-        outcomes = dict(heard.news.outcomes)
+        outcomes = dict(candidate.message.outcomes)
         for user, key in keys.items():
             membership = state[key].event.membership if key in state else None
             if membership == "join":
@@ -109,4 +114,4 @@ class LateNotifications:
             ):
                 return None
             outcomes[user] = NO_ACTIONS
-        return replace(heard.news, outcomes=outcomes)
+        return replace(candidate.message, outcomes=outcomes)

@@ -45,7 +45,7 @@ class RecheckProgress(msgspec.Struct):
 
     before_join: StateChange
     fetch: FetchState
-    place: int = 0
+    ordinal: int = 0
     after: dict[int, StateChange] = msgspec.field(default_factory=dict)
     """The states after the events, by event number."""
     extremities: dict[EventID, int] = msgspec.field(default_factory=dict)
@@ -94,26 +94,26 @@ class Recheck:
         self._timelines = timelines
         self._unacknowledged_leaves = unacknowledged_leaves
         self._unverified = unverified
-        self._placements = persister
+        self._persister = persister
         self._database = database
         self._store = store
         self._events = events
         self._resolver = resolver
         self._writer = writer
-        self._questions = services
+        self._services = services
 
     async def recheck_all(self, snapshot: RoomSnapshot, walk: RecheckProgress) -> None:
         """Recheck all events that are left."""
         room_nid = snapshot.room.room_nid
         while True:
-            rows = await self._store.get_events(room_nid, walk.place, CHUNK)
+            rows = await self._store.get_events(room_nid, walk.ordinal, CHUNK)
             if not rows:
                 return
             stored = await self._events.get_events(row.event_nid for row in rows)
             found: list[RecomputedEvent] = []
             for row in rows:
                 found.append(await self._recheck_event(snapshot, walk, row, stored[row.event_nid]))
-                walk.place = row.ordinal
+                walk.ordinal = row.ordinal
                 if found[-1].auth:  # the next resolution may depend on it
                     break
             roots = await self._database.write(
@@ -127,11 +127,13 @@ class Recheck:
         """Return the current state according to the events that are rechecked."""
         return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
 
-    async def find_news(
+    async def find_new_messages(
         self, snapshot: RoomSnapshot, walk: RecheckProgress
     ) -> Sequence[LateMessage]:
-        """Return the messages that are news, among the events that are rechecked."""
-        return await self._late_notifications.find_news(snapshot.room.room_nid, walk.late_messages)
+        """Return the messages that count as new, among the events that are rechecked."""
+        return await self._late_notifications.find_new_messages(
+            snapshot.room.room_nid, walk.late_messages
+        )
 
     async def _recheck_event(
         self, snapshot: RoomSnapshot, walk: RecheckProgress, row: PartialEvent, stored: StoredEvent
@@ -212,11 +214,11 @@ class Recheck:
         """Add cited events that were verified late to a state, where it has no event for their
         key."""
         room_nid = snapshot.room.room_nid
-        noted = await self._unverified.find_stored(room_nid, event.auth_events)
+        unverified = await self._unverified.find_stored(room_nid, event.auth_events)
         names = [
             name
             for name in event.auth_events
-            if noted.get(name, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
+            if unverified.get(name, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
         ]
         if not names:
             return before
@@ -240,7 +242,7 @@ class Recheck:
             if event.redacts is None
             else await self._events.get_event(snapshot.room.room_nid, event.redacts)
         )
-        return target is not None and not await self._placements.may_redact(
+        return target is not None and not await self._persister.may_redact(
             snapshot.room, event, target.event.sender, before
         )
 
@@ -302,14 +304,14 @@ class Recheck:
         create = await snapshot.create_event()
         named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
         sources = _Sources(
-            questions=self._questions,
+            services=self._services,
             room=snapshot.room,
             auth=list(auth.values()),
             before=before,
             current=None if row.is_backfilled else current,
             signers=required_signers(event),
             create=create,
-            judged=PolicyVerdicts(None if named is None else named.event),
+            verdicts=PolicyVerdicts(None if named is None else named.event),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
@@ -330,26 +332,26 @@ class _Sources(StoredSources):
     def __init__(
         self,
         *,
-        questions: CheckServices,
+        services: CheckServices,
         room: RoomRow,
         auth: Sequence[StoredEvent],
         before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create: Event | None,
-        judged: PolicyVerdicts,
+        verdicts: PolicyVerdicts,
         was_approved: bool,
     ) -> None:
         """`was_approved`: the policy server allowed the event when it came."""
         super().__init__(
-            services=questions,
+            services=services,
             room=room,
             auth=auth,
             before=before,
             current=current,
             signers=signers,
             create=create,
-            verdicts=judged,
+            verdicts=verdicts,
         )
         self._was_approved = was_approved
 

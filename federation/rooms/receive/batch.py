@@ -66,9 +66,9 @@ class Batch:
     """The PDUs of one request."""
 
     def __init__(self, *, candidates: Sequence[ReceivedPdu], room_id: RoomID) -> None:
-        self._given = candidates
+        self._candidates = candidates
         self.candidates: dict[EventID, ReceivedPdu] = {}
-        """The first valid event of this room for each id."""
+        """The first valid event of this room for each ID."""
         self.outcomes: dict[EventID, Outcome] = {}
         for candidate in candidates:
             try:
@@ -93,10 +93,10 @@ class Batch:
             )
 
     def get_outcomes(self) -> list[Outcome]:
-        """Return an outcome for each PDU, in the order given. A repeated id counts as known."""
+        """Return an outcome for each PDU, in the order given. A repeated ID counts as known."""
         answered: set[EventID] = set()
         outcomes: list[Outcome] = []
-        for candidate in self._given:
+        for candidate in self._candidates:
             try:
                 event_id = candidate.read().event_id
             except MatrixError as error:
@@ -114,21 +114,21 @@ class Batch:
 async def parse_events(
     version: RoomVersion, room_id: RoomID, pdus: Iterable[Mapping[str, Any]], clock: IReactorTime
 ) -> dict[EventID, Event]:
-    """Parse the PDUs, and return the events of the room by id.
+    """Parse the PDUs, and return the events of the room by ID.
 
     Yields to other work in between: an event of only empty objects takes milliseconds.
     """
-    turns = Yielder(clock=clock)
+    yielder = Yielder(clock=clock)
     found: dict[EventID, Event] = {}
     for pdu in pdus:
         try:
             event = parse_event(version, pdu)
         except MatrixError:
-            await turns.after(MAX_PDU_BYTES)  # as if it had the maximal length
+            await yielder.after(MAX_PDU_BYTES)  # as if it had the maximal length
             continue
         if event.room_id == room_id:
             found.setdefault(event.event_id, event)
-        await turns.after(len(encode_pdu(event)))
+        await yielder.after(len(encode_pdu(event)))
     return found
 
 
@@ -147,33 +147,33 @@ async def sort_many_by_reference(
     events: Mapping[EventID, Event], clock: IReactorTime
 ) -> tuple[list[Event], list[Event]]:
     """Like `sort_by_reference`, but yields to other work in between."""
-    sorting, turns = _sort(events), Yielder(clock=clock, at_once=1)
+    sorting, yielder = _sort(events), Yielder(clock=clock, bytes_per_turn=1)
     while True:
         try:
             next(sorting)
         except StopIteration as done:
             found: tuple[list[Event], list[Event]] = done.value
             return found
-        await turns.after(1)
+        await yielder.after(1)
 
 
 def _sort(
     events: Mapping[EventID, Event],
 ) -> Generator[None, None, tuple[list[Event], list[Event]]]:
     """Sort the events; yields where other work may run, whatever the references are."""
-    waits_for: dict[EventID, set[EventID]] = {}
-    followers: dict[EventID, list[EventID]] = {}
+    dependencies: dict[EventID, set[EventID]] = {}
+    dependents: dict[EventID, list[EventID]] = {}
     creations: list[EventID] = []
     first: list[EventID] = []
     for number, (event_id, event) in enumerate(events.items(), 1):
         names = {name for name in _references(event) if name in events}
         if names:
-            waits_for[event_id] = names
+            dependencies[event_id] = names
         else:
-            # where a room id is the hash of its create event, no auth_events name that event
+            # where a room ID is the hash of its create event, no auth_events name that event
             (creations if event.type == CREATE else first).append(event_id)
         for name in names:
-            followers.setdefault(name, []).append(event_id)
+            dependents.setdefault(name, []).append(event_id)
         if number % SORTED_AT_ONCE == 0:
             yield
     ready = deque([*creations, *first])
@@ -182,19 +182,19 @@ def _sort(
     while ready:
         event_id = ready.popleft()
         ordered.append(events[event_id])
-        for follower in followers.pop(event_id, ()):
-            names = waits_for[follower]
+        for dependent in dependents.pop(event_id, ()):
+            names = dependencies[dependent]
             names.discard(event_id)
             if not names:
-                del waits_for[follower]
-                ready.append(follower)
+                del dependencies[dependent]
+                ready.append(dependent)
             steps += 1
             if steps % SORTED_AT_ONCE == 0:
                 yield
         steps += 1
         if steps % SORTED_AT_ONCE == 0:
             yield
-    return ordered, [events[event_id] for event_id in waits_for]
+    return ordered, [events[event_id] for event_id in dependencies]
 
 
 def _references(event: Event) -> Iterable[EventID]:

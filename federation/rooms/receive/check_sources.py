@@ -28,8 +28,8 @@ ApproveMany = Callable[
     [int, Collection[Event], Event | None, Collection[EventID]],
     Awaitable[Mapping[EventID, bool | None]],
 ]
-"""Returns the same for many events, before their turn in the room; None: the policy server is
-unavailable. The last argument: events that the room allows to users of servers outside it."""
+"""Returns the same for many events, before they are received in the room; None: the policy server
+is unavailable. The last argument: events that the room allows to users of servers outside it."""
 FindUnaltered = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
 """Returns replacements of events of a room (its number) that another server sent with an altered
 content: see `UnalteredCopies.find`."""
@@ -50,9 +50,9 @@ class CheckServices(msgspec.Struct, frozen=True):
     async def find_create(
         self, room: RoomRow, event: Event
     ) -> tuple[Event | None, Collection[EventID]]:
-        """Return the create event that the room id names, in room versions with such ids.
+        """Return the create event that the room ID names, in room versions with such IDs.
 
-        Returns its id again if it was rejected.
+        Returns its ID again if it was rejected.
         """
         if not event.version.room_id_is_create_hash:
             return None, ()
@@ -69,7 +69,7 @@ class PolicyVerdicts(msgspec.Struct, frozen=True):
     policy_event: Event | None = None
     """The state event that names the policy server."""
     allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
-    """The verdicts that came before the events got their turn."""
+    """The verdicts that came before the events were received."""
     waiting: Collection[EventID] = ()
     """Events that wait for the policy server."""
 
@@ -98,18 +98,18 @@ class StoredSources:
         checked against the current state. `signers`: its verified signers, if known. `create`: the
         room's create event, if known. `verdicts`: names no policy server where none applies.
         `loaded`: see `StateResolver.load`."""
-        self._questions = services
+        self._services = services
         self._room = room
         self._auth = auth
         self._before = before
         self._current = current
         self._signers = signers
         self._create = create
-        self._judged = verdicts
+        self._verdicts = verdicts
         self._loaded = loaded
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        return await self._questions.get_signers(event) if self._signers is None else self._signers
+        return await self._services.get_signers(event) if self._signers is None else self._signers
 
     async def get_auth_events(self, event: Event) -> AuthEvents:
         create, rejected = await self._find_create(event)
@@ -123,7 +123,7 @@ class StoredSources:
     async def _find_create(self, event: Event) -> tuple[Event | None, Collection[EventID]]:
         if self._create is not None and event.version.room_id_is_create_hash:
             return self._create, ()
-        return await self._questions.find_create(self._room, event)
+        return await self._services.find_create(self._room, event)
 
     async def get_state_before(
         self, event: Event, keys: Collection[StateKey]
@@ -139,13 +139,13 @@ class StoredSources:
         return self._create is not None and event.event_id == self._create.event_id
 
     async def is_approved(self, event: Event) -> bool:
-        allowed = self._judged.allowed.get(event.event_id)
+        allowed = self._verdicts.allowed.get(event.event_id)
         if allowed is not None:
             return allowed
-        return await self._questions.approve(self._room.room_nid, event, self._judged.policy_event)
+        return await self._services.approve(self._room.room_nid, event, self._verdicts.policy_event)
 
     async def _load(
         self, state: StateChange, keys: Collection[StateKey]
     ) -> Mapping[StateKey, Event]:
-        loaded = await self._questions.resolver.load(self._room.room_nid, state, keys, self._loaded)
+        loaded = await self._services.resolver.load(self._room.room_nid, state, keys, self._loaded)
         return {key: stored.event for key, stored in loaded.items()}

@@ -91,7 +91,7 @@ class Inbox:
         self._rooms = rooms
         self._engine = engine
         self._missing = missing
-        self._insiders = participants
+        self._participants = participants
         self._clock = clock
         self._observer = observer
         self._semaphore: FairSemaphore[str] = FairSemaphore(
@@ -114,12 +114,12 @@ class Inbox:
         *,
         policy_server: ServerName | None = None,
         is_out_of_room: bool = False,
-        is_news: bool = True,
+        ends_pause: bool = True,
     ) -> None:
         """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
         `policy_server`: the policy server whose answer they wait for. `is_out_of_room`: the
-        origin is not in the room. `is_news`: they end the pause of the room.
+        origin is not in the room. `ends_pause`: they end the pause of the room.
         """
         rows = [
             NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), _is_own(event, origin))
@@ -134,7 +134,7 @@ class Inbox:
             is_out_of_room=is_out_of_room,
             domain=registered_domain_of(origin),
         )
-        if is_news or room.room_nid not in self._paused:
+        if ends_pause or room.room_nid not in self._paused:
             self.wake(room.room_nid)
 
     def on_join(self, room_nid: int) -> None:
@@ -191,7 +191,7 @@ class Inbox:
 
     async def _work(self, room_nid: int) -> None:
         """Retry the events of a room until nothing changes any more."""
-        rest: float | None = RETRIES.first_ms / 1000
+        delay: float | None = RETRIES.first_ms / 1000
         slot: str | None = None
         try:
             first = await self._store.get_of_room(room_nid, 1)
@@ -206,31 +206,31 @@ class Inbox:
                 self._working[room_nid] = False
                 left = await self._try_room(room_nid)
                 if left is None:
-                    rest = None
+                    delay = None
                     break
-                settled, attempts = left
+                done, attempts = left
                 if attempts is None:  # let other rooms have their turn
-                    rest = MIN_PAUSE
+                    delay = MIN_PAUSE
                     break
-                if not settled and not self._working[room_nid]:
-                    rest = RETRIES.nth(attempts + 1) / 1000
+                if not done and not self._working[room_nid]:
+                    delay = RETRIES.nth(attempts + 1) / 1000
                     break
         finally:
             if slot is not None:
                 self._semaphore.release(slot)
             del self._working[room_nid]
-            if rest is None:
+            if delay is None:
                 self._last_tried.pop(room_nid, None)
             elif not self._stopped:
                 self._last_tried[room_nid] = self._clock.seconds()
-                self._pause(room_nid, rest)
+                self._pause(room_nid, delay)
         self._observer.inbox_changed(await self._store.count())
 
     async def _try_room(self, room_nid: int) -> tuple[int, int | None] | None:
-        """Try once. Return the number of settled events, and the attempts of the others.
+        """Try once. Return the number of events that are done, and the attempts of the others.
 
-        The attempts are None if some events had no turn in the time limit. Returns None when
-        nothing waits.
+        The attempts are None if the time limit left some servers untried. Returns None when nothing
+        waits.
         """
         rows = await self._store.get_of_room(room_nid, BATCH)
         if not rows:
@@ -243,16 +243,16 @@ class Inbox:
                 event_id=row.event_id,
             )
             self._observer.pdu_received("expired")
-        settled = {row.inbox_nid for row in expired}
-        rows = [row for row in rows if row.inbox_nid not in settled]
+        done = {row.inbox_nid for row in expired}
+        rows = [row for row in rows if row.inbox_nid not in done]
         try:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
-            since = await self._insiders.in_room(snapshot)
+            since = await self._participants.in_room(snapshot)
             tried: set[int] = set()
             by_origin: dict[ServerName, list[InboxRow]] = {}
             for row in rows:
                 by_origin.setdefault(ServerName(row.origin), []).append(row)
-            turns = sorted(
+            remaining = sorted(
                 by_origin,
                 key=lambda name: (
                     name not in since,
@@ -261,46 +261,46 @@ class Inbox:
                 ),
             )
             begun = self._clock.seconds()
-            while turns:
-                took = self._clock.seconds() - begun
-                if took >= MAX_SECONDS or (took >= FIRST_SECONDS and self._working[room_nid]):
+            while remaining:
+                elapsed = self._clock.seconds() - begun
+                if elapsed >= MAX_SECONDS or (elapsed >= FIRST_SECONDS and self._working[room_nid]):
                     break
-                origin = turns.pop(0)
-                attempted, done = await self._try_together(snapshot, origin, by_origin[origin])
+                origin = remaining.pop(0)
+                attempted, finished = await self._try_together(snapshot, origin, by_origin[origin])
                 tried |= attempted
-                settled |= done
+                done |= finished
         except MatrixError as error:
             self._log.info(
                 "waiting events of {room_id} are dropped: {why}",
                 room_id=room.room_id,
                 why=error.text,
             )
-            settled = {row.inbox_nid for row in (*rows, *expired)}
-            turns = []
-        if settled:
-            await self._store.remove(settled)
-        unsettled = [
-            row for row in rows if row.inbox_nid not in settled and row.origin not in turns
+            done = {row.inbox_nid for row in (*rows, *expired)}
+            remaining = []
+        if done:
+            await self._store.remove(done)
+        unfinished = [
+            row for row in rows if row.inbox_nid not in done and row.origin not in remaining
         ]
-        if unsettled:
-            await self._store.record_attempt(row.inbox_nid for row in unsettled)
-        if turns:
-            return len(settled), None
-        relevant = [row for row in unsettled if row.inbox_nid in tried] or unsettled
-        return len(settled), min((row.attempts for row in relevant), default=0)
+        if unfinished:
+            await self._store.record_attempt(row.inbox_nid for row in unfinished)
+        if remaining:
+            return len(done), None
+        relevant = [row for row in unfinished if row.inbox_nid in tried] or unfinished
+        return len(done), min((row.attempts for row in relevant), default=0)
 
     async def _try_together(
         self, snapshot: RoomSnapshot, origin: ServerName, rows: Sequence[InboxRow]
     ) -> tuple[set[int], set[int]]:
         """Try the events of one server. Return the rows that were tried, and those of them that
-        are settled."""
+        are done."""
         events: dict[EventID, Event] = {}
         for row in rows:
             event_id = EventID(row.event_id)
             events[event_id] = parse_event(
                 snapshot.version, msgspec.json.decode(row.pdu), event_id=event_id
             )
-        inside = await self._insiders.find_relevant(snapshot, origin, list(events.values()))
+        inside = await self._participants.find_relevant(snapshot, origin, list(events.values()))
         rows = [row for row in rows if row.event_id in inside]
         tried = {row.inbox_nid for row in rows}
         if not rows:
@@ -321,7 +321,7 @@ class Inbox:
                 "events of {room_id} wait on: {error}", room_id=snapshot.room_id, error=error
             )
             return tried, set()
-        except Exception:  # a bug of ours, which may be fixed by the next try
+        except Exception:  # an unexpected error, which may be fixed by the next try
             self._log.failure("events of {room_id} could not be received", room_id=snapshot.room_id)
             return tried, set()
         for outcome in outcomes.values():
@@ -348,9 +348,9 @@ class Inbox:
 
 
 def _is_own(event: Event, origin: ServerName) -> bool:
-    """Return whether a user of that server sent the event, and the server chose its id.
+    """Return whether a user of that server sent the event, and the server chose its ID.
 
-    In room versions 1 and 2 any server may give an event any id.
+    In room versions 1 and 2 any server may give an event any ID.
     """
     is_named_by_itself = event.version.event_format is EventFormat.V1
     return domain_of(event.sender) == origin and (

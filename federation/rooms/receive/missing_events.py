@@ -71,11 +71,11 @@ class GapEvents:
     """The events of one room that are received together: the given ones, and those fetched for
     them."""
 
-    def __init__(self, *, given: Iterable[Event], until: float) -> None:
+    def __init__(self, *, initial: Iterable[Event], until: float) -> None:
         """`until`: when requests for them to the current server end."""
         self.until = until
-        self._given = {event.event_id: event for event in given}
-        self._events = dict(self._given)
+        self._initial = {event.event_id: event for event in initial}
+        self._events = dict(self._initial)
         self.outcomes: dict[EventID, Outcome] = {}
         self.refused: Collection[EventID] = ()
         """Events that the room's policy server refuses."""
@@ -84,9 +84,9 @@ class GapEvents:
         return len(self._events)
 
     @property
-    def given(self) -> Collection[EventID]:
-        """The ids of the events that the gap was found for."""
-        return self._given.keys()
+    def initial(self) -> Collection[EventID]:
+        """The IDs of the events that the gap was found for."""
+        return self._initial.keys()
 
     @property
     def open(self) -> Mapping[EventID, Event]:
@@ -107,9 +107,9 @@ class GapEvents:
         }
 
     def is_done(self) -> bool:
-        """Return whether each of the given events has a final outcome."""
+        """Return whether each of the initial events has a final outcome."""
         return all(
-            name in self.outcomes and not self.outcomes[name].is_waiting for name in self._given
+            name in self.outcomes and not self.outcomes[name].is_waiting for name in self._initial
         )
 
     def add(self, found: Mapping[EventID, Event], wanted: Iterable[EventID]) -> int:
@@ -124,8 +124,8 @@ class GapEvents:
         return len(self._events) - before
 
     def discard_fetched(self) -> None:
-        """Remove all but the given events."""
-        self._events = dict(self._given)
+        """Remove all but the initial events."""
+        self._events = dict(self._initial)
 
 
 class MissingEvents:
@@ -154,7 +154,7 @@ class MissingEvents:
         self._events = events
         self._receiver = receiver
         self._states = states
-        self._unproved = unverified
+        self._unverified = unverified
         self._remote = remote
         self._servers = servers
         self._policy = policy
@@ -171,7 +171,7 @@ class MissingEvents:
         events: Sequence[Event],
         origin: ServerName | None = None,
         *,
-        past: bool = False,
+        is_past: bool = False,
         walk: bool = True,
         fetched: Mapping[EventID, Event] | None = None,
         seconds: float = MAX_SECONDS,
@@ -179,28 +179,28 @@ class MissingEvents:
         """Receive events of a room and fetch what they refer to; return an outcome for each.
 
         Events that still wait could not be placed with what the servers sent. `origin` is asked
-        first. `past`: they are not news. `walk`: request the events between them and known ones;
-        else only the state at the gap. `fetched`: events of the gap that were fetched before.
-        `seconds`: the time limit of all requests. Raises NotFound when this server is not in the
-        room.
+        first. `is_past`: they do not count as new. `walk`: request the events between them and
+        known ones; else only the state at the gap. `fetched`: events of the gap that were fetched
+        before. `seconds`: the time limit of all requests. Raises NotFound when this server is not
+        in the room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = GapEvents(given=events, until=self._clock.seconds() + seconds)
+        pool = GapEvents(initial=events, until=self._clock.seconds() + seconds)
         if fetched is not None:
-            pool.add(await self._remove_placed(snapshot, fetched), pool.references())
-        if past and not await self._ask_policy_server(snapshot, pool):
-            return {name: Outcome(name, None, awaits_policy_server=True) for name in pool.given}
-        await self._receive_pool(pool, room_id, past)
+            pool.add(await self._filter_unplaced(snapshot, fetched), pool.references())
+        if is_past and not await self._ask_policy_server(snapshot, pool):
+            return {name: Outcome(name, None, awaits_policy_server=True) for name in pool.initial}
+        await self._receive_pool(pool, room_id, is_past)
         if not pool.is_done():
             present = await self._servers.in_room(snapshot.room.room_nid)
             chosen = await self.choose_servers(snapshot, origin)
             end = pool.until
             for server in chosen:
-                left = end - self._clock.seconds()
-                pool.until = end if server == chosen[-1] else self._clock.seconds() + left / 2
+                time_left = end - self._clock.seconds()
+                pool.until = end if server == chosen[-1] else self._clock.seconds() + time_left / 2
                 try:
                     await self._fill_from(
-                        server, snapshot, pool, past, walk, trust_states=server in present
+                        server, snapshot, pool, is_past, walk, use_states=server in present
                     )
                 except (RemoteError, Forbidden) as error:
                     self._log.info(
@@ -212,8 +212,8 @@ class MissingEvents:
                 if pool.is_done() or self._clock.seconds() > end:
                     break
                 pool.discard_fetched()  # that server may have invented all of it
-        await self._place_removals(pool, room_id)
-        return {name: pool.outcomes[name] for name in pool.given}
+        await self._receive_removals(pool, room_id)
+        return {name: pool.outcomes[name] for name in pool.initial}
 
     async def _ask_policy_server(self, snapshot: RoomSnapshot, pool: GapEvents) -> bool:
         """Ask the room's policy server about past events. Return whether it answered."""
@@ -231,16 +231,16 @@ class MissingEvents:
             return False
         return True
 
-    async def _place_removals(self, pool: GapEvents, room_id: RoomID) -> None:
-        """In a room with partial state, place removals of our users whose past cannot be fetched.
+    async def _receive_removals(self, pool: GapEvents, room_id: RoomID) -> None:
+        """In a room with partial state, receive removals of our users whose past cannot be fetched.
 
-        A server without users in the room gets no events of it any more. So neither the past of
+        A server without users in the room is sent no more events of it. So neither the past of
         the removal nor the rest of the state may ever arrive.
         """
         removals = [
             event
             for name, event in pool.open.items()
-            if name in pool.given
+            if name in pool.initial
             and event.membership in REMOVALS
             and event.state_key is not None
             and self._identity.is_local(event.state_key)
@@ -257,9 +257,11 @@ class MissingEvents:
         If `first` is not in the room it comes last. Report failures with `record_failure`.
         """
         since = await self._servers.in_room(snapshot.room.room_nid)
-        others = sorted(since, key=lambda server: (since[server], server))
+        candidates = sorted(since, key=lambda server: (since[server], server))
         chosen = [first] if first is not None and first in since else []
-        chosen += [server for server in others if server not in (first, self._identity.server_name)]
+        chosen += [
+            server for server in candidates if server not in (first, self._identity.server_name)
+        ]
         if first is not None and first not in since:
             chosen.append(first)
         return [
@@ -277,15 +279,15 @@ class MissingEvents:
         server: ServerName,
         snapshot: RoomSnapshot,
         pool: GapEvents,
-        past: bool,
+        is_past: bool,
         walk: bool,
         *,
-        trust_states: bool,
+        use_states: bool,
     ) -> None:
-        """Fill the gap from one server. `trust_states`: its states are used, too."""
+        """Fill the gap from one server. `use_states`: whether its states are used, too."""
         if walk:
             await self._walk(server, snapshot, pool)
-            await self._receive_pool(pool, snapshot.room_id, past)
+            await self._receive_pool(pool, snapshot.room_id, is_past)
         lacking_auth = [name for name in pool.open if pool.outcomes[name].missing_auth]
         for name in lacking_auth[:MAX_AUTH_CHAINS]:
             if self._is_timed_out(pool):
@@ -296,12 +298,12 @@ class MissingEvents:
                 snapshot,
                 pool.open[name],
                 outcome.missing_auth,
-                left=lambda: self._seconds_left(pool),
+                time_left=lambda: self._seconds_left(pool),
             )
         states: dict[EventID, Collection[EventID]] = {}
         # the state may have become complete meanwhile; until then the events wait for it
         if (
-            trust_states
+            use_states
             and (await self._engine.get_snapshot(snapshot.room_id)).head.partial_join is None
         ):
             edges = await self._find_edges(snapshot, pool)
@@ -311,21 +313,21 @@ class MissingEvents:
             for name in edges[:MAX_STATES]:
                 if not self._is_timed_out(pool):
                     remote_state = await self._states.fetch_state(
-                        server, snapshot, name, left=lambda: self._seconds_left(pool)
+                        server, snapshot, name, time_left=lambda: self._seconds_left(pool)
                     )
-                    await self._unproved.store(snapshot.room.room_nid, remote_state.left_out)
+                    await self._unverified.store(snapshot.room.room_nid, remote_state.left_out)
                     states[name] = remote_state.event_ids
         if lacking_auth or states:
-            await self._receive_pool(pool, snapshot.room_id, past, states)
+            await self._receive_pool(pool, snapshot.room_id, is_past, states)
 
     async def _walk(self, server: ServerName, snapshot: RoomSnapshot, pool: GapEvents) -> None:
         """Request the events between the pool and known events."""
         head = (await self._engine.get_snapshot(snapshot.room_id)).head
         earliest = [EventID(event_id) for _, event_id in head.extremities]
-        # what precedes our oldest event (our join, say) is the past: it is not news, and is
-        # backfilled when a client reads it
+        # the events before our oldest event (such as our join) are the past: they do not count as
+        # new, and are backfilled when a client reads them
         ends = await self._timelines.get_backward_extremities(snapshot.room.room_nid)
-        floor = min(ends.values(), default=0)
+        min_depth = min(ends.values(), default=0)
         if head.partial_join is not None:  # nothing before our join is of use now
             join = (await self._events.get_events([head.partial_join]))[head.partial_join]
             earliest += join.event.prev_events[:MAX_LATEST]
@@ -344,15 +346,15 @@ class MissingEvents:
                 earliest=earliest[-MAX_LATEST:],
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
-                min_depth=floor,
+                min_depth=min_depth,
                 seconds=self._seconds_left(pool),
             )
             found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
-            deep = {name: event for name, event in found.items() if event.depth >= floor}
-            if not pool.add(await self._remove_placed(snapshot, deep), missing):
+            recent = {name: event for name, event in found.items() if event.depth >= min_depth}
+            if not pool.add(await self._filter_unplaced(snapshot, recent), missing):
                 return
 
-    async def _remove_placed(
+    async def _filter_unplaced(
         self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]
     ) -> Mapping[EventID, Event]:
         """Return the events that are not placed yet. Those before a placed one are not in the
@@ -368,7 +370,7 @@ class MissingEvents:
         return pool.until - self._clock.seconds()
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: GapEvents) -> set[EventID]:
-        """Return the ids of events that open events follow and that are not placed here."""
+        """Return the IDs of events that open events follow and that are not placed here."""
         names = pool.references()
         known = await self._events.get_by_id(snapshot.room.room_nid, names)
         return {name for name in names if name not in known or known[name].is_outlier}
@@ -384,7 +386,7 @@ class MissingEvents:
         self,
         pool: GapEvents,
         room_id: RoomID,
-        past: bool,
+        is_past: bool,
         states: Mapping[EventID, Collection[EventID]] | None = None,
     ) -> None:
         ordered, circular = sort_by_reference(pool.open)
@@ -395,7 +397,7 @@ class MissingEvents:
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
             outcomes = await self._receiver.receive(
-                room_id, chunk, past=past, states=states, refused=pool.refused, may_wait=True
+                room_id, chunk, is_past=is_past, states=states, refused=pool.refused, may_wait=True
             )
             for event, outcome in zip(chunk, outcomes, strict=True):
                 pool.outcomes[event.event_id] = outcome

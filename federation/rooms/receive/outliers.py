@@ -48,31 +48,31 @@ class Outliers:
         self._database = database
         self._events = events
         self._store = store
-        self._placements = persister
+        self._persister = persister
         self._writer = writer
-        self._questions = services
+        self._services = services
         self._now_ms = now_ms
 
     async def add(self, room: RoomRow, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
         """Check and store events of a room, in any order; return their outcomes in the order
         given."""
         batch = Batch(candidates=candidates, room_id=RoomID(room.room_id))
-        await self._questions.prefetch_keys(batch.ordered)
+        await self._services.prefetch_keys(batch.ordered)
         for start in range(0, len(batch.ordered), CHUNK):
             await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
         return batch.get_outcomes()
 
     async def _add_chunk(self, room: RoomRow, batch: Batch, chunk: Sequence[Event]) -> None:
         create_id = {name for event in chunk for name in (event.event_id, *event.auth_events)}
-        known = dict(await self._events.get_anywhere(create_id))
-        waiting = await self._store.get_earlier_references(
+        known = dict(await self._events.get_in_any_room(create_id))
+        earlier = await self._store.get_earlier_references(
             room.room_nid, [event.event_id for event in chunk]
         )
         signers = await self._find_signers(
             [event for event in chunk if event.event_id not in known]
         )
         copies = await replace_altered(
-            self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers
+            self._services, room.room_nid, [batch.candidates[name] for name in signers], signers
         )
         batch.candidates.update(copies.unaltered)
         new: dict[EventID, tuple[Event, NewEvent]] = {}
@@ -94,16 +94,16 @@ class Outliers:
                 batch.outcomes[name] = Outcome(name, None, missing_auth=missing)
                 continue
             sources = _OutlierSources(
-                questions=self._questions, room=room, known=known, new=new, signers=signers
+                services=self._services, room=room, known=known, new=new, signers=signers
             )
             checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
-            is_unproved = checked.event is None and self._questions.lacks_keys(event)
+            is_unverified = checked.event is None and self._services.lacks_keys(event)
             batch.outcomes[name] = Outcome(
-                name, checked.verdict, checked.error, is_unverified=is_unproved
+                name, checked.verdict, checked.error, is_unverified=is_unverified
             )
             if checked.event is None:
                 continue
-            early = (await self._events.get_events(waiting.redactions.get(name, ()))).values()
+            redactions = (await self._events.get_events(earlier.redactions.get(name, ()))).values()
             flags = EventFlag.OUTLIER | (
                 EventFlag.REJECTED if checked.verdict is Verdict.REJECT else 0
             )
@@ -114,7 +114,7 @@ class Outliers:
                 checked.event,
                 int(flags),
                 [other.nid for other in stored if other.event.state_key is not None],
-                await self._placements.find_redactions(room, checked.event, early),
+                await self._persister.find_redactions(room, checked.event, redactions),
             )
             together = [auth_id for auth_id in event.auth_events if auth_id in new]
             new[name] = (checked.event, replace(made, auth_ids=together))
@@ -134,7 +134,7 @@ class Outliers:
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
         try:
-            return await self._questions.get_signers(event)
+            return await self._services.get_signers(event)
         except MatrixError:
             return ()  # it does not name its required signers
 
@@ -146,13 +146,13 @@ class _OutlierSources:
     def __init__(
         self,
         *,
-        questions: CheckServices,
+        services: CheckServices,
         room: RoomRow,
         known: Mapping[EventID, StoredEvent],
         new: Mapping[EventID, tuple[Event, NewEvent]],
         signers: Mapping[EventID, Collection[ServerName]],
     ) -> None:
-        self._questions = questions
+        self._services = services
         self._room = room
         self._known = known
         self._new = new
@@ -181,7 +181,7 @@ class _OutlierSources:
         if event.version.room_id_is_create_hash and create_id in self._new:
             create, new = self._new[create_id]
             return create, {create_id} if new.flags & EventFlag.REJECTED else set()
-        found, refused = await self._questions.find_create(self._room, event)
+        found, refused = await self._services.find_create(self._room, event)
         return found, set(refused)
 
     async def get_state_before(

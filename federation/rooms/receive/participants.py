@@ -48,7 +48,7 @@ class RoomParticipants:
         self._servers = servers
         self._memberships = memberships
         self._events = events
-        self._unproved = unverified
+        self._unverified = unverified
         self._own_name = own_name
 
     async def in_room(self, snapshot: RoomSnapshot) -> Mapping[ServerName, int]:
@@ -79,7 +79,7 @@ class RoomParticipants:
         if undecided:
             names = {name for event in undecided for name in event.auth_events}
             cited = await self._events.get_by_id(room_nid, names)
-            unverified = await self._unproved.find_stored(room_nid, names)
+            unverified = await self._unverified.find_stored(room_nid, names)
             by_id = {name: stored.event for name, stored in cited.items() if not stored.rejected}
             for event in undecided:
                 own = [by_id[name] for name in event.auth_events if name in by_id]

@@ -55,7 +55,7 @@ from storage.persist.state_effects import NO_EFFECT, StateEffect
 from storage.rooms.early_receipts import apply_early_receipts, select_awaited
 from storage.rooms.rooms import RoomRow, select_head
 
-MAX_UNSEEN_ANCESTORS = 100
+MAX_SKIPPED_ANCESTORS = 100
 """Rejected and soft-failed ancestors that we pass through to find the visible ones."""
 
 
@@ -79,9 +79,9 @@ class CheckedArrival(msgspec.Struct, frozen=True):
     """We send it to the other servers in the room."""
     has_gap: bool = False
     """The state before it is assumed, because the room has partial state."""
-    is_mended: bool = False
-    """The state before it also has events that were verified later than its ancestors."""
-    is_after_hole: bool = False
+    has_cited_state: bool = False
+    """The state before it also has cited events that were verified later than its ancestors."""
+    is_after_gap: bool = False
     """It is news, and events between our last one and it are missing."""
 
 
@@ -137,7 +137,7 @@ class EventPersister:
                 "append_event", self._append, snapshot, arrival, new, extremities, current
             )
         finally:
-            self._events.unexpect([arrival.event])
+            self._events.stop_expecting([arrival.event])
         own = self._events.get_or_parse(snapshot.room, appended.rows[0])
         if changes is not None and own.event.state_key is not None and own.event.key in changes:
             changes[own.event.key] = own
@@ -157,9 +157,9 @@ class EventPersister:
         return effective
 
     async def _load_power_levels(
-        self, room: RoomRow, before: StateChange, at_hand: StateView | None = None
+        self, room: RoomRow, before: StateChange, loaded: StateView | None = None
     ) -> PowerLevels | None:
-        state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS], at_hand)
+        state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS], loaded)
         if CREATE not in state:
             return None
         power, create = state.get(POWER_LEVELS), state[CREATE].event
@@ -206,9 +206,9 @@ class EventPersister:
                 flags |= classification.flags | (
                     EventFlag.HAS_PUSH_ACTIONS if classification.outcomes else 0
                 )
-        if arrival.is_after_hole:
+        if arrival.is_after_gap:
             flags |= EventFlag.AFTER_GAP
-        if arrival.is_mended:
+        if arrival.has_cited_state:
             flags |= EventFlag.STATE_ADDED
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
@@ -255,7 +255,7 @@ class EventPersister:
         """Return the forward extremities that the event does not replace."""
         passed = {stored.event.event_id for stored in arrival.prev} | set(arrival.missing)
         invisible = [stored for stored in arrival.prev if not stored.in_timeline]
-        for _ in range(MAX_UNSEEN_ANCESTORS):
+        for _ in range(MAX_SKIPPED_ANCESTORS):
             if not invisible:
                 break
             names = [name for name in invisible.pop().event.prev_events if name not in passed]
@@ -358,7 +358,7 @@ class EventPersister:
             [new],
             self._now_ms(),
             is_partial=is_partial,
-            past=arrival.is_backfilled,
+            is_past=arrival.is_backfilled,
         )
         if is_awaited:
             apply_early_receipts(txn, snapshot.room.room_id, rows)

@@ -67,22 +67,22 @@ class _Known(msgspec.Struct, frozen=True):
     """The stored events that a batch contains or refers to. Grows while the batch is received."""
 
     events: dict[EventID, StoredEvent]
-    waiting: EarlierReferences
+    earlier: EarlierReferences
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
     """The servers whose signatures each event has. Only events that were checked before."""
-    noted: Mapping[str, NeededIn]
+    cited: Mapping[str, NeededIn]
     """Cited events of remote states that could not be verified when we got those states."""
 
 
 class _ReceiveOptions(msgspec.Struct, frozen=True):
     """Options of `Receiver.receive`, which explains them."""
 
-    past: bool
+    is_past: bool
     send_on: bool
     upon_gap: bool
     refused: Collection[EventID]
-    judged: PolicyVerdicts
+    verdicts: PolicyVerdicts
 
 
 class Receiver:
@@ -109,9 +109,9 @@ class Receiver:
         self._events = events
         self._store = store
         self._resolver = resolver
-        self._placements = persister
+        self._persister = persister
         self._outliers = outliers
-        self._questions = services
+        self._services = services
 
     async def receive(
         self,
@@ -119,7 +119,7 @@ class Receiver:
         pdus: Sequence[Mapping[str, Any] | Event],
         *,
         origin: ServerName | None = None,
-        past: bool = False,
+        is_past: bool = False,
         states: Mapping[EventID, Collection[EventID]] | None = None,
         broadcast: bool = False,
         allow_gap: bool = False,
@@ -129,13 +129,13 @@ class Receiver:
         """Receive raw or parsed events of a known room, and return their outcomes in order.
 
         `origin`: the server whose transaction brought them; the room's server ACL must allow it.
-        `past`: they were fetched from the room's history, so they are not news and are not checked
+        `is_past`: they were fetched from the room's history, so they are not new, and not checked
         against the current state. `states`: for events with missing prev_events, the state before
-        them according to another server, as ids of stored events. It is resolved with the states
+        them according to another server, as IDs of stored events. It is resolved with the states
         after the prev_events that we have. `broadcast`: we send them to the other servers in the
         room, because they were made with our help. `allow_gap`: in a room with partial state, they
         do not wait for missing prev_events. `refused`: past events that the room's policy server
-        refuses. `may_wait`: the caller gives them again later, so they wait while the policy server
+        refuses. `may_wait`: the caller repeats the call later, so they wait while the policy server
         is unavailable. Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
@@ -147,19 +147,19 @@ class Receiver:
         signers = await self._find_signers(candidates)
         room_nid = snapshot.room.room_nid
         copies = await replace_altered(
-            self._questions, room_nid, candidates, signers, origin=origin, is_news=not past
+            self._services, room_nid, candidates, signers, origin=origin, is_new=not is_past
         )
         candidates = copies.candidates
-        judged = (
+        verdicts = (
             NO_POLICY_VERDICTS
-            if past
+            if is_past
             else await self._ask_policy_server(snapshot, candidates, signers, may_wait=may_wait)
         )
-        options = _ReceiveOptions(past, broadcast, allow_gap, refused, judged)
+        options = _ReceiveOptions(is_past, broadcast, allow_gap, refused, verdicts)
 
         async def work() -> list[Outcome]:
-            noted = await self._unverified.add_verified_cited(room_id, _collect_cited(candidates))
-            return await self._receive(room_id, candidates, options, states or {}, signers, noted)
+            cited = await self._unverified.add_verified_cited(room_id, _collect_cited(candidates))
+            return await self._receive(room_id, candidates, options, states or {}, signers, cited)
 
         return copies.get_outcomes(await self._engine.in_turn(room_id, work))
 
@@ -218,7 +218,7 @@ class Receiver:
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
         if len(events) > 1:
-            await self._questions.prefetch_keys(events.values())
+            await self._services.prefetch_keys(events.values())
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
@@ -246,9 +246,9 @@ class Receiver:
                 snapshot, event, signed_by
             ):
                 let_in.add(event.event_id)
-        judged = await self._questions.approve_many(snapshot.room.room_nid, new, named, let_in)
-        allowed = {event_id: allows for event_id, allows in judged.items() if allows is not None}
-        return PolicyVerdicts(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
+        approved = await self._services.approve_many(snapshot.room.room_nid, new, named, let_in)
+        allowed = {event_id: allows for event_id, allows in approved.items() if allows is not None}
+        return PolicyVerdicts(named, allowed, approved.keys() - allowed.keys() if may_wait else ())
 
     async def _find_new(
         self,
@@ -283,7 +283,7 @@ class Receiver:
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
         try:
-            return await self._questions.get_signers(event)
+            return await self._services.get_signers(event)
         except MatrixError:
             return ()  # it does not name its required signers, or we do not talk to one of them
 
@@ -294,13 +294,13 @@ class Receiver:
         options: _ReceiveOptions,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        noted: Mapping[str, NeededIn],
+        cited: Mapping[str, NeededIn],
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
         batch = Batch(candidates=candidates, room_id=room_id)
-        known = await self._load_known(snapshot, batch.ordered, states, signers, noted)
+        known = await self._load_known(snapshot, batch.ordered, states, signers, cited)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_event(
                 room_id, batch.candidates[event.event_id], known, options
@@ -313,7 +313,7 @@ class Receiver:
         events: Sequence[Event],
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        noted: Mapping[str, NeededIn],
+        cited: Mapping[str, NeededIn],
     ) -> _Known:
         """Load all that the events name in one batch of reads."""
         own = [event.event_id for event in events]
@@ -322,13 +322,13 @@ class Receiver:
             for event in events
             for name in (event.event_id, *event.prev_events, *event.auth_events)
         }
-        found = dict(await self._events.get_anywhere(named))
-        waiting = (
+        found = dict(await self._events.get_in_any_room(named))
+        earlier = (
             await self._store.get_earlier_references(snapshot.room.room_nid, own)
             if own
             else EarlierReferences({}, frozenset())
         )
-        return _Known(found, waiting, states, signers, noted)
+        return _Known(found, earlier, states, signers, cited)
 
     async def _receive_event(
         self, room_id: RoomID, candidate: ReceivedPdu, known: _Known, options: _ReceiveOptions
@@ -337,16 +337,16 @@ class Receiver:
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, options)
+                return await self._receive_one(snapshot, candidate, known, options)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.evict([event_id])
-                known.events.update(await self._events.get_anywhere([event_id]))
+                known.events.update(await self._events.get_in_any_room([event_id]))
         raise RuntimeError(
             f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received"
         )
 
-    async def _place(
+    async def _receive_one(
         self,
         snapshot: RoomSnapshot,
         candidate: ReceivedPdu,
@@ -367,19 +367,19 @@ class Receiver:
             if signers is not None:  # before we ask or store anything because of it
                 check_signed(event, signers)
         except MatrixError as error:
-            is_unproved = self._questions.lacks_keys(event)
-            return Outcome(event.event_id, Verdict.DROP, error, is_unverified=is_unproved)
+            is_unverified = self._services.lacks_keys(event)
+            return Outcome(event.event_id, Verdict.DROP, error, is_unverified=is_unverified)
         join = await self._partial_join(snapshot)
-        prev, missing = _split(event.prev_events, known.events, placed=True)
+        prev, missing = _split(event.prev_events, known.events, skip_outliers=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
             return make_dropped(event, "The event follows one of another room")
-        auth, missing_auth = _split(event.auth_events, known.events, placed=False)
+        auth, missing_auth = _split(event.auth_events, known.events, skip_outliers=False)
         has_state = event.event_id in known.states
         # with partial state, nothing before our join is known
         is_before_join = join is not None and _follows(missing, join)
-        is_assumed = join is not None and (options.past or options.upon_gap or is_before_join)
+        is_assumed = join is not None and (options.is_past or options.upon_gap or is_before_join)
         has_gap = is_assumed and not has_state and bool(missing)
-        is_backfilled = options.past or event.event_id in known.waiting.backward
+        is_backfilled = options.is_past or event.event_id in known.earlier.backward
         if missing_auth or (missing and not has_state and not has_gap):
             lacking = () if has_state or has_gap else missing
             return Outcome(
@@ -399,7 +399,7 @@ class Receiver:
                 snapshot, event, prev, known.states, join if has_gap else None
             )
             trusted = [
-                other for other in auth if _is_trusted(other, known.noted, in_part=join is not None)
+                other for other in auth if _is_trusted(other, known.cited, in_part=join is not None)
             ]
             from_prev = before
             before = await self._add_cited(snapshot, from_prev, trusted)
@@ -410,7 +410,7 @@ class Receiver:
             # the state before another event than our join may be outdated
             ours = NeededIn.OUR_STATE
             still_valid = [
-                other for other in trusted if known.noted.get(other.event.event_id, ours) is ours
+                other for other in trusted if known.cited.get(other.event.event_id, ours) is ours
             ]
             current = await self._add_cited(snapshot, current, still_valid)
             if current == before:
@@ -419,12 +419,12 @@ class Receiver:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
         # with partial state, the past cannot be checked against what is known of the present
-        judged = None if join is not None and is_backfilled else before
+        known_before = None if join is not None and is_backfilled else before
         sources = StoredSources(
-            services=self._questions,
+            services=self._services,
             room=snapshot.room,
             auth=auth,
-            before=judged,
+            before=known_before,
             current=current,
             signers=signers,
             create=create,
@@ -452,12 +452,12 @@ class Receiver:
             is_backfilled,
             options.send_on,
             has_gap or (join is not None and bool(missing)),
-            is_mended=join is None and before is not from_prev,
-            is_after_hole=not is_backfilled
+            has_cited_state=join is None and before is not from_prev,
+            is_after_gap=not is_backfilled
             and not is_before_join
             and (bool(missing) or any(map(_hides_gap, prev))),
         )
-        known.events[event.event_id] = await self._placements.persist(snapshot, arrival)
+        known.events[event.event_id] = await self._persister.persist(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
 
     async def _get_policy_verdicts(
@@ -467,21 +467,21 @@ class Receiver:
 
         Past events have their verdicts already.
         """
-        if options.past:
+        if options.is_past:
             return NO_POLICY_VERDICTS
-        named, asked = await _find_policy_event(snapshot), options.judged.policy_event
-        if named is None or asked is None or named.event_id != asked.event_id:
+        named, former = await _find_policy_event(snapshot), options.verdicts.policy_event
+        if named is None or former is None or named.event_id != former.event_id:
             return PolicyVerdicts(named)
-        return options.judged
+        return options.verdicts
 
     async def _redactions(
         self, snapshot: RoomSnapshot, event: Event, known: _Known
     ) -> Sequence[StoredEvent]:
-        nids = known.waiting.redactions.get(event.event_id, ())
+        nids = known.earlier.redactions.get(event.event_id, ())
         if not nids:
             return ()
         redactions = await self._events.get_events(nids)
-        return await self._placements.find_redactions(snapshot.room, event, redactions.values())
+        return await self._persister.find_redactions(snapshot.room, event, redactions.values())
 
     async def _state_before(
         self,
@@ -558,13 +558,13 @@ def _collect_cited(candidates: Sequence[ReceivedPdu]) -> set[EventID]:
     return cited
 
 
-def _is_trusted(cited: StoredEvent, noted: Mapping[str, NeededIn], *, in_part: bool) -> bool:
+def _is_trusted(event: StoredEvent, cited: Mapping[str, NeededIn], *, in_part: bool) -> bool:
     """Return whether a cited event counts where the state has no event for its key."""
-    if cited.rejected or cited.event.state_key is None:
+    if event.rejected or event.event.state_key is None:
         return False
-    if in_part and cited.event.type == MEMBER:
+    if in_part and event.event.type == MEMBER:
         return True
-    return noted.get(cited.event.event_id, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
+    return cited.get(event.event.event_id, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
 
 
 def _hides_gap(stored: StoredEvent) -> bool:
@@ -578,15 +578,15 @@ def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
 
 
 def _split(
-    names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, placed: bool
+    names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, skip_outliers: bool
 ) -> tuple[list[StoredEvent], list[EventID]]:
-    """Return the stored events, and the ids of the others, in the order given.
+    """Return the stored events, and the IDs of the others, in the order given.
 
-    `placed`: an outlier counts as missing.
+    `skip_outliers`: an outlier counts as missing.
     """
     found = [known.get(name) for name in names]
     usable = [
-        stored for stored in found if stored is not None and not (placed and stored.is_outlier)
+        each for each in found if each is not None and not (skip_outliers and each.is_outlier)
     ]
     have = {stored.event.event_id for stored in usable}
     return usable, [name for name in dict.fromkeys(names) if name not in have]

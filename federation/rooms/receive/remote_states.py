@@ -19,7 +19,7 @@ from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import EventClient, StateIDs, StatePDUs
-from federation.remote.large_responses import LargeResponseSlots, TimeLeft, get_longest_time
+from federation.remote.large_responses import LargeResponseSlots, TimeLeft, get_time_limit
 from federation.rooms.concurrency import map_concurrently
 from federation.rooms.receive.batch import Outcome, parse_events, sort_many_by_reference
 from federation.rooms.receive.receiver import MAX_PDUS, Receiver
@@ -60,7 +60,7 @@ class RemoteStates:
         states: LargeResponseSlots,
         clock: IReactorTime,
     ) -> None:
-        """`lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
+        """`lists`: limits concurrent responses with lists of IDs and auth chains; `states`: those
         with complete states."""
         self._receiver = receiver
         self._imports = imports
@@ -78,26 +78,26 @@ class RemoteStates:
         max_new: int = MAX_NEW,
         needed_in: NeededIn = NeededIn.SOME_STATE,
         *,
-        left: TimeLeft = get_longest_time,
+        time_left: TimeLeft = get_time_limit,
     ) -> RemoteState:
         """Fetch the state before an event from a server, and store its events.
 
         Invalid events are left out. `max_new`: the limit of new events. `needed_in`: how far the
-        state is trusted. `left`: returns the time that is left. Raises RemoteError.
+        state is trusted. `time_left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
 
-        async def ask_ids(most: int) -> StateIDs:
+        async def ask_ids(max_bytes: int) -> StateIDs:
             return await self._remote.get_state_ids(
-                server, room_id, event_id, seconds=left(), max_bytes=most
+                server, room_id, event_id, seconds=time_left(), max_bytes=max_bytes
             )
 
-        async def ask_state(most: int) -> StatePDUs:
+        async def ask_state(max_bytes: int) -> StatePDUs:
             return await self._remote.get_state(
-                server, room_id, event_id, seconds=left(), max_bytes=most
+                server, room_id, event_id, seconds=time_left(), max_bytes=max_bytes
             )
 
-        async with self._lists.read(server, ask_ids, left) as ids:
+        async with self._lists.read(server, ask_ids, time_left) as ids:
             pass
         wanted = {*ids.state, *ids.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
@@ -107,11 +107,11 @@ class RemoteStates:
             )
         if len(missing) <= MAX_SINGLE_REQUESTS:
             stored = await self._store_outliers(
-                snapshot, await self._fetch(server, missing, left), missing
+                snapshot, await self._fetch(server, missing, time_left), missing
             )
             left_out = find_left_out(stored, ids.state, needed_in)
         else:
-            async with self._states.read(server, ask_state, left) as state:
+            async with self._states.read(server, ask_state, time_left) as state:
                 pdus: list[Pdu] = [*state.auth_chain, *state.state]
                 del state
                 outcomes = await self._imports.store(snapshot.room, pdus)
@@ -128,30 +128,32 @@ class RemoteStates:
         event: Event,
         missing: Collection[EventID],
         *,
-        left: TimeLeft = get_longest_time,
+        time_left: TimeLeft = get_time_limit,
     ) -> None:
         """Fetch and store the auth chain of an event, as far as the server has it.
 
         `missing`: its auth events that we do not have. Raises RemoteError.
         """
 
-        async def ask(most: int) -> Sequence[Pdu]:
+        async def ask(max_bytes: int) -> Sequence[Pdu]:
             return await self._remote.get_event_auth(
-                server, snapshot.room_id, event.event_id, seconds=left(), max_bytes=most
+                server, snapshot.room_id, event.event_id, seconds=time_left(), max_bytes=max_bytes
             )
 
-        async with self._lists.read(server, ask, left) as chain:
+        async with self._lists.read(server, ask, time_left) as chain:
             await self._store_outliers(snapshot, chain, None)
             del chain
         lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
         if lacking:
-            await self._store_outliers(snapshot, await self._fetch(server, lacking, left), lacking)
+            await self._store_outliers(
+                snapshot, await self._fetch(server, lacking, time_left), lacking
+            )
 
     async def _fetch(
-        self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft
+        self, server: ServerName, event_ids: Iterable[EventID], time_left: TimeLeft
     ) -> list[Pdu]:
         async def fetch(event_id: EventID) -> Pdu:
-            return await self._remote.get_event(server, event_id, seconds=left())
+            return await self._remote.get_event(server, event_id, seconds=time_left())
 
         return await map_concurrently(fetch, sorted(event_ids), CONCURRENT_REQUESTS)
 

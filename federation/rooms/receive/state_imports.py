@@ -59,10 +59,10 @@ class StateImports:
     async def store(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
         """Store events as outliers; return an outcome for each, in the order given."""
         outcomes: dict[int, Outcome] = {}
-        waiting, count = await self._by_depth(pdus), len(pdus)
+        remaining, count = await self._by_depth(pdus), len(pdus)
         for _ in range(MAX_PASSES):
             later: list[int] = []
-            for chunk in _chunks(pdus, waiting):
+            for chunk in _chunks(pdus, remaining):
                 version = ROOM_VERSIONS[room.version]
                 candidates = [
                     ReceivedPdu(version=version, pdu=as_mapping(pdus[at])) for at in chunk
@@ -75,22 +75,22 @@ class StateImports:
                         later.append(at)
             if not later or len(later) == count:
                 break
-            waiting, count = later, len(later)
+            remaining, count = later, len(later)
         return [outcomes[at] for at in range(len(pdus))]
 
     async def _by_depth(self, pdus: Sequence[Pdu]) -> Iterable[int]:
         """Return the indexes of the events ordered by claimed depth: sorted in chunks, which are
         merged while they are read."""
-        turns, depths = Yielder(clock=self._clock, at_once=DEPTH_CHUNK_BYTES), array("d")
+        yielder, depths = Yielder(clock=self._clock, bytes_per_turn=DEPTH_CHUNK_BYTES), array("d")
         for pdu in pdus:
             depths.append(_depth(pdu))
-            await turns.after(_length(pdu))
-        turns, pieces = Yielder(clock=self._clock, at_once=1), []
+            await yielder.after(_length(pdu))
+        yielder, pieces = Yielder(clock=self._clock, bytes_per_turn=1), []
         for start in range(0, len(pdus), SORT_CHUNK):
             end = min(start + SORT_CHUNK, len(pdus))
             pieces.append(sorted(range(start, end), key=depths.__getitem__))
             if end < len(pdus):
-                await turns.after(1)
+                await yielder.after(1)
         return merge(*pieces, key=depths.__getitem__)
 
     async def get_entries(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
@@ -114,7 +114,7 @@ class StateImports:
 
 
 def get_stored_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
-    """Return the ids of the stored events, whether accepted or rejected."""
+    """Return the IDs of the stored events, whether accepted or rejected."""
     return [
         outcome.event_id
         for outcome in outcomes

@@ -83,7 +83,7 @@ class UnalteredCopies:
             schedule=BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
             max_records=MAX_BACKOFFS,
         )
-        """Keyed by event id and by server name."""
+        """Keyed by event ID and by server name."""
         self._lookups: SharedWork[str, Event | None] = SharedWork()
 
     async def find_all(
@@ -117,13 +117,13 @@ class UnalteredCopies:
         return found if is_content_hash_valid(found) else event
 
     async def _find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
-        home = domain_of(event.sender)
+        sender_server = domain_of(event.sender)
         others = [
             server
             for server in sort_by_join(await self._servers.in_room(room_nid))
-            if server not in (home, origin)
+            if server not in (sender_server, origin)
         ]
-        for server in [home, *others[:MAX_OTHER_SERVERS]]:
+        for server in [sender_server, *others[:MAX_OTHER_SERVERS]]:
             if (
                 server == self._own
                 or self._backoff.left_ms(server)
@@ -145,7 +145,7 @@ class UnalteredCopies:
                 continue
             if not is_same(copy, event):
                 continue
-            if server == home or is_content_hash_valid(copy):
+            if server == sender_server or is_content_hash_valid(copy):
                 return copy
         return None
 
@@ -153,9 +153,9 @@ class UnalteredCopies:
 class UnalteredBatch(msgspec.Struct, frozen=True):
     """The events of a batch to receive, after altered copies were replaced."""
 
-    given: Sequence[ReceivedPdu]
+    received: Sequence[ReceivedPdu]
     unaltered: Mapping[EventID, ReceivedPdu]
-    """Unaltered copies by event id, or altered ones that are received as they are."""
+    """Unaltered copies by event ID, or altered ones that are received as they are."""
     refused: Collection[EventID]
     """Altered copies that did not come from the sender's server, and whose original no server has.
     Storing them would make the original a duplicate."""
@@ -163,7 +163,7 @@ class UnalteredBatch(msgspec.Struct, frozen=True):
     @property
     def candidates(self) -> list[ReceivedPdu]:
         """The given events with replacements, without the refused ones."""
-        named = [(_id_of(each), each) for each in self.given]
+        named = [(_id_of(each), each) for each in self.received]
         return [
             each if name is None else self.unaltered.get(name, each)
             for name, each in named
@@ -175,18 +175,18 @@ class UnalteredBatch(msgspec.Struct, frozen=True):
         found = iter(outcomes)
         return [
             Outcome(name, Verdict.DROP, ALTERED) if name in self.refused else next(found)
-            for name in map(_id_of, self.given)
+            for name in map(_id_of, self.received)
         ]
 
 
 async def replace_altered(
-    questions: CheckServices,
+    services: CheckServices,
     room_nid: int,
     candidates: Sequence[ReceivedPdu],
     signers: Mapping[EventID, Collection[ServerName]],
     *,
     origin: ServerName | None = None,
-    is_news: bool = False,
+    is_new: bool = False,
 ) -> UnalteredBatch:
     """Fetch unaltered copies of altered events.
 
@@ -198,14 +198,14 @@ async def replace_altered(
         if (
             name is not None
             and name in signers
-            and needs_unaltered_copy(candidate, signers[name], origin, is_news=is_news)
+            and needs_unaltered_copy(candidate, signers[name], origin, is_new=is_new)
         ):
             altered.setdefault(name, candidate.read())
     if not altered:
         return UnalteredBatch(candidates, {}, ())
-    known = await questions.events.get_anywhere(altered)  # stored events stay unchanged
+    known = await services.events.get_in_any_room(altered)  # stored events stay unchanged
     lookups = [event for name, event in altered.items() if name not in known]
-    found = await questions.find_unaltered(room_nid, lookups, origin) if lookups else []
+    found = await services.find_unaltered(room_nid, lookups, origin) if lookups else []
     true = {
         event.event_id: ReceivedPdu(version=event.version, pdu=event.pdu, event=event)
         for event in found
@@ -220,11 +220,11 @@ def needs_unaltered_copy(
     signers: Collection[ServerName],
     origin: ServerName | None,
     *,
-    is_news: bool,
+    is_new: bool,
 ) -> bool:
     """Return whether an event was altered and its unaltered copy is worth a request.
 
-    An event that looks redacted mostly was redacted. We still ask for it if it is news, since a
+    An event that looks redacted mostly was redacted. We still ask for it if it is new, since a
     redaction comes after its target; and if it is a state event other than a membership, because
     nothing that matters is left of that.
     """
@@ -235,13 +235,13 @@ def needs_unaltered_copy(
         check_signed(event, signers)
     except MatrixError:
         return False
-    if is_news or (event.state_key is not None and event.type != MEMBER):
+    if is_new or (event.state_key is not None and event.type != MEMBER):
         return True
     return redact(event.version, event.pdu).get("content") != event.content
 
 
 def is_same(one: Event, other: Event) -> bool:
-    """Return whether two copies are of one event: an id proves that only if it is a hash."""
+    """Return whether two copies are of one event: an ID proves that only if it is a hash."""
     hashes: list[bytes] = [
         compute_reference_hash(event.version, event.pdu) for event in (one, other)
     ]

@@ -63,7 +63,7 @@ def find_left_out(
 ) -> list[UnverifiedEvent]:
     """Return the events of a remote state that cannot be verified now, with those that cite them.
 
-    `state`: the ids of events that are in the state itself, not only in its auth chain.
+    `state`: the IDs of events that are in the state itself, not only in its auth chain.
     """
     events = list(events)
     if not any(outcome.is_unverified for _, outcome in events):
@@ -177,10 +177,10 @@ class UnverifiedStateEvents:
         room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
         if room_nid not in await self._cached_rooms.get():
             return {}
-        noted = await self._store.find(room_nid, cited)
-        if any(event_nid is None for _, event_nid in noted.values()):
+        stored = await self._store.find(room_nid, cited)
+        if any(event_nid is None for _, event_nid in stored.values()):
             await self.add_verified(room_id)
-        return {name: needed_in for name, (needed_in, _) in noted.items()}
+        return {name: needed_in for name, (needed_in, _) in stored.items()}
 
     # ----------------------------------------------------------------------------------------
     # adding to the state
@@ -241,13 +241,15 @@ class UnverifiedStateEvents:
         wanted = chosen[NeededIn.SOME_STATE] | chosen[NeededIn.OUR_STATE]
         present = await snapshot.state.load(wanted)
         free = dict.fromkeys(key for key in wanted if key not in present)
-        ours = {key: stored for key, stored in chosen[NeededIn.OUR_STATE].items() if key in free}
+        our_state = {
+            key: stored for key, stored in chosen[NeededIn.OUR_STATE].items() if key in free
+        }
         states = [
             StateChange(
                 snapshot.head.state_root,
                 {(key.type, key.state_key): each[key].nid for key in free if key in each},
             )
-            for each in (ours, chosen[NeededIn.SOME_STATE] | ours)
+            for each in (our_state, chosen[NeededIn.SOME_STATE] | our_state)
         ]
         create = await snapshot.create_event()
         state = await self._resolver.resolve(
@@ -300,17 +302,19 @@ class UnverifiedStateEvents:
             self._log.failure("work on unverified state events failed", failure)
 
     async def _work(self) -> None:
-        rest = POLL_SECONDS
+        delay = POLL_SECONDS
         try:
             self._cached_rooms.invalidate()
             for room_nid, due in (await self._cached_rooms.get()).items():
                 if due is not None and due <= self._now_ms():
                     await self._try(room_nid)
-            dues = [due for due in (await self._cached_rooms.get()).values() if due is not None]
-            if dues:
-                rest = min(max((min(dues) - self._now_ms()) / 1000, 1), POLL_SECONDS)
+            due_times = [
+                due for due in (await self._cached_rooms.get()).values() if due is not None
+            ]
+            if due_times:
+                delay = min(max((min(due_times) - self._now_ms()) / 1000, 1), POLL_SECONDS)
         finally:
-            self._schedule(rest)
+            self._schedule(delay)
 
     async def _try(self, room_nid: int) -> None:
         """Verify the stored events of a room again."""

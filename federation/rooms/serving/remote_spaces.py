@@ -47,7 +47,7 @@ class RemoteHierarchies:
         now_ms: Callable[[], int],
     ) -> None:
         self._requests = requests
-        self._candidates = candidates
+        self._fallback = candidates
         self._now_ms = now_ms
         self._cache: LRU[tuple[RoomID, bool], _Cached] = LRU(max_entries=MAX_CACHED)
 
@@ -85,6 +85,6 @@ class RemoteHierarchies:
             )
 
         try:
-            return await self._candidates.run(servers, request, most=MAX_SERVERS)
+            return await self._fallback.run(servers, request, max_servers=MAX_SERVERS)
         except MatrixError:
             return None  # the client sees as much of the hierarchy as could be fetched

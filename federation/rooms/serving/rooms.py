@@ -49,7 +49,7 @@ Pdus = list[msgspec.Raw]
 
 
 class ServedStateIDs(msgspec.Struct, frozen=True):
-    """A state and its auth chain, as event ids."""
+    """A state and its auth chain, as event IDs."""
 
     state: list[str]
     auth_chain: list[str]
@@ -95,7 +95,7 @@ class ServedRooms:
 
     async def get_event(self, server: ServerName, event_id: EventID) -> Pdus:
         """Return one event. Raises NotFound, Forbidden."""
-        stored = (await self._events.get_anywhere([event_id])).get(event_id)
+        stored = (await self._events.get_in_any_room([event_id])).get(event_id)
         if stored is None:
             raise NotFound("This server does not have the event")
         snapshot = await self._access.get_room(server, stored.event.room_id)
@@ -106,7 +106,7 @@ class ServedRooms:
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Response:
         """Return the state before an event and its auth chain as JSON. Raises NotFound,
         Forbidden."""
-        stored = await self._get_placed(server, room_id, event_id)
+        stored = await self._get_non_outlier(server, room_id, event_id)
         state = await self._states.get_state(
             stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
         )
@@ -122,8 +122,8 @@ class ServedRooms:
     async def get_state_ids(
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> ServedStateIDs:
-        """Return the same as `get_state`, as event ids."""
-        stored = await self._get_placed(server, room_id, event_id)
+        """Return the same as `get_state`, as event IDs."""
+        stored = await self._get_non_outlier(server, room_id, event_id)
         state, chain = await self._states.get_ids(
             stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
         )
@@ -131,7 +131,7 @@ class ServedRooms:
 
     async def get_auth_chain(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Pdus:
         """Return the auth chain of an event. Raises NotFound, Forbidden."""
-        snapshot = await self._get_whole(server, room_id)
+        snapshot = await self._get_complete_room(server, room_id)
         stored = await self._find(snapshot, event_id)
         auth_events = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
         nids = {other.nid for other in auth_events.values() if not other.rejected}
@@ -147,7 +147,7 @@ class ServedRooms:
 
         Raises NotFound, Forbidden, InvalidParam.
         """
-        snapshot = await self._get_whole(server, room_id)
+        snapshot = await self._get_complete_room(server, room_id)
         start = await self._find_starts(snapshot, from_)
         events = await self._walk(snapshot, start, (), min(max(limit, 1), MAX_PAGE))
         return await self._encode_visible(server, snapshot, events)
@@ -183,10 +183,10 @@ class ServedRooms:
         Raises NotFound, Forbidden.
         """
         snapshot = await self._access.get_room(server, room_id)
-        place: tuple[int, int] | None = None
+        last: tuple[int, int] | None = None
         for limit in PAGE_SIZES:
             page = await self._timelines.get_by_time(
-                snapshot.room.room_nid, ts, direction, place, limit
+                snapshot.room.room_nid, ts, direction, last, limit
             )
             loaded = await self._events.get_events(nid for _, nid in page)
             events = [loaded[nid] for _, nid in page]
@@ -196,10 +196,10 @@ class ServedRooms:
                     return stored.event.event_id, stored.event.origin_server_ts
             if len(page) < limit:
                 break
-            place = page[-1]
+            last = page[-1]
         raise NotFound("There is no event on that side of the time")
 
-    async def _get_whole(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
+    async def _get_complete_room(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
         snapshot = await self._access.get_room(server, room_id)
         if snapshot.head.partial_join is not None:
             raise NotFound("This server does not know all of the room's state yet")
@@ -211,11 +211,11 @@ class ServedRooms:
             raise NotFound("This server does not have the event")
         return stored
 
-    async def _get_placed(
+    async def _get_non_outlier(
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> StoredEvent:
         """Return an event that has a place in the room."""
-        stored = await self._find(await self._get_whole(server, room_id), event_id)
+        stored = await self._find(await self._get_complete_room(server, room_id), event_id)
         if stored.is_outlier:
             raise NotFound("This server does not have the state at the event")
         return stored

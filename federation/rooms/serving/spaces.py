@@ -71,12 +71,12 @@ class Spaces:
             return {}
         spaces = [row.room_nid for row in rows.values() if row.room_type == SPACE]
         children = await self._spaces.get_children(spaces) if spaces else {}
-        ours = await self._membership_store.get_rooms_with_local_members(
+        local = await self._membership_store.get_rooms_with_local_members(
             row.room_nid for row in rows.values()
         )
         return {
             RoomID(room_id): StoredSpaceRoom(
-                row, children.get(row.room_nid, ()), row.room_nid in ours
+                row, children.get(row.room_nid, ()), row.room_nid in local
             )
             for room_id, row in rows.items()
         }
@@ -90,7 +90,7 @@ class Spaces:
         client-server-api#get_matrixclientv1roomsroomidhierarchy_response-200_strippedchildstateevent
         """
         wanted = {
-            room.row.room_nid: wanted_children(room.children, suggested_only) for room in rooms
+            room.row.room_nid: select_children(room.children, suggested_only) for room in rooms
         }
         events = await self._events.get_events(
             child.event_nid for children in wanted.values() for child in children
@@ -130,13 +130,13 @@ class Spaces:
             or not await self._previews.find_visible_to_server(server, [root.row])
         ):
             raise NotFound("This server does not have the room, or you may not see it")
-        wanted = wanted_children(root.children, suggested_only)[:MAX_SERVED_CHILDREN]
+        wanted = select_children(root.children, suggested_only)[:MAX_SERVED_CHILDREN]
         found = await self.load([RoomID(link.child_id) for link in wanted])
-        ours = {child_id: child for child_id, child in found.items() if child.has_local_members}
+        local = {child_id: child for child_id, child in found.items() if child.has_local_members}
         visible = await self._previews.find_visible_to_server(
-            server, [child.row for child in ours.values()]
+            server, [child.row for child in local.values()]
         )
-        shown = [ours[child] for link in wanted if (child := RoomID(link.child_id)) in ours]
+        shown = [local[child] for link in wanted if (child := RoomID(link.child_id)) in local]
         sent = [child for child in shown if child.row.room_nid in visible]
         states = await self.load_children_state([root, *sent], suggested_only=suggested_only)
         return {
@@ -151,6 +151,6 @@ class Spaces:
         }
 
 
-def wanted_children(children: Sequence[ChildRow], suggested_only: bool) -> Sequence[ChildRow]:
+def select_children(children: Sequence[ChildRow], suggested_only: bool) -> Sequence[ChildRow]:
     """Return all children, or the suggested ones."""
     return [child for child in children if child.suggested] if suggested_only else children

@@ -20,11 +20,11 @@ Part = bytes | Sequence[tuple[int, int]]
 """Bytes, or stored events as their numbers and the sizes of their PDUs."""
 
 
-def make_part(told: ServedState, event_nids: Sequence[int]) -> Part:
+def make_part(state: ServedState, event_nids: Sequence[int]) -> Part:
     """Return a part of the response with some of the state's events."""
-    if told.pdus is None:
-        return [(nid, told.sizes[nid]) for nid in event_nids]
-    return b",".join([told.pdus[nid] for nid in event_nids])
+    if state.pdus is None:
+        return [(nid, state.sizes[nid]) for nid in event_nids]
+    return b",".join([state.pdus[nid] for nid in event_nids])
 
 
 def splice(store: EventStore, parts: Sequence[Part], name: str) -> Response:

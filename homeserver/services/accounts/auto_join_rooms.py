@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
-from federation.rooms.concurrency import wait_at_most
+from federation.rooms.concurrency import wait_with_timeout
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 from storage.accounts.accounts import ALL_TIMES, AccountStore
@@ -57,7 +57,7 @@ class AutoJoinRooms:
 
     async def run(self, user_id: UserID) -> None:
         """Join the rooms; slow joins continue in the background."""
-        await wait_at_most(
+        await wait_with_timeout(
             self._join_all(user_id),
             JOIN_WAIT_SECONDS,
             self._clock,

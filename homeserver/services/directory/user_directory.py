@@ -196,7 +196,7 @@ class UserDirectoryUpdates:
 
     def _begin(self, txn: WriteTransaction) -> None:
         """Queue all users: the folding of keys has changed."""
-        self._store.queue_everyone(txn)
+        self._store.queue_all_users(txn)
         set_job_progress(txn, JOB_NAME, self._folding.name)
 
 

@@ -119,7 +119,7 @@ class EDUReceivers:
         self, origin: ServerName, found: Sequence[tuple[str, UserID, ReceiptEntry]]
     ) -> None:
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
-        events = await self._events.get_anywhere(
+        events = await self._events.get_in_any_room(
             {EventID(receipt.event_ids[0]) for _, _, receipt in found}
         )
         joined = await self._memberships.find_joined(

@@ -148,7 +148,9 @@ class ApplicationPasswords:
         self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow
     ) -> None:
         """Raise `Forbidden` if the device belongs to a session that was begun in another way."""
-        if self._store.is_foreign_device(txn, session.user_id, session.device_id, row.password_id):
+        if self._store.is_device_of_other_login(
+            txn, session.user_id, session.device_id, row.password_id
+        ):
             raise Forbidden(
                 "The device belongs to another session; omit device_id to get a new device"
             )

@@ -20,7 +20,7 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
 from homeserver.services.audit.audit import AuditEvent
 from storage.cache import LRU
-from storage.devices.devices import DeviceSighting, DeviceStore
+from storage.devices.devices import DeviceLastSeen, DeviceStore
 from storage.engine.database import DatabaseUnavailable
 
 _MAX_RECENT: Final = 100_000
@@ -59,7 +59,7 @@ class LastSeen:
         self._granularity = granularity
         self._interval = interval
         self._recent: LRU[tuple[UserID, DeviceID, str], float] = LRU(max_entries=_MAX_RECENT)
-        self._pending: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
+        self._pending: dict[tuple[UserID, DeviceID], dict[str, DeviceLastSeen]] = {}
         """Sightings by address key (`address_key`), the latest last."""
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._loop.clock = clock
@@ -88,7 +88,7 @@ class LastSeen:
             return
         self._recent.put(key, now)
         agent = find_user_agent(headers).replace("\0", "")
-        pending[address] = DeviceSighting(
+        pending[address] = DeviceLastSeen(
             user_id, device_id, int(now * 1000), ip, agent, AuditEvent.NEW_ADDRESS.value, address
         )
 
@@ -112,7 +112,7 @@ class LastSeen:
             return
         pending, self._pending = self._pending, {}
         try:
-            await self._devices.set_sightings(
+            await self._devices.set_last_seen(
                 [each for user_devices in pending.values() for each in user_devices.values()],
                 _SIGN_IN_EVENTS,
             )

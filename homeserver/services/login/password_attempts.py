@@ -38,7 +38,7 @@ class PasswordAttempts:
             permits_per_key=lambda account: limiter.count_allowed(Limit.LOGIN_FAILED, account),
             max_waiting_per_key=MAX_WAITING,
             refusal=lambda _account: LimitExceeded(retry_after_ms=_RETRY_AFTER_MS),
-            waits=WaitLimits(clock, longest=MAX_WAIT_SECONDS),
+            wait_limits=WaitLimits(clock, max_wait=MAX_WAIT_SECONDS),
         )
 
     @asynccontextmanager

@@ -200,7 +200,7 @@ class MediaAdministration:
         or protected. Return the content URIs, and the number of files that stay because they are
         used elsewhere too."""
         shown = await self._lists.get_in_room(room_id)
-        only_in_room = await self._lists.get_in_room(room_id, only_there=True)
+        only_in_room = await self._lists.get_in_room(room_id, only_in_room=True)
         deleted = await self._removal.do_delete(
             only_in_room, RemovalReason.ADMINISTRATOR, by, include_quarantined=True
         )

@@ -57,7 +57,7 @@ class EagerThumbnails:
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _owner: LimitExceeded("Many pictures were uploaded"),
-            waits=WaitLimits(clock, slow_after=SLOW_SECONDS),
+            wait_limits=WaitLimits(clock, slow_after=SLOW_SECONDS),
         )
 
     def schedule(self, content: MediaContent, owner: str) -> None:

@@ -102,7 +102,7 @@ class LocationRemover:
                 " upload this one again later",
                 retry_after_ms=5000,
             ),
-            waits=WaitLimits(clock, slow_after=SLOW_SECONDS, longest=MAX_WAIT_SECONDS),
+            wait_limits=WaitLimits(clock, slow_after=SLOW_SECONDS, max_wait=MAX_WAIT_SECONDS),
         )
 
     async def remove(self, body: BinaryIO, owner: str) -> None:

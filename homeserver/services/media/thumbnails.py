@@ -146,7 +146,7 @@ class Thumbnails:
             refusal=lambda _party: LimitExceeded(
                 "Too many thumbnails are being made at the moment", retry_after_ms=2000
             ),
-            waits=WaitLimits(clock, slow_after=SLOW_SECONDS),
+            wait_limits=WaitLimits(clock, slow_after=SLOW_SECONDS),
         )
         self._in_progress: dict[tuple[bytes, str], _Making] = {}
 

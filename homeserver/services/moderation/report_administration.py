@@ -37,7 +37,7 @@ class ReportAdministration:
     async def get_event(self, report: Report) -> msgspec.Raw | None:
         """Return the reported event in federation format, redacted if it was redacted."""
         event_id = EventID(report.report.event_id or "")
-        event = (await self._events.get_anywhere([event_id])).get(event_id)
+        event = (await self._events.get_in_any_room([event_id])).get(event_id)
         return None if event is None else msgspec.Raw(event.pdu)
 
     async def do_remove(self, kind: ReportKind, report_nid: int) -> None:

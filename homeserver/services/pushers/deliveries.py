@@ -42,7 +42,7 @@ MAX_WAITING: Final = 50
 """Events that wait for one pusher; see `PusherQueue.drop_one`."""
 MAX_AGE_MS: Final = 24 * 3600_000
 """A push is retried for this long."""
-RETRIES: Final = BackoffSchedule(5_000, 3_600_000, growth=3)
+RETRIES: Final = BackoffSchedule(5_000, 3_600_000, factor=3)
 BADGE_SECONDS: Final = 2.0
 """A change of the badge waits this long for further ones: a client that reads sends several
 receipts.
@@ -457,7 +457,7 @@ class PushDeliveries:
         # an unreachable gateway has its own pause
         if queue.refusals > 1 or not (error.unreachable or is_over):
             queue.backoff_ms = max(
-                RETRIES.after(queue.backoff_ms), min(error.wait_ms, RETRIES.longest_ms)
+                RETRIES.after(queue.backoff_ms), min(error.wait_ms, RETRIES.max_ms)
             )
             self._pause(queue, queue.backoff_ms)
         self._set_state(queue)

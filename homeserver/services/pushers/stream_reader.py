@@ -405,8 +405,8 @@ class PushStreamReader:
         self._skip_idle()
         return self._position()
 
-    def lose(self) -> None:
-        """Stop at once; see `LeasedWork.lose`."""
+    def on_lease_lost(self) -> None:
+        """Stop at once; see `LeasedWork.on_lease_lost`."""
         self._stop_reading()
         self._deliveries.stop()
 

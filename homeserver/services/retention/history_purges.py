@@ -114,7 +114,7 @@ class HistoryPurges:
             raise NotFound("This server does not know the room")
         depth = None
         if event_id is not None:
-            event = (await self._events.get_anywhere([event_id])).get(event_id)
+            event = (await self._events.get_in_any_room([event_id])).get(event_id)
             if event is None:
                 raise NotFound("This server does not know the event")
             if event.room_nid != room.room_nid:
@@ -217,12 +217,12 @@ class HistoryPurges:
         nids = [each.event_nid for each in candidates]
         redacted = await self._store.get_redacted(purge.room_nid, nids)
         retained: Set[int] = frozenset()
-        if purge.kept_nid is not None:
+        if purge.retained_nid is not None:
             asked = [
                 *nids,
                 *(target.event_nid for target in redacted.values() if target is not None),
             ]
-            retained = await self._store.get_kept(purge.kept_nid, asked)
+            retained = await self._store.get_retained(purge.retained_nid, asked)
 
         def is_purged(message: PurgeableMessage) -> bool:
             return message.event_nid not in retained and self._is_wanted(purge, message)

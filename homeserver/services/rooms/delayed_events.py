@@ -324,7 +324,7 @@ class DelayedEvents:
         removed."""
         if self._retention is None:
             return list(rows)
-        sent = await self._events.get_anywhere(
+        sent = await self._events.get_in_any_room(
             EventID(row.event_id) for row in rows if row.event_id is not None
         )
         expired = {

@@ -34,7 +34,7 @@ RETRY_CLAIM_MS: Final = 1_000
 
 
 class InvitePolicy:
-    """Checks invites of this server's users: from each other and, as `InviteGate`, from other
+    """Checks invites of this server's users: from each other and, as `InviteeChecks`, from other
     servers."""
 
     def __init__(
@@ -64,7 +64,7 @@ class InvitePolicy:
             raise Forbidden("Only administrators of this server may invite")
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
-        """Implement `InviterGate.check_may_still_invite`."""
+        """Implement `InviterChecks.check_may_still_invite`."""
         account = (await self._accounts.get_accounts([inviter])).get(inviter)
         if account is None or account.deactivated_ts is not None:
             raise UserDeactivated
@@ -102,7 +102,7 @@ class InvitePolicy:
 
     @contextmanager
     def count_claim(self, ip: str) -> Iterator[None]:
-        """Implement `InviteGate.count_claim`."""
+        """Implement `InviteeChecks.count_claim`."""
         key = address_key(ip)
         with (
             self._claims.hold_now(key),

@@ -23,7 +23,7 @@ from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError, 
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
-from federation.rooms.event_drafts import Also, Draft
+from federation.rooms.event_drafts import Draft, ExtraWrite
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.relations import read_relation
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
@@ -145,7 +145,7 @@ class RelatedRedactions:
             user_id, target, rel_types, reason, only_own, self._now_ms() + LEASE_MS
         )
 
-    def store_tasks(self, related: RelatedRedactionRequest) -> Also | None:
+    def store_tasks(self, related: RelatedRedactionRequest) -> ExtraWrite | None:
         """Return the function that stores the task in the write of the redaction; None: there is no
         task."""
         if not related.rel_types:

@@ -149,9 +149,16 @@ class RoomSending:
         related = self._related.make_request(
             caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read
         )
-        also = self._related.store_tasks(related)
+        extra_write = self._related.store_tasks(related)
         draft = Draft(
-            "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
+            "m.room.redaction",
+            caller.user_id,
+            content,
+            None,
+            target,
+            None,
+            sent,
+            extra_write=extra_write,
         )
         response = await self._send(caller, room_id, draft, sent)
         if with_rel_types and not caller.is_shadow_banned:

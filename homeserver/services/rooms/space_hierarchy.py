@@ -26,7 +26,7 @@ from federation.protocol.space_hierarchy import (
     is_suggested,
     read_via,
 )
-from federation.rooms.serving.spaces import RemoteSpaces, Spaces, StoredSpaceRoom, wanted_children
+from federation.rooms.serving.spaces import RemoteSpaces, Spaces, StoredSpaceRoom, select_children
 from federation.rooms.serving.summaries import SummaryVisibility, summarise_room
 from storage.rooms.spaces import ChildRow
 
@@ -218,7 +218,7 @@ class _Walk:
         if isinstance(room, StoredSpaceRoom):
             return [
                 _Link(RoomID(child.child_id), depth, child)
-                for child in wanted_children(room.children, self._suggested_only)
+                for child in select_children(room.children, self._suggested_only)
             ]
         return [
             _Link(RoomID(event["state_key"]), depth, None, read_via(event["content"]))
@@ -241,7 +241,7 @@ class _Walk:
                 RoomID(child.child_id)
                 for room in found.values()
                 if room.row.room_nid in self._visible
-                for child in wanted_children(room.children, self._suggested_only)
+                for child in select_children(room.children, self._suggested_only)
             )
             frontier = [room_id for room_id in below if room_id not in self._known]
             if len(self._known) + len(frontier) > READ_AHEAD:

@@ -163,7 +163,7 @@ class ThreadUpdates:
     ) -> dict[str, Any]:
         """Return the roots that the user may see, with their aggregations."""
         of_rooms = {row.root: row.room_nid for row in rows}
-        known = await self._events.get_anywhere(map(EventID, of_rooms)) if of_rooms else {}
+        known = await self._events.get_in_any_room(map(EventID, of_rooms)) if of_rooms else {}
         roots = [event for root, event in known.items() if event.room_nid == of_rooms[root]]
         seen = await self._see(caller, joined, roots)
         seen = [

@@ -24,7 +24,7 @@ from storage.search.search import (
     SearchBatch,
     SearchStore,
     TextRow,
-    remove_queued_placed,
+    remove_queued_outliers,
     select_batch,
     select_latest_nid,
     select_texts,
@@ -162,7 +162,7 @@ class MessageIndexer:
         if select_job_progress(txn, JOB_NAME) != stored_progress:
             return  # another node has indexed this batch
         self._store.set_texts(txn, batch.touched, rows)
-        remove_queued_placed(txn, batch.placed)
+        remove_queued_outliers(txn, batch.former_outliers)
         set_job_progress(txn, JOB_NAME, _format(_Progress(self._folding.name, batch.upto)))
 
     def _clear(self, txn: WriteTransaction) -> None:

@@ -184,7 +184,7 @@ class InitialSync:
 
     async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
         """Return an event of any room. Raises NotFound."""
-        event = (await self._parts.events.get_anywhere([event_id])).get(event_id)
+        event = (await self._parts.events.get_in_any_room([event_id])).get(event_id)
         if event is None:
             raise NotFound("There is no such event, or you may not see it")
         return await self._parts.reading.get_event(caller, event.event.room_id, event_id)

@@ -160,7 +160,7 @@ def test_a_permit_is_held_at_once_or_refused() -> None:
 async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
     clock = Clock()
     semaphore: FairSemaphore[str] = FairSemaphore(
-        permits=1, permits_per_key=1, waits=WaitLimits(clock, longest=20)
+        permits=1, permits_per_key=1, wait_limits=WaitLimits(clock, max_wait=20)
     )
     done = Deferred[None]()
     hold_until(semaphore, done, NORTH)
@@ -194,7 +194,7 @@ async def test_waiters_of_a_key_can_be_refused() -> None:
 def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
     clock = Clock()
     semaphore: FairSemaphore[str] = FairSemaphore(
-        permits=3, permits_per_key=2, waits=WaitLimits(clock, slow_after=5)
+        permits=3, permits_per_key=2, wait_limits=WaitLimits(clock, slow_after=5)
     )
     for key in (NORTH, SOUTH, WEST):
         done = Deferred[None]()
@@ -220,7 +220,7 @@ def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
 def test_the_number_of_slow_keys_that_are_remembered_is_bounded() -> None:
     clock = Clock()
     semaphore: FairSemaphore[int] = FairSemaphore(
-        permits=MAX_SLOW_KEYS + 2, permits_per_key=1, waits=WaitLimits(clock, slow_after=5)
+        permits=MAX_SLOW_KEYS + 2, permits_per_key=1, wait_limits=WaitLimits(clock, slow_after=5)
     )
 
     async def work(key: int, done: Deferred[None]) -> None:

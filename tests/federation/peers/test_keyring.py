@@ -200,7 +200,7 @@ async def test_an_expired_key_is_not_used_until_it_is_renewed(
     world.now += DAY + 1
     del world.says[NORTH]
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {}
-    world.now += RETRIES.longest_ms
+    world.now += RETRIES.max_ms
     world.says[NORTH] = document(NORTH, A, until=world.now + DAY)
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
@@ -297,7 +297,7 @@ async def test_invented_servers_do_not_delay_the_requests_of_others(
             ServerName("y.example"), [A.key_id], world.now, "b"
         )
     assert len(world.held) == MAX_CONCURRENT_UNAUTHENTICATED
-    assert not await keyring.renew(ServerName("y.example"), at_door=True)
+    assert not await keyring.renew(ServerName("y.example"), is_unauthenticated=True)
 
     proved = Deferred.fromCoroutine(
         keyring.get_keys_of_unauthenticated(SOUTH, [B.key_id], world.now, "a")
@@ -313,7 +313,7 @@ async def test_invented_servers_do_not_delay_the_requests_of_others(
     for each in crowd:
         assert await each == {}
     world.now += REFETCH_PAUSE_MS
-    assert await keyring.renew(NORTH, at_door=True)
+    assert await keyring.renew(NORTH, is_unauthenticated=True)
 
 
 @pytest.mark.parametrize("is_one_address", [True, False])
@@ -356,7 +356,7 @@ async def test_requests_in_many_names_do_not_block_other_unknown_servers(
     world.held = None
     later = ServerName("later.example")
     world.says[later] = document(later, A)
-    assert await keyring.renew(later, at_door=True)
+    assert await keyring.renew(later, is_unauthenticated=True)
 
 
 async def test_a_validity_in_the_far_future_is_capped(sqlite_database: Database) -> None:

@@ -122,6 +122,6 @@ def test_a_schedule_grows_within_its_bounds(
     schedule = BackoffSchedule(first_ms, first_ms * factor, growth)
     assert schedule.nth(1) == schedule.after(0) == first_ms
     backoff_ms = schedule.nth(failures)
-    assert first_ms <= backoff_ms <= schedule.longest_ms
+    assert first_ms <= backoff_ms <= schedule.max_ms
     assert backoff_ms <= schedule.nth(failures + 1)
-    assert backoff_ms <= schedule.after(backoff_ms) <= schedule.longest_ms
+    assert backoff_ms <= schedule.after(backoff_ms) <= schedule.max_ms

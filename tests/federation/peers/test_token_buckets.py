@@ -30,12 +30,12 @@ def test_returned_tokens_can_be_taken_again() -> None:
     buckets = TokenBuckets(now=Time(), rate=Rate(1, 2))
     buckets.take("a", 5)
     assert buckets.wait("a") == 4
-    buckets.give_back("a", 4)
+    buckets.refund("a", 4)
     assert buckets.count_tokens("a") == 1
     buckets.take("a")
     buckets.fill("a")
     assert (buckets.count_tokens("a"), len(buckets)) == (2, 0)
-    buckets.give_back("a")
+    buckets.refund("a")
     assert buckets.count_tokens("a") == 2, "a bucket holds no more than a burst"
 
 

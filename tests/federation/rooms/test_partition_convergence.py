@@ -170,7 +170,7 @@ class Partitions(RuleBasedStateMachine):
             event = waiting.pop()
             if event.event_id not in events:
                 events[event.event_id] = event
-                found = await peer.events.get_anywhere(event.auth_events)
+                found = await peer.events.get_in_any_room(event.auth_events)
                 waiting += [stored.event for stored in found.values()]
         sets: list[Mapping[StateKey, EventID]] = [
             {key: stored.event.event_id for key, stored in view.items()} for view in views

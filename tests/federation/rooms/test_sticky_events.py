@@ -163,7 +163,7 @@ async def adopt_again(room: Shared) -> None:
 
 
 def test_a_server_with_many_waiting_senders_does_not_evict_others() -> None:
-    who_waits = WaitingSenders(most=10)
+    who_waits = WaitingSenders(max_senders=10)
     who_waits.add(1, f"@alice:{NORTH}")
     for number in range(50):
         who_waits.add(number, f"@mallory{number}:{PEER}")

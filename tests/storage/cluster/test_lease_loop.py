@@ -20,7 +20,7 @@ class Work:
         self.rounds = 0
         lease = NodeLease(database=database, name="push", process=process, get_node=lambda: 0)
         self.loop = LeaseLoop(
-            clock=clock, lease=lease, work=self, name="work", each_round=self.do_round
+            clock=clock, lease=lease, work=self, name="work", after_round=self.do_round
         )
 
     def is_idle(self) -> bool:
@@ -37,7 +37,7 @@ class Work:
         self.log.append("note")
         return self.position
 
-    def lose(self) -> None:
+    def on_lease_lost(self) -> None:
         self.log.append("lose")
 
     async def finish(self) -> int:
@@ -81,7 +81,7 @@ async def test_a_second_node_waits_until_the_first_releases_the_lease(
     second.loop.start()
     clock.pump([FIRST_RENEWAL_SECONDS, *([ROUND_SECONDS] * 10)])
     assert (second.loop.is_held, second.log) == (False, [])
-    assert second.rounds > 5, "`each_round` is called without the lease too"
+    assert second.rounds > 5, "`after_round` is called without the lease too"
     first.position += 7
     await first.loop.stop()
     clock.advance(ROUND_SECONDS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.devices.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceStore
+from storage.devices.devices import HOUR_MS, DeviceLastSeen, DeviceRow, DeviceStore
 from storage.engine.database import Database
 from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
@@ -39,10 +39,10 @@ async def test_sightings_change_nothing_else(database: Database) -> None:
     store = DeviceStore(database)
     await database.write("t", store.add_device, DeviceRow(ALICE, "A", "Phone", 1))
     before = database.streams.current()
-    await store.set_sightings(
+    await store.set_last_seen(
         [
-            DeviceSighting(ALICE, "A", 5, "::1", "agent"),
-            DeviceSighting(BOB, "gone", 5, "::1", "agent"),
+            DeviceLastSeen(ALICE, "A", 5, "::1", "agent"),
+            DeviceLastSeen(BOB, "gone", 5, "::1", "agent"),
         ]
     )
     assert database.streams.current() == before
@@ -55,10 +55,10 @@ async def test_addresses_of_unused_devices_are_deleted(database: Database) -> No
     store = DeviceStore(database)
     for name in ("A", "B", "C"):
         await database.write("t", store.add_device, DeviceRow(ALICE, name, "Phone", 1))
-    await store.set_sightings(
+    await store.set_last_seen(
         [
-            DeviceSighting(ALICE, "A", 5, "::1", "agent"),
-            DeviceSighting(ALICE, "B", 7, "::2", "other agent"),
+            DeviceLastSeen(ALICE, "A", 5, "::1", "agent"),
+            DeviceLastSeen(ALICE, "B", 7, "::2", "other agent"),
         ]
     )
     assert await store.delete_addresses(5, 10) == 0
@@ -69,10 +69,10 @@ async def test_addresses_of_unused_devices_are_deleted(database: Database) -> No
         DeviceRow(ALICE, "B", "Phone", 1, 7, "::2", "other agent"),
         DeviceRow(ALICE, "C", "Phone", 1),
     ]
-    await store.set_sightings(
+    await store.set_last_seen(
         [
-            DeviceSighting(ALICE, "A", 5, "::4", "agent"),
-            DeviceSighting(ALICE, "A", 6, "::3", "agent"),
+            DeviceLastSeen(ALICE, "A", 5, "::4", "agent"),
+            DeviceLastSeen(ALICE, "A", 6, "::3", "agent"),
         ]
     )
     assert await store.delete_addresses(8, 1) == 1
@@ -93,10 +93,10 @@ async def test_addresses_are_deleted_to_the_millisecond_and_oldest_first(
         )
         await database.write("t", store.add_device, device)
     sightings = [
-        DeviceSighting(ALICE, name, ts, "::1", "agent")
+        DeviceLastSeen(ALICE, name, ts, "::1", "agent")
         for name, ts in zip("ABCD", times, strict=True)
     ]
-    await store.set_sightings([sightings[3], sightings[2], sightings[0]])
+    await store.set_last_seen([sightings[3], sightings[2], sightings[0]])
 
     async def left() -> str:
         return "".join(
@@ -108,7 +108,7 @@ async def test_addresses_are_deleted_to_the_millisecond_and_oldest_first(
     assert await left() == "BCD"
     assert await store.delete_addresses(HOUR_MS + 1, 10) == 1
     assert await left() == "CD"
-    await store.set_sightings([DeviceSighting(ALICE, "C", 3 * HOUR_MS, "::1", "agent")])
+    await store.set_last_seen([DeviceLastSeen(ALICE, "C", 3 * HOUR_MS, "::1", "agent")])
     assert await store.delete_addresses(3 * HOUR_MS, 10) == 0
     assert await store.delete_addresses(4 * HOUR_MS, 10) == 2
     assert await left() == ""

@@ -119,7 +119,7 @@ async def test_changed_users_are_queued_and_processed(
     assert await notes() == {}
     await put(database, store, VALI, "vali")
     await database.write("note", queue_directory_updates, [(FAR, 7), (FAR, 8)])
-    await database.write("everyone", store.queue_everyone)
+    await database.write("everyone", store.queue_all_users)
     assert await notes() == {VALI: 0, FAR: 8}
 
 

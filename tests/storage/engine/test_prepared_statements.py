@@ -236,7 +236,7 @@ async def test_a_changed_table_under_a_prepared_statement_needs_a_new_connection
     connection.execute("ALTER TABLE things ALTER COLUMN other TYPE TEXT", ())
     with pytest.raises(psycopg2.errors.FeatureNotSupported) as failed:
         connection.query(find, (0,))
-    assert engine.is_worth_retrying(failed.value)
+    assert engine.is_retryable(failed.value)
     connection.close()
     connection = engine.connect_reader()
     assert connection.query(find, (0,)) == []

@@ -107,7 +107,7 @@ async def test_the_index_gives_the_same_answers_as_the_walk(
     disputed = [stored(state) - agreed for state in states]
     likely = sorted(agreed)[:1]
     lazily = await database.read(
-        "lazily", store.get_difference_of_disputed_in, disputed, likely, agreed.intersection
+        "lazily", store.get_conflicted_difference_in, disputed, likely, agreed.intersection
     )
     assert lazily == stored(difference)
 

@@ -186,8 +186,8 @@ async def test_children_from_other_servers_count(
     parent = await theirs.send(room_id, theirs.user, "parent")
     reply = await theirs.send(room_id, theirs.user, child(THREAD, parent))
     await ours.take(room_id, parent.event, reply.event)
-    known = (await ours.events.get_anywhere([parent.event.event_id]))[parent.event.event_id]
-    stored = (await ours.events.get_anywhere([reply.event.event_id]))[reply.event.event_id]
+    known = (await ours.events.get_in_any_room([parent.event.event_id]))[parent.event.event_id]
+    stored = (await ours.events.get_in_any_room([reply.event.event_id]))[reply.event.event_id]
     store = RelationStore(database)
     assert (await children_of(store, [known], ours.user, []))[known.nid] == [
         Children(THREAD, [stored.nid], 1, False)

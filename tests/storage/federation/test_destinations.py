@@ -217,7 +217,7 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
         OutgoingToDeviceStore(database=database),
         DestinationCleanupStore(database),
     )
-    ages = CleanupAges(dead_since=100, strangers_since=200, tried_before=300)
+    ages = CleanupAges(dead_since=100, unshared_since=200, tried_before=300)
     await database.write("test", count_servers, ROOM_NID, {PEER: 1, OTHER: 1}, {PEER: 1, OTHER: 1})
     behind = Backlog({ROOM_NID: 5}, {ALICE: 5})
     for server, since, backlog in (
@@ -500,6 +500,6 @@ async def test_recent_departures_are_found_without_reading_all_of_them(
 
     await database.write("put", write)
     plans = record_plans(database, monkeypatch)
-    found = await DestinationStore(database).get_departures(ROOM_NID, 998)
+    found = await DestinationStore(database).get_leaves(ROOM_NID, 998)
     assert sorted(found) == [(f"@{number}:{PEER}", number) for number in (998, 999)]
     assert [plan for plan in plans if "memberships_by_position" in plan], plans

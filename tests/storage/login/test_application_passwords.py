@@ -1,6 +1,6 @@
 """Application passwords and their sessions."""
 
-from storage.devices.devices import DeviceRow, DeviceSighting, DeviceStore
+from storage.devices.devices import DeviceLastSeen, DeviceRow, DeviceStore
 from storage.engine.database import Database
 from storage.login.application_passwords import ApplicationPasswordRow, ApplicationPasswordStore
 
@@ -34,7 +34,7 @@ async def test_requests_of_its_sessions_count_as_use(database: Database) -> None
     assert await database.write("t", store.set_used, ALICE, "BOT", "a", 5)
     assert not await database.write("t", store.set_used, BOB, "BOT", "a", 6)
     assert [each.used_ts for each in await store.get_passwords(ALICE)] == [5, None]
-    await devices.set_sightings([DeviceSighting(ALICE, "BOT", 9, "::1", "agent")])
+    await devices.set_last_seen([DeviceLastSeen(ALICE, "BOT", 9, "::1", "agent")])
     assert [each.used_ts for each in await store.get_passwords(ALICE)] == [9, None]
 
     # another password signs in on the device

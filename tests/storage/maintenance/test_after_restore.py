@@ -22,7 +22,7 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.filters.filters import FilterStore
-from storage.maintenance.after_restore import ID_LEAP, POSITION_LEAP, repair_after_restore
+from storage.maintenance.after_restore import SKIPPED_IDS, SKIPPED_POSITIONS, repair_after_restore
 from tests.storage.maintenance.test_copy import write_config
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
@@ -54,7 +54,7 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
     settled = await database.write("test", repair_after_restore)
     assert (settled.devices, settled.stale_lists, settled.users) == (2, 1, 2)
     changed = await database.get_head()
-    assert changed > head + POSITION_LEAP
+    assert changed > head + SKIPPED_POSITIONS
     anew = DeviceKeyStore(database)
     assert await anew.claim_in_chunks([requested], 1) == [b'"F":"f"']
     assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
@@ -101,8 +101,8 @@ async def test_no_key_backup_reuses_a_lost_version(database: Database) -> None:
     assert current is not None
     assert current.version == 2
     assert await backups.get_backup(BOB, None) is None
-    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + ID_LEAP
-    assert await backups.add_backup(BOB, "a", b"{}") == 1 + ID_LEAP
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + SKIPPED_IDS
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + SKIPPED_IDS
 
 
 async def test_no_filter_reuses_a_lost_id(database: Database) -> None:
@@ -118,8 +118,10 @@ async def test_no_filter_reuses_a_lost_id(database: Database) -> None:
     for number in (1, 2):
         await database.write("test", repair_after_restore)
         assert await filters.add_filter(ALICE, "{}", 1) == 0
-        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (ID_LEAP + 1)
-        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (ID_LEAP + 1)
+        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (
+            SKIPPED_IDS + 1
+        )
+        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (SKIPPED_IDS + 1)
 
 
 async def test_a_new_database_needs_no_repair(database: Database) -> None:

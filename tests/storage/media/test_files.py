@@ -226,7 +226,7 @@ async def forget():
     return {stored[0].hash}
 
 if sys.argv[2] == "entries":
-    media_files._sync_folder_if_there = die
+    media_files._sync_folder_if_exists = die
 Deferred.fromCoroutine(files.remove_unused({stored[0].hash}, forget))
 """
 

@@ -290,7 +290,7 @@ def test_an_abandoned_upload_is_aborted(bucket: Bucket, tmp_path: Path) -> None:
 
     class GivenUp(ObjectCall):
         def record(self, count: int) -> None:
-            self.is_given_up = self.bytes > PART_BYTES
+            self.is_abandoned = self.bytes > PART_BYTES
             super().record(count)
 
     with pytest.raises(ObjectStoreFailed):

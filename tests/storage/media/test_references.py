@@ -223,7 +223,7 @@ async def test_one_write_handles_as_many_content_uris_as_one_event_may_have(
         text = " ".join(f"mxc://north.example/{nid}-{number}" for number in range(half))
         await database.write("send", _add_event, nid, ALICE, text)
     batch = await database.read("select", select_batch, 0, 100)
-    assert (batch.upto, batch.count, batch.is_cut, len(batch.references)) == (1, 1, True, 1)
+    assert (batch.upto, batch.count, batch.is_truncated, len(batch.references)) == (1, 1, True, 1)
 
     looked = [await database.write("look", catch_up, 100) for _ in range(4)]
     assert looked == [False, False, False, True]

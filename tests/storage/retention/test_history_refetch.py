@@ -73,7 +73,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
     assert [change.detail for change in heard] == ["$1", PurgedMessages(1, [3])]
-    assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, (
+    assert (await EventStore(database).get_content_changes(0, before)).changed_rooms == {1}, (
         "other nodes hear of it"
     )
     assert await restore(database, RefetchedMessage(3, WHOLE, None, related)) == 0, (

@@ -247,8 +247,10 @@ async def test_other_nodes_are_notified_of_the_rooms(database: Database) -> None
     await database.write("fill", fill)
     before = database.streams.current()
     await database.write("purge", store.purge, 1, pruned(1), PurgeCause.PURGE, NOW)
-    assert (await events.get_lost_since(0, before)).changed_rooms == {1}
-    assert (await events.get_lost_since(0, database.streams.current())).changed_rooms == frozenset()
+    assert (await events.get_content_changes(0, before)).changed_rooms == {1}
+    assert (
+        await events.get_content_changes(0, database.streams.current())
+    ).changed_rooms == frozenset()
 
 
 async def test_retention_periods_are_announced_in_order(database: Database) -> None:
@@ -341,10 +343,10 @@ async def test_events_that_belong_to_the_kept_message_stay(database: Database) -
         )
 
     await database.write("fill", fill_thread)
-    assert await store.get_kept(3, range(1, 10)) == {1, 3, 4, 6, 7, 8}
-    assert await store.get_kept(3, [2, 4]) == {4}
-    assert await store.get_kept(9, range(1, 10)) == {9}
-    assert await store.get_kept(99, range(1, 10)) == frozenset()
+    assert await store.get_retained(3, range(1, 10)) == {1, 3, 4, 6, 7, 8}
+    assert await store.get_retained(3, [2, 4]) == {4}
+    assert await store.get_retained(9, range(1, 10)) == {9}
+    assert await store.get_retained(99, range(1, 10)) == frozenset()
 
 
 async def test_redacted_messages_are_found_by_their_redactions(database: Database) -> None:

@@ -40,7 +40,7 @@ async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Ev
     event = await west.build_next(
         RoomID(room_id), banned.user_id, "m.room.message", content, prev=[last]
     )
-    cited = await west.rooms.events.get_anywhere(event.auth_events)
+    cited = await west.rooms.events.get_in_any_room(event.auth_events)
     return event, [stored.event.pdu for stored in cited.values()]
 
 
@@ -108,7 +108,7 @@ async def test_an_event_allowed_during_completion_is_rejected_later(
         event = await west.build_next(
             RoomID(room_id), wanda.user_id, type, content, key, prev=[last]
         )
-        cited = await west.rooms.events.get_anywhere(event.auth_events)
+        cited = await west.rooms.events.get_in_any_room(event.auth_events)
         await south.federation.receiver.receive_outliers(
             RoomID(room_id), [each.event.pdu for each in cited.values()]
         )
@@ -142,7 +142,7 @@ async def test_an_event_that_the_policy_refused_stays_refused(network: Network) 
         content,
         prev=await south.last(RoomID(room_id)),
     )
-    cited = await west.rooms.events.get_anywhere(event.auth_events)
+    cited = await west.rooms.events.get_in_any_room(event.auth_events)
     await south.federation.receiver.receive_outliers(
         RoomID(room_id), [each.event.pdu for each in cited.values()]
     )

@@ -52,10 +52,10 @@ async def test_a_message_gets_its_content_from_the_unaltered_copy(both: list[Pee
         stored.nid,
         stored.state_root,
     )
-    lost = await EventStore(a.database).get_lost_since(0, before)
+    lost = await EventStore(a.database).get_content_changes(0, before)
     assert lost.redacted == [said.event_id], "other nodes are to read it anew, once"
     assert (
-        await EventStore(a.database).get_lost_since(0, a.database.streams.current())
+        await EventStore(a.database).get_content_changes(0, a.database.streams.current())
     ).redacted == []
 
 
@@ -108,4 +108,4 @@ async def test_old_records_of_restored_events_are_deleted(both: list[Peer]) -> N
         a.now[0] += RESTORED_RETENTION_MS + 1000
         await a.receiver.receive(room_id, [event.pdu])
 
-    assert (await EventStore(a.database).get_lost_since(0, 0)).redacted == [event.event_id]
+    assert (await EventStore(a.database).get_content_changes(0, 0)).redacted == [event.event_id]

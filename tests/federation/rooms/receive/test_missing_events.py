@@ -362,13 +362,13 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(database=app.database, limits=InboxLimits(per_server=3))
-    insiders = app.federation_receiver.participants
+    participants = app.federation_receiver.participants
     inbox = Inbox(
         store=store,
         rooms=app.rooms.store,
         engine=app.room_engine.engine,
         missing=app.federation_receiver.missing,
-        participants=insiders,
+        participants=participants,
         clock=network.clock,
         observer=metrics,
     )
@@ -378,7 +378,7 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
         memberships=app.rooms.memberships,
         receiver=parts.receiver,
         inbox=inbox,
-        insiders=insiders,
+        participants=participants,
         edus=app.federation_sender.edus,
         outside=app.federation_receiver.out_of_room_updates,
         policy=app.peers.policy,

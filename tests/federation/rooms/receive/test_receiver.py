@@ -342,7 +342,7 @@ async def test_past_events_are_not_in_sync(both: list[Peer]) -> None:
     assert first is not None
     state = await a.engine.view(first.room_nid, first.state_root).load_all()
     states = {old[0].event_id: [event.event.event_id for event in state.values()]}
-    outcomes = await b.take(room_id, *old, past=True, states=states)
+    outcomes = await b.take(room_id, *old, is_past=True, states=states)
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPT] * 3
     assert await b.shown(room_id) == [joined.event_id]
     assert await b.extremities(room_id) == {joined.event_id}
