@@ -1,5 +1,5 @@
-"""Completes rooms with partial state (partial-state resync): fetches the rest of the state, rechecks
-the events that arrived since the join, and applies the result in one last write.
+"""Completes rooms with partial state: fetches the rest of the state, rechecks the events that
+arrived since the join, and applies the result in one last write.
 
 Laws:
 - The room is used with its partial state until then. Only the last step needs the room's queue.
