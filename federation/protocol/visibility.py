@@ -1,9 +1,9 @@
 """Decides which users may see an event, by the history visibility of the room at that event.
 
 The decision depends on the state just *before* the event and on the changes by the event itself. So
-a caller walks a timeline with two entries of the state: `m.room.history_visibility` and the
-reader's own `m.room.member`. A batch needs no more, as both stay the same for long runs of
-events.
+a caller needs only two entries of the state before each event: `m.room.history_visibility` and the
+reader's own `m.room.member`. Both stay the same for long runs of events, so the states of a batch
+have few different entries.
 
 Rejected and soft-failed events are shown to nobody. That is decided elsewhere.
 

@@ -2,14 +2,15 @@
 
 Laws:
 - The content comes from the stream and from tables, never from the code that made the change. So a
-  restart, or a write of another node, needs no special case. Up to the position of the lease,
-  everything is delivered or recorded as missed. A restart reads the stream from that position.
+  restart, or a write of another node, needs no special case. The row of the lease has a position:
+  everything up to it is delivered or recorded as missed. A restart reads the stream from there.
 - Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
   without waiting for its expiry.
 - Each destination has one transaction in progress, which is retried unchanged, with the same id.
-- A server that newly shares a room with one of our users receives the latest change of the user's
-  devices, even if it received earlier ones. So it notices whether it missed some. A server that is
-  behind does not need this: it sees the user join when it catches up on the room.
+- When one of our users joins a room, servers that shared no room with the user before receive the
+  latest change of the user's devices. They may have an old device list, from an earlier shared
+  room, and notice by this that they missed changes. A server that is behind does not need this: it
+  receives the user's join when it catches up on the room.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
   which it misses events (`destination.py`), and an occasional retry. So does one that the policy
   blocks, until the policy allows it again.

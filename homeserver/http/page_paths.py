@@ -2,9 +2,10 @@
 
 Laws:
 
-- Scripts of other sites must not read the pages on which people decide. Pages on this server's own
-  paths have no cross-origin headers (RFC 9700 section 2.6, on the authorization endpoint). The
-  paths of the Matrix APIs keep theirs, including pages among them.
+- A script of another site must not read a page on which a user makes a decision, such as to allow a
+  sign-in. So pages below `/_mahalla/` have no cross-origin headers (RFC 9700 section 2.6, on the
+  authorization endpoint). All other paths have them, including pages below `/_matrix/` and
+  `/_synapse/`.
 """
 
 import re

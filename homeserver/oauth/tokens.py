@@ -1,4 +1,5 @@
-"""Token endpoints: issue, revoke and introspect. Requests are forms with unique names.
+"""Token endpoints: issue, revoke and introspect. A request is a form. A form that contains a
+parameter twice is refused.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009,
 RFC 7662, RFC 8628

@@ -2,7 +2,7 @@
 
     content/ab/cd/abcd…           a complete content: it appears by a link, never half-written
     thumbnails/ab/cd/abcd…/NAME   thumbnails of it; may be deleted at any time
-    incoming/*.part               a content that is being written or read, locked by its user
+    incoming/*.part               a content that a process is writing or reading, and has locked
     incoming/HASH.*               a stored content whose row is not committed yet or is deleted
     lock, turn                    locks to add or remove contents (`storage/media/folder_lock.py`)
 
@@ -14,8 +14,8 @@ Laws:
 - A removal has this order: entry in `incoming` added, rows deleted, content deleted, entry removed.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed.
   A remover needs the lock exclusively, or retries later.
-- Everything runs in the executor's threads, except while the exclusive lock is held, because all
-  threads may be waiting for it.
+- What may take long runs in the executor's threads. Work under the exclusive lock runs on the
+  reactor thread, because all threads of the executor may be waiting for that lock.
 """
 
 import errno

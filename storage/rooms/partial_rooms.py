@@ -2,8 +2,9 @@
 stored since the join.
 
 The room's head says whether its state is partial now, and changes in the same write. This module
-stores the data of the completion. It also stores the position of the completion: a client that did
-not see the room before it must then get all of the room.
+stores the data of the completion. It also stores the position of the completion: a client to which
+the room was not shown while its state was partial gets the complete room when it syncs past that
+position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,9 @@
 Laws:
 - Only changes of a user are stored: own rules by kind, and changes of predefined rules. So a
   predefined rule of a later version of the specification applies to all users.
-- They are stored as the account data `m.push_rules`, with its stream positions. Clients always see
-  the complete rules, including predefined ones.
+- The changes are stored together as the account data `m.push_rules`. Each change takes a stream
+  position, like any change of account data. Clients always see the complete rules, including
+  predefined ones.
 
 spec: client-server-api#push-rules
 """

@@ -2,8 +2,11 @@
 
 A client that sees a room for the first time gets all its receipts. Most rooms have about as many
 receipts as members. For a room with more than `MAX_CACHED_PER_ROOM`, the cache holds only the fact
-that it has many. (Receipts are removed without a change on the stream only if one user has hundreds
-in one room, which is more than `MAX_CACHED_PER_ROOM`; see `storage.rooms.receipts.MAX_THREADS`.)
+that it has many.
+
+The cache follows the stream. Only one kind of change is not on the stream: if a user has receipts
+for more than `storage.rooms.receipts.MAX_THREADS` threads of a room, the oldest are deleted. The
+receipts of such a room are too many to be cached.
 
 For the reactor thread.
 """
