@@ -295,7 +295,11 @@ def create_user(
         try:
             accounts.passwords.check_policy(password)
         except WeakPassword as error:  # the operator decides; it may be for the first login only
-            click.echo(f"warning: {error.text}; users cannot choose such a password", err=True)
+            click.echo(
+                f"warning: {error.text}; users cannot choose such a password. Change it on the "
+                "account page (/_mahalla/account) after the first login.",
+                err=True,
+            )
         request = RegistrationRequest(
             username=localpart, password=password, inhibit_login=True, is_admin=admin
         )

@@ -14,7 +14,7 @@ CONFIG_NAME = "homeserver.yaml"
 
 INIT_CONFIG = """\
 # Configuration of the homeserver {server_name}. docs/operators/configuration.md and
-# homeserver.yaml.sample describe every option. `python -m homeserver config check` checks this
+# homeserver.yaml.sample describe every option. `mahalla config check` checks this
 # file.
 
 server_name: {quoted_name}
@@ -37,7 +37,7 @@ database:
 
 signing_key_path: {key_name}
 
-# Create accounts with `python -m homeserver create-user`. To let people register, set this to true,
+# Create accounts with `mahalla create-user`. To let people register, set this to true,
 # and `registration_requires_token: true`, or `enable_registration_without_verification: true` to
 # let anybody register.
 enable_registration: false
@@ -121,7 +121,7 @@ def read_signing_keys(path: Path) -> Sequence[SigningKey]:
     except FileNotFoundError as error:
         raise InitFailed(
             f"there is no signing key {path}: restore it from your backup; for a new server, "
-            "`python -m homeserver init SERVER_NAME --folder FOLDER` creates it"
+            "`mahalla init SERVER_NAME --folder FOLDER` creates it"
         ) from error
     except (OSError, ValueError) as error:
         raise InitFailed(f"the signing key {path} cannot be read: {error}") from error

@@ -110,7 +110,10 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
 
 
 def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    try:
+        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    except OSError as error:
+        raise ConfigError([_describe_unreadable(path, error)]) from error
     if not files:
         raise ConfigError([f"{path}: there is no *.yaml file in this folder"])
     return files
@@ -122,15 +125,22 @@ def _read_file(path: Path) -> YamlDocument:
     except FileNotFoundError as error:
         text = (
             f"{path}: file not found; give its path with `--config`, "
-            "or create one with `python -m homeserver init`"
+            "or create one with `mahalla init`"
         )
         raise ConfigError([text]) from error
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+        raise ConfigError([_describe_unreadable(path, error)]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not text in UTF-8"]) from error
     except InvalidYaml as error:
         raise ConfigError([f"{path}: {error}"]) from error
+
+
+def _describe_unreadable(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: cannot be read: {error.strerror}; give its path with `--config`, or run the "
+        "command as the user of the server"
+    )
 
 
 def _locate(

@@ -27,7 +27,7 @@ WIDTH = 100
 SAMPLE_HEAD = """\
 # All options of a homeserver. Only `server_name` is required. Everything else is commented out, and
 # shows its default or an example.
-# `python -m homeserver config check` lists the errors of a file, and the options without effect.
+# `mahalla config check` lists the errors of a file, and the options without effect.
 #
 # Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Paths are relative to the folder of
 # this file. A secret can be in a separate file (`registration_shared_secret_path: FILE`) or in

@@ -83,7 +83,8 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
                 merged = _value(each, place, lines) | merged
             continue
         if key in values:
-            raise InvalidYaml(f"line {line}: {key} is repeated")
+            first = lines[(*place, key)]
+            raise InvalidYaml(f"line {line}: {key} is already set in line {first}; remove one")
         lines[(*place, key)] = line
         values[key] = _value(value_node, (*place, key), lines)
     return merged | values

@@ -150,7 +150,7 @@ def test_init_creates_a_missing_signing_key(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     refused = call("config", "check", "-c", config)
     assert refused.exit_code == 1
-    assert "`python -m homeserver init SERVER_NAME --folder FOLDER` creates it" in refused.output
+    assert "`mahalla init SERVER_NAME --folder FOLDER` creates it" in refused.output
     other = call("init", "other.example", "--folder", tmp_path)
     assert other.exit_code == 1
     assert "there is already a configuration" in other.output
@@ -519,7 +519,8 @@ def test_run_serves_until_sigterm_and_create_user_works_meanwhile(data: Path) ->
         assert result.stdout == "created @alice:example.org, an administrator\n", result.stderr
         assert result.stderr == (
             "warning: The password must have at least 8 characters; "
-            "users cannot choose such a password\n"
+            "users cannot choose such a password. Change it on the account page "
+            "(/_mahalla/account) after the first login.\n"
         )
         again = run_command("create-user", "-c", str(config), "alice")
         assert (again.returncode, again.stdout, again.stderr) == (

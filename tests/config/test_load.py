@@ -207,7 +207,7 @@ def test_invalid_server_names_are_refused(folder: Folder, name: str) -> None:
     [
         (
             "server_name: a.b\nserver_name: c.d",
-            "homeserver.yaml: line 2: server_name is repeated",
+            "homeserver.yaml: line 2: server_name is already set in line 1; remove one",
         ),
         ("- a", "homeserver.yaml: line 1: a configuration has the form `key: value`"),
         ("a: [", "homeserver.yaml: line 1: expected the node content, but found '<stream end>'"),
@@ -336,6 +336,12 @@ def test_a_malformed_named_secret_is_not_shown(folder: Folder, text: str) -> Non
         errors = folder.errors(file)
         assert errors
         assert "hunter2" not in str(errors)
+
+
+def test_a_path_that_cannot_be_looked_up_is_an_error_with_advice(folder: Folder) -> None:
+    path = folder.path / ("a" * 300)
+    with pytest.raises(ConfigError, match=r"File name too long; give its path with `--config`"):
+        load_config([path], {})
 
 
 def test_a_secret_is_not_shown(folder: Folder) -> None:
