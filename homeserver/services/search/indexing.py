@@ -1,5 +1,5 @@
-"""Indexes messages, room names and topics for the search: a job that processes events by their
-numbers, in small batches, and sleeps while none come.
+"""Indexes messages, room names and topics for the search: a job that processes events in the order
+of their numbers, in small batches, and sleeps while there are none.
 
 Laws:
 - Indexing does not delay a send: events are indexed after they are stored.
