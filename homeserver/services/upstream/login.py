@@ -7,8 +7,8 @@ Laws:
 - A user with outstanding terms of service accepts them before a token is sent, on every path.
 - The provider's answer is valid only while the account has the credential epoch that it had when
   the answer arrived, however long the user then stays on a page.
-- The user reads which operation of a client they confirm before they leave for the provider. The
-  provider authenticates them again, even with an existing session there.
+- Before a user goes to the provider to confirm an operation of a client, a page describes the
+  operation. The provider authenticates the user again, even with an existing session there.
 
 spec: client-server-api#sso-client-loginauthentication
 """
