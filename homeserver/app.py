@@ -1,8 +1,8 @@
-"""Builds a server, once, by plain construction in the order of the layers. No other module knows
-all parts.
+"""Builds a server: creates its parts in the order of the layers, and passes each one the parts that
+it needs.
 
 The clock, the random source and the threads for passwords are arguments, so a test builds the same
-server with its own. Two servers can run in one process.
+server with replacements for these. Two servers can run in one process.
 """
 
 from collections.abc import Callable, Mapping, Sequence

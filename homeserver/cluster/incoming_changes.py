@@ -7,8 +7,9 @@ its changes), later, or never.
 
 Laws:
 
-- If a range becomes readable before its message arrives, subscribers receive each part when it
-  arrives. After `LATE_SECONDS` they are notified that the message is lost.
+- If a range becomes readable before its messages arrive, subscribers receive the changes of each
+  message when it arrives. After `LATE_SECONDS` they are notified which part of the range is still
+  unknown: its message counts as lost.
 - Subscribers receive nothing about positions that are not readable yet.
 - A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
   commit may reuse these positions.

@@ -6,8 +6,8 @@ pending items sleeps for its interval.
 Laws:
 
 - A step should take a tenth of a second; the batch size is adjusted after each step. The pause
-  between two steps is at least as long as the step, so a job uses at most half of the writer, and
-  requests come first.
+  between two steps is at least as long as the step, so a job uses at most half of the writer's
+  time.
 - A step commits its work, and the next step does not find it again. So an interrupted job
   continues where it stopped.
 - A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged,

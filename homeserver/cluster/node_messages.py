@@ -1,9 +1,9 @@
 """Broadcasts ephemeral state between nodes, such as typing and presence, which the database does
 not hold.
 
-Messages are collected for a moment and sent together through `homeserver/cluster/peer_nodes.py`. Of
-messages with the same key only the latest is sent, so a node sends at most fifty times a second,
-however busy the rooms are. A message may be lost if the database is down or too many are queued.
+Messages are collected for a moment and sent together through `homeserver/cluster/peer_nodes.py`. So
+a node sends at most fifty times a second, however busy the rooms are. Of messages with the same
+key, only the latest is sent. A message may be lost if the database is down or too many are queued.
 That is acceptable: the state soon expires, is sent again, or is requested by nodes that missed it.
 
 For the reactor thread.

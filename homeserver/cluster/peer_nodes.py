@@ -1,7 +1,7 @@
 """Synchronises this process with other nodes on the same database.
 
-Changes of other nodes are visible here within a tenth of a second or two: long polls wake, redacted
-events leave the caches. A node that writes notifies the other nodes
+Changes of other nodes are visible here within one or two tenths of a second: long polls wake,
+redacted events leave the caches. A node that writes notifies the other nodes
 (`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
 describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
 a second finds the changes. A write also shows a node the changes before it, because positions are
@@ -9,8 +9,8 @@ assigned in order.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
 nodes. They are notified with the write (`storage/engine/postgres_notify.py`), and each confirms
-when it has invalidated its caches. The wait for a node that does not confirm is bounded, since no
-node trusts its caches for longer than that after its last poll.
+when it has invalidated its caches. The wait for a node that does not confirm is at most
+`TRUST_SECONDS` seconds, because no node trusts its caches for longer than that after its last poll.
 
 Laws:
 

@@ -1,8 +1,8 @@
 """The complete configuration: its groups, in the order of the sample file.
 
 In YAML the options of a group are at the top level of the file. The groups exist for the code, so
-that each part of the server gets only the options that it needs (`app.py` passes groups, sections
-or single values, never `Config`).
+that each service gets only the options that it needs (`homeserver/wiring` passes groups, sections
+or single values to services, never `Config`).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Reads configuration files into a `Config`, and collects all errors and notices.
 
 A key without an option is looked up among the keys that Synapse knows (`synapse_keys.tsv`). A key
-of Synapse has no effect, which is one notice. Any other key is an error that suggests the nearest
+of Synapse has no effect, and causes a notice. Any other key is an error that suggests the nearest
 existing key.
 """
 

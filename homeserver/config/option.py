@@ -10,9 +10,9 @@ One declaration holds the type, the default, the bounds, and the text for the sa
 docs. `homeserver.config.read` checks values from YAML against it. A section is a frozen dataclass
 whose fields are options or other sections.
 
-Types that an option may have: str, int, float, bool, the four below, `Path` (a relative one starts
-at the folder of the configuration file), a `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `JSON`,
-another section, and any of these with `| None`.
+Types that an option may have: str, int, float, bool, `Duration`, `Size`, `Permissions`, `Network`,
+`Secret`, `Path` (a relative one starts at the folder of the configuration file), a `Literal`,
+`tuple[X, ...]`, `Mapping[str, X]`, `JSON`, another section, and any of these with `| None`.
 """
 
 from collections.abc import Callable, Mapping

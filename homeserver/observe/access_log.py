@@ -1,5 +1,5 @@
-"""The access log: one line for each request, and a warning for each slow one. It contains no
-secrets and no personal addresses."""
+"""The access log: one line for each request, and a warning for each slow one. Secrets, e-mail
+addresses and telephone numbers in URLs are masked."""
 
 import re
 from collections.abc import Callable

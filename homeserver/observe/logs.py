@@ -1,7 +1,7 @@
 """Writes log events, one line each: JSON for machines, or text for people.
 
 The current request is added to every event from its context. Twisted's own messages about factories
-and ports are dropped below warnings.
+and ports are dropped, except warnings and errors.
 """
 
 from collections import deque

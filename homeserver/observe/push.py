@@ -1,5 +1,5 @@
-"""Metrics of push notifications. A gateway's name becomes a label when it has accepted a push, up
-to a limit: users choose gateways."""
+"""Metrics of push notifications. A gateway's name becomes a label when the gateway has accepted a
+push. The number of such labels is limited, because users choose the gateways."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final

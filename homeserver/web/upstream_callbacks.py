@@ -1,7 +1,7 @@
 """Callbacks of identity providers, and the requests that providers send by themselves.
 
-The paths are those of Synapse, so a migration changes nothing at a provider. Exception: with
-several OpenID providers, each has its own path.
+The paths are those of Synapse, so that a migration from Synapse needs no change at a provider.
+Exception: with several OpenID providers, each has its own path.
 """
 
 from http import HTTPStatus

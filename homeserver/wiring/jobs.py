@@ -1,4 +1,4 @@
-"""Lists the background jobs that belong to no other part."""
+"""Lists the background jobs that no other wiring module creates."""
 
 from collections.abc import Sequence
 from typing import Final

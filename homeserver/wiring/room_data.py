@@ -1,4 +1,4 @@
-"""Wires the stores and caches of rooms: everything below the engine."""
+"""Wires the stores and caches of rooms: everything that the room engine is built on."""
 
 from collections.abc import Mapping
 

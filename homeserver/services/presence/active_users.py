@@ -1,4 +1,5 @@
-"""Presence of users who are, or were recently, present: in memory, and stored over restarts.
+"""Presence of users who are, or were recently, present. It is kept in memory, and stored so that a
+restart does not lose it.
 
 Users who are offline and had no recent broadcast are evicted. For the reactor thread.
 """

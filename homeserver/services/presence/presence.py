@@ -7,9 +7,9 @@ Laws:
 - A request for a user's presence gets the current value, even before it is broadcast.
 - A status message is written before it is acknowledged; other changes are written in batches (see
   `active_users`).
-- Nodes send each other the state of users with devices on them: on change, and every `RESEND`
-  seconds. A message expires after `MESSAGE_LIFETIME` seconds, so the state of a dead node expires
-  too.
+- Each node sends the other nodes the state of the users whose devices sync with it: on change, and
+  every `RESEND` seconds. A message expires after `MESSAGE_LIFETIME` seconds, so the state of a dead
+  node expires too.
 
 spec: client-server-api#presence
 """

@@ -1,5 +1,5 @@
-"""A worker process that parses pages for previews: a parser of hostile HTML may crash, hang or use
-too much memory.
+"""A worker process that parses pages for previews. It is a process of its own because a parser of
+hostile HTML may crash, hang or use too much memory.
 
 It runs as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. It cannot write files or start processes, and

@@ -2,8 +2,8 @@
 
 Laws:
 - A profile has at most 64 KiB as JSON.
-- Membership events have display name and avatar. A change of these is queued in the same write and
-  then sent to the user's rooms.
+- Membership events contain display name and avatar. The write that changes one of these also queues
+  the change for the user's rooms.
 - A request for a field cannot tell an unknown user from one without the field.
 - Profile changes of a shadow-banned user are visible only to that user, also in rooms that they
   join.

@@ -3,7 +3,7 @@
 Laws:
 - Total: every stored condition compiles; an unknown or invalid one never matches.
 - Bounded: the work of one user's rules on one event is limited (`EvaluatedEvent.use_steps`).
-  Conditions that would take more do not match; those of real users come nowhere near.
+  Conditions that would take more do not match. Ordinary rules take far less.
 
 spec: client-server-api#conditions-1
 """

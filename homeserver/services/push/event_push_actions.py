@@ -5,8 +5,9 @@ Laws:
 - The predefined rules are evaluated once for all users, and the result is stored as flags of the
   event.
 - Users get rows only if their actions differ: mentioned users, and users with rules of their own
-  (`room_rules.py`). Each class of equal rules is evaluated once. If a class has rules about
-  subscribed threads (MSC4306), the subscribers of this thread are evaluated separately.
+  (`room_rules.py`). Users with equal rules form a class, and the rules of a class are evaluated
+  once. If a class has rules about subscribed threads (MSC4306), its members who subscribe to the
+  event's thread are evaluated one by one.
 - Nobody is notified of their own events. Events of ignored users are left out when counts are read.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules

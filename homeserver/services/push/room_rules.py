@@ -1,9 +1,9 @@
-"""A cache of the members of a room whose push rules differ from the predefined ones there, in
-classes of equal rules.
+"""A cache of the members of a room whose push rules have another effect there than the predefined
+rules. Members with equal rules form a class.
 
-Most users' rules have the same effect as the predefined ones in most rooms. Only the others are
-cached, so an event is evaluated once for each class and not for each member. Kept current by the
-stream: changes of rules and memberships are applied when the room's next event comes. For the
+Most users' rules have the same effect as the predefined ones in most rooms. Only the other members
+are cached, so an event is evaluated once for each class and not for each member. The stream reports
+changes of rules and memberships. They are applied when the room's next event arrives. For the
 reactor thread.
 """
 

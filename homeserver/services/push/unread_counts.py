@@ -1,9 +1,9 @@
 """The number of unread messages and highlights of a user in a room and in each of its threads.
 
-A new message writes nothing per member (law: pay for what happened). Events have flags, and users
-with different push actions have a row. Counts combine both after the read marker
-(docs/developers/push.md). A cached count is updated with the events that arrive later, so an open
-client costs no query for a message. For the reactor thread.
+A new message writes nothing per member. Instead the event has push flags, and a user whose push
+rules give another result has a push action row. A count combines the flags and rows of the events
+after the user's read marker (docs/developers/push.md). A cached count is updated with the events
+that arrive later, so an open client costs no query for a message. For the reactor thread.
 
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """

@@ -2,15 +2,16 @@
 
 Laws:
 - Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
-  because its user is reading there, delays no other push.
-- Pushes are dropped if they are older than a day, if the event was read meanwhile or redacted, and
-  if the user has left the room or ignores the sender by then.
-- After a failed push the pusher retries after a pause that grows to an hour. The pusher stays
-  unless its gateway rejects the pushkey (`rejected`). A push that its gateway refuses for its
-  content delays no other push; several such refusals in a row count as a failure, without a retry
-  of the refused pushes.
-- What waits behind a failure is stored with the pusher as a position: it does not hold back the
-  lease's position, and a message writes no row.
+  because its user is reading the room, delays no other push.
+- When its turn comes, a push is dropped if it is older than a day, if the event has been read or
+  redacted, or if the user has left the room or ignores the sender.
+- After a failed push the pusher retries after a pause that grows to an hour. The pusher is removed
+  only if its gateway rejects the pushkey (`rejected`).
+- A push that the gateway refuses is sent once more without the event's content, and then dropped.
+  It delays no other push, but several refused pushes in a row cause the same pause as a failure.
+- For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
+  is read again from there. So a message writes no row, and a failing pusher does not hold back the
+  position of the lease.
 
 spec: push-gateway-api#homeserver-behaviour
 """

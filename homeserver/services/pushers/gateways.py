@@ -10,8 +10,8 @@ Laws:
 - An unreachable gateway is tried with one request at a time, after a pause that grows; all its
   pushes wait for that one. An error status concerns only the one pusher of the request.
 - An answer with a success status means that the push was accepted, even if the body is invalid or
-  never arrives: otherwise a phone would ring for it again and again. An unreadable answer rejects
-  nothing: the gateway rejects the pushkey again at the next push.
+  never arrives: otherwise a phone would ring for it again and again. An unreadable answer removes
+  no pusher: a gateway that rejects a pushkey does so again at the next push.
 
 spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1notify
 """

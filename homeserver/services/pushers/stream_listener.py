@@ -3,8 +3,9 @@
 Laws:
 - Without the lease nothing is collected: the next holder of the lease reads the changes from the
   database.
-- Changes of pushers are stored as user IDs, and changes of badges as a user ID with the first
-  position. However much happens, there are at most as many as users.
+- For changes of pushers, only the user IDs are kept in memory; for changes of badges, each user ID
+  with the position of the first change. So there are at most as many entries as users, however much
+  happens.
 - At most `MAX_CHANGES` other changes are kept in memory; further ones are read from the database.
 """
 

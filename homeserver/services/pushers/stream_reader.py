@@ -4,11 +4,11 @@ Laws:
 - Pushes come from the stream, never from the code that made the change: an event of another node,
   or from before a restart, needs no special case. Everything up to the lease's position is sent, or
   stored with its pusher.
-- One node pushes at a time: the holder of the lease. On SQLite, which serves one node, the lease is
-  taken by force.
-- An event that notifies nobody costs nothing (its flags say so), and neither does one in a room
-  where nobody has a pusher. Any other event is evaluated for all members with pushers; if they are
-  many, in several turns of the reactor.
+- One node pushes at a time: the holder of the lease. On SQLite, which serves only one node, a node
+  takes the lease even if it has not expired.
+- An event that notifies nobody costs nothing (its push flags say so). Neither does an event in a
+  room where nobody has a pusher. Any other event is evaluated for all members with pushers, in
+  several turns of the reactor if there are many.
 - The stream is read from memory (`stream_listener.py`). The database is read only after a start and
   for writes of other nodes.
 - A node that stops or loses the lease finishes the current user first. The stored position is lower

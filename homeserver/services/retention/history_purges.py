@@ -5,8 +5,8 @@ Laws:
 - State stays. The newest visible message stays too, with its edits, reactions and votes, and the
   root of its thread. Redactions of remaining events stay: they explain the missing content. Purged
   events are gone for all local users; other servers keep theirs.
-- Events that arrive after the start of a purge stay. A forgotten room is left alone when a user
-  comes back to it.
+- Events that arrive after the start of a purge stay. The purge of a forgotten room ends if a local
+  user returns to the room.
 - A room has one purge at a time, and purges run one after another. A failed purge does not stop the
   others.
 """

@@ -4,7 +4,7 @@ Guest access can be withdrawn by a member on another server, by a redaction or b
 and a guest may join at that moment. So a job searches for guests in rooms that do not allow them,
 at intervals. If a user of this server withdraws guest access, guests leave immediately.
 
-Law: the search takes at most a hundredth of the time, however many guests there are. A guest who
+Law: the search runs for at most a hundredth of the time, however many guests there are. A guest who
 cannot leave delays nobody else.
 
 spec: client-server-api#guest-access

@@ -2,10 +2,10 @@
 children.
 
 Laws:
-- An event enters the cache when a read that ignored nobody found no children. It leaves the cache
-  when the stream reports a child.
-- An event that a local client sent after this cache subscribed counts as cached. No earlier event
-  can refer to it, so the stream has reported all its children.
+- An event enters the cache when no children were found for a reader who ignores nobody. It leaves
+  the cache when the stream reports a child.
+- An event that a local client sent after this cache subscribed to the stream counts as cached. No
+  earlier event can refer to it, so the stream has reported all its children.
 - If a child or a write of another node arrives during a read, the read's result is not cached.
 """
 

@@ -2,10 +2,10 @@
 
 Related events that exist are redacted before the request is answered, in the name of the sender of
 the redaction and with their permissions; later ones when they arrive. The write that redacts the
-target also stores this as a task, so that other nodes continue if a server stops, and so that
-temporary failures are retried, such as an unavailable policy server. Only direct children count,
-and only valid replacements. For a user who was suspended or locked meanwhile, only what they may
-redact themselves is redacted.
+target also stores the redaction of related events as a task, so that other nodes continue if this
+node stops, and so that temporary failures are retried, such as an unavailable policy server. Only
+direct children count, and only valid replacements. If the sender of the redaction has been
+suspended, only their own events are redacted. While the sender is locked, the task waits.
 
 Follows MSC3912.
 """

@@ -1,7 +1,7 @@
 """Sending events: messages, state, redactions; each request at most once.
 
-Events of a shadow-banned user are checked and answered as usual, but not sent. Such a user may
-leave.
+Events of a shadow-banned user are checked and answered as usual, but not sent. But such a user can
+really leave a room.
 
 spec: client-server-api#sending-events-to-a-room
 """

@@ -1,4 +1,4 @@
-"""The tree of rooms below a space, in pages, as far as a user may know of it.
+"""The tree of rooms below a space, in pages, with the rooms that the user may know of.
 
 Laws:
 - Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,

@@ -1,8 +1,9 @@
-"""Threads with new events in a user's rooms: for sliding sync, and the pages for what it omits.
+"""Finds threads with new events in a user's rooms: for sliding sync, and for the endpoint that
+returns in pages those threads that a sync response omits.
 
-A thread is reported once per range of positions, by its last event in it; a token for `/relations`
-leads to the others. A token for pages holds the start of the next page and the end of the range:
-later events are reported by the next sync.
+A thread is reported once per range of positions, by its last event in the range; a token for
+`/relations` leads to its other events. A token for pages holds the start of the next page and the
+end of the range: later events are reported by the next sync.
 
 Proposal: MSC4360.
 """

@@ -1,16 +1,16 @@
 """Scans files, each content once, before anybody can download them.
 
-A file is scanned when it arrives; what could not be scanned then is scanned by a job. A download
-meanwhile waits, and its file is scanned first. A harmful file is quarantined, as by an
-administrator.
+A file is scanned when it arrives. If no scanner can do it then, a job scans the file later. A
+download of a file without a verdict starts the scan and waits for it. A harmful file is
+quarantined, as by an administrator.
 
 Laws:
 - No file is served without a verdict, unless the configuration allows it.
 - A file is streamed to the scanners from its storage; it is not written anywhere else.
-- The number of concurrent scans is bounded, and each has a time limit, so no content can delay
-  others further. Scans are scheduled fairly by owner; scans of decrypted files have slots of their
-  own, fair by requester. So nobody who sends or requests much delays others. The job has at most
-  half of the slots.
+- The number of concurrent scans is bounded, and each has a time limit, so no content can delay the
+  scans of others for longer. Scans are scheduled fairly by owner; scans of decrypted files have
+  slots of their own, fair by requester. So nobody who sends or requests much delays others. The job
+  has at most half of the slots.
 - A file that cannot be scanned is retried with increasing delays. A request does not shorten them.
 - The server stores neither keys of encrypted files nor anything that reveals their content: only a
   verdict, under a hash of content and key.

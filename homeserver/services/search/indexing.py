@@ -1,11 +1,12 @@
-"""Indexes messages, room names and topics for the search: a job that processes events by their
-numbers, in small batches, and sleeps while none come.
+"""Indexes messages, room names and topics for the search: a job that processes events in the order
+of their numbers, in small batches, and sleeps while there are none.
 
 Laws:
 - Indexing does not delay a send: events are indexed after they are stored.
 - Progress and index change in one write: a crash loses nothing and repeats nothing. If several
   nodes process the same batch, the first write counts.
-- The same steps index an existing database, and index everything again when the languages change.
+- The same steps index an existing database, and index everything again when the configured
+  languages change.
 """
 
 from collections.abc import Callable, Mapping

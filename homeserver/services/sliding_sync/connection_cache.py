@@ -1,8 +1,8 @@
 """A cache with one value per connection, bounded per device and in weight for all.
 
-The connection that was idle longest is evicted first. A deleted device takes its values along.
-Clients choose how many connections they name and how much they ask for, so neither bounds the
-other.
+The connection that was idle longest is evicted first. The values of a deleted device are removed. A
+client chooses the number of its connections and, by its requests, the size of each value. So the
+number of values per device and the weight of all values are bounded separately.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
 """The name of a connection's state in a `pos`: the number of a stored state, and the rooms added
 since.
 
-The form is `<number>.<room>.<room>…`. An added room has the same sending state as the last room of
-the stored state. So a room that comes into view for the first time causes no write, and nothing can
-get lost, because the client sends the name back.
+The form is `<number>.<room>.<room>…`. An added room was sent in the same way as the last room of
+the stored state: up to the position in the `pos`, with the same timeline limit and required state.
+So a room that comes into view for the first time causes no write. Nothing can get lost, because the
+client sends the name with its next request.
 
 Laws:
 - A name means the same forever and on every node: a stored state never changes under its number.

@@ -8,9 +8,10 @@ The typing users of a response are recorded under its `pos`. A response may get 
 responses with different typing users have the same `pos`.
 
 The record is in memory only, because typing ends within seconds. After a restart or an eviction, a
-client without a record gets all typing users, which replaces what it has. That alone does not end
-its long poll; otherwise a client that is evicted repeatedly would never wait. The `pos` also names
-the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`).
+client without a record gets all typing users, which replaces what it has. Such a repetition does
+not end a long poll; otherwise a client whose record is evicted repeatedly would never wait. The
+`pos` also names the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`), so
+a client without a record still learns that typing has ended.
 """
 
 from collections.abc import Mapping, Sequence, Set

@@ -2,7 +2,8 @@
 
 - A sync token `s<position>_<ephemeral>` is a position of the main sequence and one of the ephemeral
   counter. After an initial sync, `~<position>` follows until the device has received all to-device
-  messages that were waiting: it has received them up to this position.
+  messages that were waiting. The device has received those up to this position. `-<room>.<room>…`
+  follows if the client shows somebody typing in these rooms.
 - The `pos` of sliding sync is a sync token and the name of a connection state. /messages and
   similar endpoints accept it too.
 - A room token `t<depth>_<event number>` is a position in the topological order of one room. While
@@ -10,8 +11,8 @@
   order. If a response omits them, `~<position>` follows: a client that pages back from this token
   starts with all events that had arrived at that position.
 
-If an endpoint of a room receives a sync token, it stands for the position directly after all events
-that had arrived by then.
+If an endpoint of a room receives a sync token, the token stands for the position directly after all
+events that had arrived by then.
 """
 
 import re
@@ -48,7 +49,7 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
     """The position of to-device messages, if it is less than `position`."""
     typing_rooms: tuple[int, ...] = ()
     """Rooms for which the client last received a typing user, the latest last; at most
-    MOST_TYPED."""
+    MAX_TYPING_ROOMS."""
 
     def __str__(self) -> str:
         if self.to_device is None and not self.typing_rooms:

@@ -4,8 +4,8 @@ Laws:
 - The members of a response are confirmed only when the device sends that response's token, since a
   response may get lost.
 - A device with an unknown token starts with no confirmed members. Either the device went back to an
-  older token, such as an app that was killed before it stored its last response. Or another node
-  answered its last request and may have sent a newer membership.
+  older token, for example because the app was killed before it stored the last response. Or another
+  node answered the last request, and may have sent a newer membership.
 
 spec: client-server-api#lazy-loading-room-members
 """

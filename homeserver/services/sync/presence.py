@@ -1,5 +1,5 @@
-"""The `presence` section of /sync: users who share a room with the caller, and whose presence
-changed or who joined a shared room.
+"""The `presence` section of /sync: the users who share a room with the caller, if their presence
+has changed or they have begun to share one.
 
 spec: client-server-api#presence
 """

@@ -1,7 +1,7 @@
 """Sticky events: all new ones of a room, also those that do not fit into the timeline.
 
-Every member of the room gets them, also those from before they joined: history visibility does not
-apply. Events of ignored users and expired events are left out.
+Every member of the room gets them, also events from before the member joined: history visibility
+does not apply. Events of ignored users and expired events are left out.
 
 Proposal: MSC4354.
 """

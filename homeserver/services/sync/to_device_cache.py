@@ -5,10 +5,10 @@ reactor thread.
 
 Laws:
 - Adding messages costs the same for any number of devices. The next read sorts them by recipient,
-  for several requests together. A request to many recipients is not sorted; its readers search it.
-  An event is built only when it goes into a response.
-- Each device has a lowest position. Messages up to it were delivered, or were for a deleted device,
-  and are never returned again.
+  for several requests together. A request to many recipients is kept apart and has an index of its
+  own. An event is built only when it goes into a response.
+- For each device, the cache records a position. Messages up to it were delivered, or were for a
+  deleted device with the same ID, and are never returned again.
 """
 
 from bisect import bisect_right

@@ -3,8 +3,8 @@
 Laws:
 - A consent is stored for the version that the user was shown. A user who has not accepted the
   configured version has to accept it.
-- The link to the page is signed for one user and the current versions: it accepts for no other
-  user and no later version.
+- The link to the page is signed for one user and the current versions: it cannot be used to accept
+  for another user, or to accept a later version.
 - After the consent the user may continue immediately on every node, because the consent is stored
   as a change of the account.
 

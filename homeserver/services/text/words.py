@@ -8,10 +8,10 @@ Thai, …) are split into overlapping pairs of characters.
 Laws:
 - Keys contain only alphanumeric characters and combining marks, at least one: no space, quote or
   punctuation.
-- A language whose keys equal those of another one for the complete text adds nothing.
+- If two languages have the same keys for the complete text, these keys are listed only once.
 - The same text always has the same keys while `TextFolding.name` is the same.
 
-    folding = Folding(("uz", "ru"))
+    folding = TextFolding(("uz", "ru"))
     folding.lines("Ўзбек тили") == folding.lines("O‘zbek tili") == [["ozbek", "tili"]]
 """
 

@@ -3,8 +3,8 @@
 Laws:
 - Opening the page of the link validates nothing, since programs open links in e-mails; the button
   on the page does.
-- Where the operator hides which addresses are known, the response does not reveal it. An e-mail to
-  the address does instead.
+- If the operator hides which addresses belong to accounts, the response does not reveal it. Only
+  the e-mail to the address does.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#email-associations

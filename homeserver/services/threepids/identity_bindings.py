@@ -3,7 +3,8 @@
 Below, an address is either of the two.
 
 Laws:
-- Only the configured identity server is asked; an unbind asks the server of the binding.
+- New bindings are made only at the configured identity server. An unbind request goes to the server
+  where the binding was made.
 - A binding is stored until it is unbound: at the request of its owner, with the removal of the
   address, or with the deactivation. The write that removes the address or account also schedules
   the unbind, before the identity server is asked. A failed unbind is retried with back-off for a

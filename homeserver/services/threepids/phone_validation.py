@@ -4,8 +4,8 @@ Laws:
 - A code is valid for one purpose, for minutes, and for few attempts; it is stored as a hash.
 - Messages cost money: they go to mobile numbers only, with limits per number, per client address
   and per day in total.
-- Where the operator hides which numbers are known, neither the response nor its time reveals it. A
-  message to the number does instead.
+- If the operator hides which numbers belong to accounts, neither the response nor its time reveals
+  it. Only the text message to the number does.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#phone-number-associations

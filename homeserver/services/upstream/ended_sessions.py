@@ -4,9 +4,10 @@ session.
 Laws:
 - Unused login tokens and codes, pending flows and the browser session of that sign-in end in one
   write.
-- A request that is in progress on any node and read before that write checks again in its own write
-  (`check_provider_session` of `homeserver/services/login/credential_epoch.py`). So ended sign-ins
-  stay stored for as long as a request can take.
+- A request in progress, on any node, may have read the sign-in before that write. So it checks
+  again in its own write (`check_provider_session` of
+  `homeserver/services/login/credential_epoch.py`), and ended sign-ins stay stored for as long as a
+  request can take.
 - The account's credential epoch stays: other sign-ins of the same user are not affected.
 """
 

@@ -4,10 +4,10 @@ intranet.
 Laws:
 - Only the configured algorithm is accepted. Issuer, audience and times are checked if the token or
   the configuration has them.
-- The configured claim is the local part. The signing program chooses it, so it is trusted with
-  every account.
+- The configured claim is the local part of the user ID. The signing program chooses it, so this
+  program can sign in to every account.
 
-It is not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
+This login is not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
 """
 
 from collections.abc import Mapping

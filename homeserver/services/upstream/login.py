@@ -5,10 +5,10 @@ Laws:
 - A login token is sent only to an address of the configuration, or to one that the user has seen
   and agreed to.
 - A user with outstanding terms of service accepts them before a token is sent, on every path.
-- The provider's answer holds only for the credential epoch of the account in which it arrived,
-  however long the user then stays on a page.
-- The user reads which operation of a client they confirm before they leave for the provider. The
-  provider authenticates them again, even with an existing session there.
+- The provider's answer is valid only while the account has the credential epoch that it had when
+  the answer arrived, however long the user then stays on a page.
+- Before a user goes to the provider to confirm an operation of a client, a page describes the
+  operation. The provider authenticates the user again, even with an existing session there.
 
 spec: client-server-api#sso-client-loginauthentication
 """

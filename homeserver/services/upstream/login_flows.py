@@ -1,12 +1,12 @@
 """Pending upstream sign-ins: stored in the database, bound to a browser by a cookie, used once.
 
 Laws:
-- Each step of a sign-in is a row. Continuing takes the row, so a form that is sent twice finds
-  nothing the second time.
-- A flow with an identity is valid only while that sign-in is: it holds the credential epoch of the
-  account, and ends with the session at the provider and when the browser signs out.
-- A request without the cookie of the browser that began is refused, so following a link does not
-  sign a user in.
+- Each step of a sign-in is a row. Continuing deletes the row, so a form that is sent twice is
+  refused the second time.
+- A flow in which the provider has identified the user ends if the account's credential epoch
+  changes, if the session at the provider ends, or if the browser signs out.
+- A request is refused without the cookie of the browser that began the sign-in. So nobody can sign
+  a user in to another account by sending them a link.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """

@@ -3,7 +3,8 @@
 Laws:
 - User input is escaped before it becomes part of a filter or a DN.
 - An empty password is wrong: a directory accepts a bind without a password as anonymous.
-- A result is complete or a failure: an incomplete listing never counts as missing entries.
+- A result is complete or a failure: an entry never counts as missing because a listing was
+  incomplete.
 - Passwords are sent over TLS with a verified certificate, unless the configuration says otherwise.
   Referrals are not followed.
 """

@@ -1,7 +1,8 @@
 """Checks passwords with a directory, behind the same login as local passwords.
 
 Laws:
-- A linked account is checked by its subject: another person may get the same name later.
+- The password of a linked account is checked at the directory entry of its subject, not of its
+  name: another person may get the same name later.
 - The queue for threads is bounded, so a directory that hangs does not block the server. Client
   addresses take turns, and one address gets only a share of the threads.
 """

@@ -2,8 +2,8 @@
 
 Laws:
 - Only the configured algorithms are accepted, whatever the token says, and never `none`.
-- A token is for this client, from this issuer and current; an ID token belongs to the sign-in that
-  we began.
+- A token is accepted only if it is for this client, from this issuer and not expired. An ID token
+  must also have the nonce of the pending sign-in.
 
 spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#Validation
 """

@@ -6,7 +6,8 @@ Laws:
   requests are refused.
 - The library fetches nothing. Metadata come from files, or from `metadata.py`, which fetches
   them with the server's HTTP client.
-- The library's record of a user is removed at once.
+- The library remembers each user who signs in. That record is removed immediately, because nothing
+  needs it.
 """
 
 import time

@@ -1,7 +1,8 @@
 """Single logout with a SAML provider: a logout here ends the session there, and the reverse.
 
 Laws:
-- A provider's request is signed by it, for this server, current, and used once.
+- A provider's request is accepted once, and only if the provider signed it, for this server, and it
+  has not expired.
 - It ends the devices and browser sessions of the sign-in that it names, with unused tokens and
   pending flows. If the provider does not distinguish the user's sessions (the request or the
   sign-in has no index), it ends everything that would let the user in without authentication.

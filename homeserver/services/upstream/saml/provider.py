@@ -2,8 +2,8 @@
 browser brings back.
 
 Laws:
-- An assertion is signed, for this server, current, in response to a pending request of ours, and
-  used once.
+- An assertion is accepted once, and only if it is signed, for this server, not expired, and the
+  response to a pending request of ours.
 - The library runs in threads: it starts a program for each signature.
 
 spec: saml-profiles-2.0-os section 4.1
