@@ -3,8 +3,7 @@
 Laws:
 - An application service acts for its own user and accounts in its `users` namespaces, and for no
   others.
-- Nobody else can create an account or alias with a name in an exclusive namespace, by any way of
-  creating one.
+- Nobody else can create an account or alias in an exclusive namespace, whatever API they use.
 - A namespace is a regular expression that has to match from the start of a name, but not to its
   end.
 

@@ -1,8 +1,8 @@
 """Cache of the devices of local users: a message to every device of a large room needs no query.
 
 The stream invalidates an entry when a device changes. A change at another node may not have arrived
-yet when a message is written. So the write checks whether a device was added or removed after the
-position of the cached devices, on any node, and then reads the devices again
+yet when a message is written. So the write checks whether any node added or removed a device after
+the position of the cached devices. If so, it reads the devices again
 (`ToDeviceStore.get_recipients`).
 
 For the reactor thread.

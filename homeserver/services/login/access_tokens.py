@@ -5,9 +5,9 @@ Laws:
   node when the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
   (`homeserver/cluster/peer_nodes.py`); after that each request reads the database.
-- If such a change arrives while a token is being read, the token is not cached: its row may be
-  outdated. The first use of a token from a refresh is such a change too, so that token is cached
-  only at its second use.
+- If a change of its account arrives while a token is being read, the token is not cached: its row
+  may be outdated. The first use of a token from a refresh changes the account too, so that token is
+  cached only at its second use.
 - The map by text holds the same entries as the map by hash. When an entry is removed from the map
   by hash, its `owner` is cleared, so that the map by text does not return it either.
 - The cache is bounded and evicts the least recently used token.

@@ -5,9 +5,9 @@ Laws:
   without a query. So nobody can plant an invented cookie in a browser, or one under another name.
 - The key of these signatures is derived from the server's signing key and has no other use. A new
   signing key invalidates all cookies.
-- Over https their names start with `__Host-`: browsers accept them only from this host over https,
-  never from a sibling host. Only this prefix prevents an attacker from storing their own valid
-  cookie in the browser of somebody else. Over http nothing prevents that.
+- Over https the names of cookies start with `__Host-`: browsers accept them only from this host
+  over https, never from a sibling host. Only this prefix prevents an attacker from storing their
+  own valid cookie in the browser of somebody else. Over http nothing prevents that.
 
 spec: RFC 6265, RFC 6265bis section 4.1.3
 """
