@@ -1,7 +1,7 @@
 """Cross-origin headers of responses, including errors, and of preflight responses, which run no
 endpoint code.
 
-Only some pages have none (`allows_cors` in `page_paths.py`).
+Only pages below `/_mahalla/` have none (`allows_cors` in `page_paths.py`).
 
 spec: client-server-api#web-browser-clients
 """
