@@ -1,4 +1,4 @@
-"""The validity of accounts, for administrators. The path is Synapse's."""
+"""Sets the expiry times of accounts, for administrators. The path is Synapse's."""
 
 import msgspec
 

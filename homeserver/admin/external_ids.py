@@ -1,4 +1,5 @@
-"""Links between accounts and identity providers, and the owners of addresses, for administrators.
+"""Links between accounts and identity providers, and the owners of e-mail addresses and telephone
+numbers, for administrators.
 
 The two paths under `/_synapse` are Synapse's.
 """

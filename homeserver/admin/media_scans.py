@@ -1,4 +1,4 @@
-"""Media scans, for administrators: list findings, and scan again."""
+"""Malware scans of media, for administrators: list harmful files, and scan files again."""
 
 from typing import Annotated, Any
 

@@ -11,12 +11,12 @@ or `RequestContext`. Keyword-only parameters are the request: first the names in
 if it is not JSON), then query parameters with their defaults. A trailing underscore is not part of
 the name on the wire (`from_`).
 
-`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names on the
-wire; the first one found wins.
+`Annotated[bool, QueryNames("use_state_after", "org.example.use_state_after")]` gives other names on
+the wire; the first one found wins.
 
-A path name without a parameter, or an unknown service, stops start-up with an error message.
-Further paths may leave out a name whose parameter has a default. An empty segment matches only such
-a parameter.
+A name in a path for which the handler has no parameter, or an unknown service, stops start-up with
+an error message. An endpoint may have several paths. Some may leave out a name whose parameter has
+a default. An empty segment of a request's path matches only the name of such a parameter.
 """
 
 from collections.abc import Awaitable, Callable

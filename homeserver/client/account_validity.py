@@ -1,4 +1,5 @@
-"""Request an e-mail that renews an account before it expires. Clients know Synapse's path.
+"""Request an e-mail that renews an account before it expires. The path is Synapse's, because
+clients use it.
 
 `homeserver/web/renew_account.py` is the page that the e-mail links to.
 """

@@ -1,7 +1,8 @@
 """The API of matrix-content-scanner. Clients that support it download and scan files through it,
 encrypted files included.
 
-source: docs/api.md of matrix-content-scanner. Files from before authenticated media need no token.
+source: docs/api.md of matrix-content-scanner. Files from before authenticated media was required
+need no access token.
 """
 
 import msgspec

@@ -1,8 +1,9 @@
 """Limits the memory for request bodies whose sender is not authenticated yet.
 
 A signature covers the whole body, so the sender is known only when all of it has arrived. Anybody
-who can reach a listener can therefore make the server buffer bytes. The budget limits them for one
-address, in total, and in time. After authentication, rate limits and queues apply instead.
+who can reach a listener can therefore make the server buffer bytes. The budget limits these bytes,
+for each address and in total, and the time that a body may take. After authentication, rate limits
+and queues apply instead.
 """
 
 from typing import Final

@@ -1,15 +1,17 @@
 """One HTTP/1.1 connection. It answers its requests one after another.
 
-llhttp, the parser of Node.js, parses them (through httptools). It refuses input that two parsers
-could read differently, and it is five times cheaper than a parser in Python.
+llhttp, the parser of Node.js, parses the requests (through httptools). It refuses input that two
+parsers could read differently, and it is five times cheaper than a parser in Python.
 
 Laws:
 - Answers leave in the order of the requests. While a request is being answered, later ones wait in
   a bounded buffer; when it is full, reading pauses.
 - A malformed, oversized or refused request gets one answer. Further input is then discarded for a
-  moment before the connection closes. Otherwise the client's system could drop the answer.
-- An idle connection is closed. So is one that sends too slowly: a head has `idle_timeout`, a body
-  must grow past `FREE_BYTES` within `MAX_SECONDS`.
+  moment before the connection closes. If the connection closed while input still arrives, the
+  client's system could drop the answer.
+- An idle connection is closed. So is one that sends too slowly: a head must be complete within
+  `idle_timeout`, and a body must be complete or exceed `FREE_BYTES` within `MAX_SECONDS` (after
+  that, see `body_budget.py`).
 """
 
 import re

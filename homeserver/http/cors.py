@@ -1,5 +1,7 @@
-"""Cross-origin headers, for every response including errors, and for preflight responses, which run
-no endpoint code.
+"""Cross-origin headers of responses, including errors, and of preflight responses, which run no
+endpoint code.
+
+Only pages below `/_mahalla/` have none (`allows_cors` in `page_paths.py`).
 
 spec: client-server-api#web-browser-clients
 """

@@ -1,6 +1,7 @@
 """The configured rate limits: token buckets for each limit.
 
-An action without a limit costs one lookup. IPv6 addresses count by their /64.
+An action without a limit costs one lookup. All IPv6 addresses of one /64 network count as one
+address.
 """
 
 import sys

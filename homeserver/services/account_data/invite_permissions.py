@@ -1,7 +1,7 @@
 """Invite permissions: which invites a user accepts, by their account data and ignored users.
 
-A blocked invite is refused when it is sent. An ignored invite is sent, but hidden from its target;
-so are earlier invites that are blocked by now.
+A blocked invite is refused when it is sent. An ignored invite is sent, but its target does not see
+it. An invite that was sent before the user blocked it is hidden in the same way.
 
 spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
 """

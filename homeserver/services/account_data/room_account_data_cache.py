@@ -1,8 +1,11 @@
-"""Cache of users' account data: a client that has read all of it then reads one room after another.
+"""Cache of users' account data, global and by room.
 
-After a change in a room, the user's other rooms stay cached, and that room is read again when it is
-needed. The same goes for global account data. A user is evicted when a device or all of their data
-is removed.
+It holds complete users: many clients first read all of a user's data, and then that of one room
+after another.
+
+A change of account data in one room invalidates only that room of the user: the other rooms stay
+cached. A change of global account data invalidates only the global data. A user is evicted when a
+device or all of their data is removed.
 
 For the reactor thread.
 """

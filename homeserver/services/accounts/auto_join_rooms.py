@@ -2,9 +2,9 @@
 
 The write that stores the account also stores a row for the pending joins. The row is removed after
 the attempt. If the server stops before that, the joins are retried: after the restart if there is
-one node, otherwise by any node when the lease has expired. A refused join is logged for the
-operator and does not fail the registration. Unresponsive servers delay a registration by at most
-`JOIN_WAIT_SECONDS`.
+one node, otherwise by any node when the lease of the row has expired. A refused join is logged for
+the operator and does not fail the registration. Unresponsive servers delay a registration by at
+most `JOIN_WAIT_SECONDS`.
 """
 
 from collections.abc import Sequence

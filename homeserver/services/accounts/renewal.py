@@ -4,8 +4,8 @@ by an administrator.
 Laws:
 - One e-mail is sent about each expiry. The write that queues the e-mail also records it, so neither
   a restart nor a second node sends another one.
-- Opening the page of a link renews nothing, since programs open links in e-mails; its button does,
-  once.
+- Opening the link renews nothing, since programs open links in e-mails. The button on its page
+  renews the account, once per link.
 - An expired account keeps all its data. Until it is renewed, requests are refused and nothing is
   pushed to it.
 """

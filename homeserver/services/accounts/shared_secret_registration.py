@@ -1,8 +1,8 @@
 """Shared-secret registration: creates accounts regardless of the rules of registration.
 
-A nonce is stored in the database, so that every node accepts it. It is valid for one request, right
-or wrong, within a minute. Scripts that use this API search for the texts "HMAC incorrect" and
-"User ID already taken".
+A nonce is stored in the database, so that every node accepts it. It is valid for a minute, and for
+one request, even if that request fails. Scripts that use this API search for the texts "HMAC
+incorrect" and "User ID already taken".
 """
 
 import hmac

@@ -1,6 +1,6 @@
 """Third-party identifiers of accounts (e-mail addresses and telephone numbers): add and remove.
 
-Below, an address is either of the two.
+In this module, *address* means either of the two.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """

@@ -2,7 +2,8 @@
 
 Laws:
 - Removing a device has the same effect as a sign-out by its user: sessions and data per device are
-  gone on every node before the response. The audit record names the administrator and the address.
+  gone on every node before the response. The audit record contains the administrator and their IP
+  address.
 - A created device has no session and no keys; signing in on it needs authentication as usual.
 - Creating an existing device and removing an unknown one succeed, for tools that synchronise two
   servers.

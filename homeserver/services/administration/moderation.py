@@ -1,4 +1,5 @@
-"""Moderation of accounts by administrators: lock, suspend, and list the sightings of devices.
+"""Moderation of accounts by administrators: lock and suspend accounts, and list when and from which
+address their devices were last seen.
 
 spec: client-server-api#server-administration, client-server-api#account-locking,
 client-server-api#account-suspension

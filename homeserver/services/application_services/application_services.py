@@ -3,8 +3,7 @@
 Laws:
 - An application service acts for its own user and accounts in its `users` namespaces, and for no
   others.
-- No other user can create a name in an exclusive namespace, whatever way creates the account or
-  alias.
+- Nobody else can create an account or alias in an exclusive namespace, whatever API they use.
 - A namespace is a regular expression that has to match from the start of a name, but not to its
   end.
 

@@ -1,7 +1,11 @@
 """Cache of the devices of local users: a message to every device of a large room needs no query.
 
-An entry is current at the newest stream position. The write of a message detects devices that were
-added or removed after that, on any node (`ToDeviceStore.get_recipients`). For the reactor thread.
+The stream invalidates an entry when a device changes. A change at another node may not have arrived
+yet when a message is written. So the write checks whether any node added or removed a device after
+the position of the cached devices. If so, it reads the devices again
+(`ToDeviceStore.get_recipients`).
+
+For the reactor thread.
 """
 
 from collections.abc import Mapping, Set

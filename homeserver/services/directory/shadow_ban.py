@@ -1,4 +1,4 @@
-"""Aliases, directory listings and room replacements that only a shadow-banned user sees.
+"""Aliases, directory listings and room upgrades that only a shadow-banned user sees.
 
 A shadow-banned user sees their own changes; all others see the real state. Only shadow-banned
 callers cost additional queries.

@@ -4,9 +4,9 @@ A search finds users who share a room with the caller, users in public rooms and
 local users. It never finds the caller, deactivated users and (unless configured) locked users.
 
 Laws:
-- A result does not reveal names from private rooms. A local user has the name of their profile. A
-  remote user has the name from public rooms, or else the one on which all their rooms on this
-  server agree.
+- A result does not reveal names from private rooms. The name of a local user is that of their
+  profile. The name of a remote user is that in public rooms. A remote user who is in no public room
+  has a name only if all their rooms on this server agree on it.
 - A search makes a fixed number of queries and reads a bounded number of users.
 
 spec: client-server-api#user-directory

@@ -5,9 +5,9 @@ Laws:
   accepted it: a restart loses none.
 - A failed e-mail is retried with increasing delays for two days. A permanent rejection is not
   retried.
-- A digest is sent only if its events are still unread. Otherwise it is withdrawn, and a new one is
-  written about the remaining events.
-- E-mails are sent one after another, so a mail server that hangs blocks one thread.
+- A digest of unread messages is sent only if all of them are still unread. Otherwise it is
+  withdrawn, and a new one is written about those that are left.
+- E-mails are sent one after another, so a mail server that hangs blocks only one thread.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

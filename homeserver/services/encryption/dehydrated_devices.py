@@ -2,9 +2,9 @@
 in.
 
 Laws:
-- A user has at most one. A new one replaces it in one write, with its keys; the pending messages of
-  the old one are deleted. Identity keys, not the device ID, say whether a device is new: only a
-  repeated upload of the same device keeps its messages.
+- A user has at most one. One write stores a new one with its keys, and deletes the old one with its
+  keys and pending messages. A device is new if its device ID or its identity keys differ from those
+  stored. Only a repeated upload of the same device keeps the pending messages.
 - It appears as an ordinary device in device lists and to other servers, but nobody can sign in on
   it.
 - Reading its messages deletes none of them. So after an interruption, the same or another device

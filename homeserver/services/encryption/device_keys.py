@@ -2,9 +2,11 @@
 
 Laws:
 - Keys are stored and returned as canonical JSON, so that signatures on them stay valid. The server
-  adds its own data in `unsigned`; later signatures join those that came with the keys.
-- A reader sees the signatures of the key's owner and their own.
-- Numbers and sizes are bounded, per upload and per device.
+  adds its own data only in `unsigned`. Signatures that are uploaded later are returned together
+  with those in the uploaded keys.
+- Of the signatures uploaded later, a reader sees those by the owner of the keys and those by the
+  reader.
+- The number and the size of keys are bounded, per upload and per device.
 
 spec: client-server-api#end-to-end-encryption
 """

@@ -2,20 +2,23 @@
 and users whose devices it may stop tracking (`left`).
 
 A client tracks the devices of everyone with whom its user shares an encrypted room. `changed` has
-those of them whose devices or keys changed, and those who newly share such a room. `left` has those
-who share none any more. The input comes from the recent changes in memory; a client that was away
-for long costs a few queries.
+those of them whose devices or keys changed, and users who began to share such a room with the
+client's user. `left` has users who share none any more. The changes are read from memory
+(`RecentChanges`). If the client was offline for longer than this memory reaches back, a few queries
+read them.
 
 A response may end before the current position (when to-device messages are left for the next
-response). So memberships are looked up at that position, not only as they are now. Otherwise a
-membership change that another one followed would appear in neither response.
+response). So memberships are looked up as they were at the response's position, not only as they
+are now. Otherwise, if a user joined before that position and left after it, the join would be in
+neither this response nor the next one.
 
 This server gets no device updates of remote users who share no room with it, and may delete their
-device lists. So a remote user who left and came back between two responses counts as changed; so
-do all remote members if the client's own user left and came back.
+device lists. So a remote user who left a room and came back between two responses is in `changed`.
+If the client's own user left and came back, all remote members are in `changed`.
 
 When a room's partial state becomes complete, its past states are known exactly. A user who was a
-member only in the partial state is in none of them, and is found by the end of the membership.
+member only in the partial state is in none of these states. Such a user is found by the stored end
+of the membership, which has the position of the completion.
 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """

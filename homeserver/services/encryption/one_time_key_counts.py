@@ -3,14 +3,16 @@
 The counts of a device are read once. Afterwards uploads set them and claims count them down.
 
 Laws:
-- A count is never older than the last change that this process had seen when the device asked.
-  Claims at another node count a moment later: at this node's next write, or when it learns of
-  them. Until then the count is too high. That wakes the device's /sync, so its client publishes
-  new keys in time. Claims do not read this cache.
-- A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
-  position at which it is true. A read is cached only if no later change arrived meanwhile.
-- The cache is bounded by users. It is not a `StreamCache`, since a claim carries a difference, not
-  the count that is left.
+- A count includes all changes that this process had seen when the count was requested. A claim at
+  another node is included a moment later: at this node's next write, or when this node learns of
+  the claim. Until then the count is too high. When this node learns of the claim, it wakes the
+  device's /sync, so the client publishes new keys in time. Claims do not read this cache.
+- A claimed key is counted down once. A count that is read from the database may include claims that
+  the stream has not announced yet. So each entry holds the position at which its count is true, and
+  earlier claims are not subtracted. A count is not cached if a change at a later position arrived
+  during the read.
+- The cache holds a bounded number of users. It is not a `StreamCache`, since the change of a claim
+  has the claimed keys, not the count that is left.
 
 spec: client-server-api#end-to-end-encryption
 """

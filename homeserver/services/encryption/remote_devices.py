@@ -2,14 +2,14 @@
 
 Laws:
 - A list is stored for users who share a room with a local user: servers send updates only for
-  these. A user who newly shares a room counts as changed, since no updates came before. The write
-  of the join marks the list as stale (`storage/encryption/remote_devices.py`).
-- An update that does not follow the one before makes the list stale. So does an update with an old
+  these. A user who begins to share a room counts as changed, since the server sent no updates
+  before. The write of the join marks the list as stale (`storage/encryption/remote_devices.py`).
+- An update that does not follow the stored list makes the list stale. So does an update with an old
   stream ID and unknown content: the server may have been restored from a backup. A stale list is
-  fetched again, at once or later; until then the stored one is returned, with the failure. Such
-  updates cause at most one fetch of a list per minute.
-- Updates that other processes receive count: the database says whether one came while a list was
-  being fetched.
+  fetched again, immediately or by a job. If a query cannot fetch it, the stored list is returned,
+  together with the failure. Updates cause at most one immediate fetch of a list per minute.
+- If any node receives an update while a list is being fetched, the fetched list is stored as stale:
+  the write compares positions in the database.
 - A server may send updates only for its own users.
 
 spec: server-server-api#device-management

@@ -1,13 +1,14 @@
 """Checks the contents of to-device messages without decoding them. A content that no client can
 parse would break the recipient's `/sync` forever.
 
-Decoding and encoding again is the largest cost of a message to many devices. msgspec skips the
-contents while it reads a body: it checks that they are JSON, but not that text is UTF-8, that
-numbers are in range, or how deep the values nest. This module checks these, usually for all
-contents at once. The check is conservative: a content that is not plainly valid is decoded and
-encoded again. Other servers and some clients cannot read values that nest too deep or integers of
-hundreds of digits. `tests/encryption/test_to_device_contents.py` compares the contents that pass
-with a real decoder.
+Decoding and encoding every content would be the largest cost of a message to many devices. So
+msgspec leaves the contents undecoded when it reads a body. It checks that they are JSON, but not
+that text is UTF-8, that numbers are in range, or how deep the values nest. This module checks the
+rest, because other servers and some clients cannot read values that nest too deep or integers of
+hundreds of digits. One check usually covers all contents of a request. It is conservative: a
+content that is not plainly valid is decoded, checked and encoded again.
+`tests/encryption/test_to_device_contents.py` decodes the contents that pass, to check that they are
+valid.
 """
 
 import re

@@ -1,7 +1,8 @@
 """Receives typing, receipt and presence EDUs of other servers.
 
-A server may send them only for its own users, and only for rooms that these users have joined.
-Server ACLs are applied before.
+A server may send them only for its own users. Typing notifications and receipts count only in rooms
+that these users have joined. `federation/receiver/edus.py` applies server ACLs before it calls this
+module.
 
 spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
 """

@@ -1,10 +1,12 @@
-"""Typing notifications: in memory, each with a timeout. A user who leaves a room stops typing.
-Nodes send each other the changes, and a node that starts queries the other nodes.
+"""Typing notifications: in memory, each with a timeout.
 
-Positions are those of the ephemeral counter. A client with a position from before the start of the
-server gets all rooms with typing users. After a restart the server does not know where users
-stopped typing in the meantime. The client's token does: it names the rooms for which the client
-received typing users.
+A user who leaves a room stops typing. Nodes send each other the changes. A node that starts asks
+the other nodes for the typing users that they received.
+
+Positions are ephemeral positions. A client with a position from before the start of the server gets
+all rooms with typing users. After a restart the server does not know in which rooms users have
+stopped typing, but clients have to be notified of these too. So a client's token names the rooms
+for which the client received typing users.
 
 spec: client-server-api#typing-notifications
 """

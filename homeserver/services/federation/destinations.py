@@ -1,7 +1,8 @@
 """Federation destinations, for administrators: their state, retries, and their removal.
 
-Law: EDUs and events wait for an unreachable server only for a bounded time. An invented server name
-is tried for `UNKNOWN_SERVER_DAYS`, and then leaves nothing behind.
+Law: EDUs and events wait for an unreachable server only for a bounded time. If a client sends
+to-device messages to an invented server name, the server is tried for `UNKNOWN_SERVER_DAYS`. Then
+the messages and all other data about it are deleted.
 """
 
 from collections.abc import Callable, Sequence

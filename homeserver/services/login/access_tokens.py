@@ -1,13 +1,15 @@
-"""Access tokens and their owners, cached in memory, since every request needs them.
+"""Access tokens and the users who own them, cached in memory, since every request needs them.
 
 Laws:
-- A cached token costs no query. A change of its account on the stream (`Topic.ACCOUNT`)
-  invalidates it, on every node as soon as the change arrives there.
+- A cached token costs no query. A change of its account (`Topic.ACCOUNT`) invalidates it, on each
+  node when the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
   (`homeserver/cluster/peer_nodes.py`); after that each request reads the database.
-- A token that was read while such a change arrived is not cached: its row may be outdated. Neither
-  is a token from a refresh at its first use, since that is such a change itself.
-- Both maps hold the same entry for a token; its removal from the cache clears its `owner`.
+- If a change of its account arrives while a token is being read, the token is not cached: its row
+  may be outdated. The first use of a token from a refresh changes the account too, so that token is
+  cached only at its second use.
+- The map by text holds the same entries as the map by hash. When an entry is removed from the map
+  by hash, its `owner` is cleared, so that the map by text does not return it either.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
 - Unknown tokens are not cached, and damaged ones are refused without a query.

@@ -1,7 +1,7 @@
 """Expiry of accounts, checked for every request and sign-in.
 
-Where the operator disables it (`account_validity`), no account is expired, whatever expiry times
-are stored.
+Unless the operator enables expiry (`account_validity`), no account is expired, whatever expiry
+times are stored.
 """
 
 from twisted.internet.interfaces import IReactorTime

@@ -1,13 +1,13 @@
 """Cookies of the server's own pages: for this host only, `HttpOnly`, `SameSite=Lax`.
 
 Laws:
-- A cookie is signed by this server together with its name; without a valid signature it is ignored
-  without a lookup. So nobody can plant an invented cookie in a browser, or one under another name.
+- This server signs a cookie together with its name. A cookie without a valid signature is ignored
+  without a query. So nobody can plant an invented cookie in a browser, or one under another name.
 - The key of these signatures is derived from the server's signing key and has no other use. A new
   signing key invalidates all cookies.
-- Over https their names start with `__Host-`: browsers accept them only from this host over https,
-  never from a sibling host. Only that keeps attackers from planting a cookie that this server
-  issued to them in someone else's browser; over http nothing does.
+- Over https the names of cookies start with `__Host-`: browsers accept them only from this host
+  over https, never from a sibling host. Only this prefix prevents an attacker from storing their
+  own valid cookie in the browser of somebody else. Over http nothing prevents that.
 
 spec: RFC 6265, RFC 6265bis section 4.1.3
 """

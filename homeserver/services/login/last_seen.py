@@ -1,10 +1,10 @@
 """When and from which address devices were last seen.
 
-Each request is recorded in memory; records are written in batches. A device is recorded again
-`granularity` seconds after its last record at the same address, so an address that is new to the
-account is always recorded. All pending records are written in one write: every `interval` seconds,
-before devices are read, and when the server stops. A crash loses a minute of them; the
-specification asks for no more precision.
+Each request is recorded in memory; records are written in batches. For one device and one address,
+a request is recorded at most every `granularity` seconds. A new address is recorded immediately.
+All pending records are written in one write: every `interval` seconds, before devices are read, and
+when the server stops. A crash loses the records since the last write; the specification asks for no
+more precision.
 """
 
 from collections.abc import Mapping

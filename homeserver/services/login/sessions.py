@@ -8,11 +8,12 @@ Laws:
 - A refresh leaves the old pair of tokens usable until one of the new pair is used.
   `session_lifetime` bounds all refreshes.
 - A refresh token that is shown after its successor was used is refused with `soft_logout`, so that
-  the client keeps the device and its keys. Within a minute nothing else happens, since two tabs of
-  a client may refresh at the same time. Later, one of the two holders has stolen the token and we
-  cannot tell which: all tokens of the session expire, and the holder of the password continues with
-  the device. All refresh tokens of a session share a prefix (their family), so a used token is
-  recognised without being stored. OAuth 2.0 has no soft logout: there the session ends.
+  the client keeps the device and its keys. For a minute after that use nothing else happens, since
+  two tabs of a client may refresh at the same time. Later we assume that the token was stolen, and
+  cannot tell which of its two holders is the user. So all tokens of the session expire, and the
+  user signs in again on the device. All refresh tokens of a session share a prefix (their family),
+  so a used token is recognised without being stored. OAuth 2.0 has no soft logout: there the
+  session ends.
 - Stores that hold data per device (keys, to-device messages) delete it in the write that removes
   the device.
 

@@ -8,9 +8,11 @@ Laws:
   write.
 - An ended session is never restored, whatever requests were in progress.
 - A request without `auth` is never confirmed.
-- What a stage reserves (a use of a registration token) is written together with the stage's
-  completion. The operation that claims the session consumes it; otherwise it is released. This
-  includes what a concurrent request completed in another flow.
+- A stage may reserve something, such as one use of a registration token. The reservation is part of
+  the write that completes the stage. The operation that claims the session consumes the
+  reservations of the stages that its confirmation names. It releases all others, such as that of a
+  stage which a concurrent request completed in another flow. If the session expires unused, all are
+  released.
 - The session ID is a secret, as its holder may continue the session: only its hash is stored.
 
 spec: client-server-api#user-interactive-authentication-api

@@ -6,12 +6,12 @@ Laws:
   holds only a few, and only one while it has slow downloads; one user holds at most half.
 - A slow download releases its fast slot and continues in a slow slot, where it costs a connection
   but no memory.
-- A slow server is not punished: running downloads continue, and waiting ones start when one of its
-  own has ended.
-- The number of slow slots is bounded. If they are full, a slow download stays in its fast slot
-  while nobody waits for that; otherwise the slowest of all downloads is cancelled. So fast slots
-  become free whatever servers do. Neither a few servers nor a user with many requests can take them
-  all.
+- A slow server is not cut off: its running downloads continue, and its waiting downloads start one
+  at a time. If it has `MAX_SLOW_PER_SERVER` slow downloads, they wait until one of these ends.
+- The number of slow slots is bounded. If none is free, a slow download stays in its fast slot until
+  a file of another server waits for that slot. Then the slowest download in the slow slots is
+  cancelled, and its slot is used. So fast slots become free, however slow the servers are. Neither
+  a few servers nor a user with many requests can take all fast slots.
 """
 
 from collections import Counter

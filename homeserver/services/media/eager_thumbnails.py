@@ -1,5 +1,5 @@
-"""Thumbnails that are made before they are requested: in the background, one file per uploader at a
-time, with fair turns.
+"""Thumbnails that are made before they are requested: in the background, with fair turns among the
+uploaders.
 
 A thumbnail that cannot be made now, or finds the queue full, is made on request. spec:
 client-server-api#thumbnails

@@ -1,7 +1,7 @@
 """Responses with files for other servers: one body with (empty) metadata in JSON and the file.
 
-The boundary is derived from the file's hash, which no file can contain. spec:
-server-server-api#content-repository
+The multipart boundary is derived from the hash of the content. A file cannot contain its own hash,
+so the boundary does not occur in it. spec: server-server-api#content-repository
 """
 
 from typing import Final, get_args

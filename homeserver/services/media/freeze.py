@@ -1,4 +1,5 @@
-"""The freeze of the media endpoints without authentication: newer files require an access token.
+"""The freeze of the media endpoints without authentication: files that arrived after its start
+require an access token.
 
 spec: client-server-api#content-repository
 """

@@ -2,8 +2,9 @@
 memory.
 
 It is run as a script and imports nothing of the server. Each line of standard input is a job in
-JSON; for each, standard output gets a line of JSON, and bytes if any. The process cannot write
-files and its memory is limited; the server ends it when a job takes too long.
+JSON; for each, standard output gets a line of JSON, followed by the bytes of the thumbnail if one
+was made. The process cannot write files and its memory is limited; the server ends it when a job
+takes too long.
 """
 
 import io

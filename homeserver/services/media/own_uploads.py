@@ -1,4 +1,4 @@
-"""A user's own uploads: list them with their scans, and delete them."""
+"""A user's own uploads: list them with the results of their malware scans, and delete them."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -3,8 +3,9 @@ encrypted messages that clients declare.
 
 Laws:
 - Tracking does not delay sending: events are read after they are stored. Messages without files
-  cost no write; encrypted messages cost no read either.
-- A file without any known reference stays: an encrypted message may use it.
+  cost no write, and the contents of encrypted messages are not read.
+- A file of a local user stays if no reference to it by its uploader was ever seen: an encrypted
+  message may use it.
 """
 
 from collections.abc import Callable, Collection

@@ -2,8 +2,8 @@
 bounded number of downloads (`download_slots.py`).
 
 Laws:
-- Bytes are written to the store's disk as they arrive. Memory and time are bounded: a download that
-  is too large, too slow or does not end is cancelled.
+- The bytes of a file above `SPOOL_BYTES` are written to the store's disk as they arrive. Memory and
+  time are bounded: a download that is too large, too slow or does not end is cancelled.
 - A request waits until the first bytes arrive, for at most its timeout, and then until the end.
 - Failures are cached for a while, so that a room full of pictures from an unreachable server causes
   one request.

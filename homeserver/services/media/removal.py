@@ -1,9 +1,10 @@
-"""Deletes media: unreferenced files, unused files, and files that somebody wants to delete.
+"""Deletes media: files to which nothing refers any more, files that nobody has fetched for long,
+old files, and files that a user or an administrator deletes.
 
 Laws:
-- A reference that arrives before the deletion keeps the file: the write that deletes it also
-  handles the events that were not processed yet.
-- Quarantined and protected files are deleted only when an administrator deletes these explicitly.
+- A new reference keeps an unreferenced file, up to the deletion: the write that deletes
+  unreferenced files first reads the references of events that the job has not read yet.
+- Quarantined and protected files are deleted only when an administrator explicitly includes them.
 - Files with the same content share their bytes and thumbnails, which are deleted with the last one.
 """
 

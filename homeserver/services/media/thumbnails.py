@@ -1,11 +1,13 @@
 """Thumbnails: made on request, and stored with the content.
 
-Turns are fair among the owners of files, as crafted pictures may take long, and among the
-requesters, as one may request many. Owners and requesters whose pictures were slow recently share a
-part of the turns. A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or
-to one of the configured sizes. So the many sizes that clients request share a few files. A
-thumbnail is at least as large as requested, and never larger than the original. A stored one is
-streamed, so it needs no memory.
+Turns are fair among the owners of files, because crafted pictures may take long. They are also fair
+among the requesters, because one may request many thumbnails. All owners whose pictures were slow
+recently share the maximum of one owner, so a slot stays free for the others.
+
+A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or to one of the
+configured sizes. So the many sizes that clients request share a few files. A thumbnail is at least
+as large as requested, and never larger than the original. A stored thumbnail is streamed, not read
+into memory as a whole.
 
 spec: client-server-api#thumbnails
 """

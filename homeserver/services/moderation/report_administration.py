@@ -1,4 +1,4 @@
-"""Lists, shows and removes reports of users, for administrators."""
+"""Lists, shows and removes the reports that users have sent, for administrators."""
 
 from collections.abc import Sequence
 

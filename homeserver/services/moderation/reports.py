@@ -1,7 +1,7 @@
 """Reports: users point administrators to events, rooms and users.
 
 The response does not reveal whether a room or user exists. A report about an unknown room or user
-is accepted, and stored if it may be about one on another server.
+is accepted. It is stored, unless it is about a local user who does not exist.
 
 spec: client-server-api#reporting-content
 """

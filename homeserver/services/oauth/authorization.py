@@ -2,8 +2,9 @@
 makes the redirect back to the client.
 
 Laws:
-- Until client and redirect URI are checked, there is no redirect: a page shows the error. Anybody
-  can register a client, so an error, too, redirects only users who already use the client.
+- If the client or the redirect URI is not valid, there is no redirect: a page shows the error.
+  Anybody can register a client, so other errors redirect only users who already use the client;
+  other users get a page with a link.
 - A code is valid for two minutes, once, for the client, redirect URI and PKCE challenge of its
   request.
 - The response has `iss`, so that a client with several servers does not confuse them.

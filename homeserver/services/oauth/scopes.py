@@ -1,4 +1,4 @@
-"""Scopes: the complete client-server API, for one device.
+"""Scopes: a client is granted the complete client-server API, for one device.
 
 The unstable scope names are accepted too, and granted under the requested name.
 

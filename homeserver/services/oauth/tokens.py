@@ -6,9 +6,10 @@ Laws:
 - A token belongs to the client that it was issued to.
 - A code that is presented twice ends its session: one of the two presenters stole it.
 - A refresh leaves the old pair valid until one of the new pair is used, since the response can get
-  lost. A refresh token that is presented after that ends its session; within the first seconds it
-  is only refused, since it may come from another process of the client. All refresh tokens of a
-  session share a prefix (its family), so a spent one is recognized without being stored.
+  lost. If the old refresh token is presented after that use, its session ends. In the first seconds
+  after that use it is only refused, since another process of the client may have sent it. All
+  refresh tokens of a session share a prefix (its family), so a spent one is recognized without
+  being stored.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6,
 RFC 7009, RFC 7662, RFC 9700 section 4.14
