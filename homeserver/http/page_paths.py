@@ -4,8 +4,7 @@ Laws:
 
 - A script of another site must not read a page on which a user makes a decision, such as to allow a
   sign-in. So pages below `/_mahalla/` have no cross-origin headers (RFC 9700 section 2.6, on the
-  authorization endpoint). All other paths have them, including pages below `/_matrix/` and
-  `/_synapse/`.
+  authorization endpoint). APIs have them, and so have the pages below `/_matrix/` and `/_synapse/`.
 """
 
 import re
