@@ -243,7 +243,8 @@ class LimitOptions:
         0.01,
         100,
         "Servers without a shared room to which one user sends to-device messages. Messages to "
-        "people do not count if a user of this server invited them to a room that the sender is in.",
+        "people do not count if a user of this server invited them to a room that the sender is "
+        "in.",
         formerly="rc_to_device_strangers",
     )
     rc_to_device_bytes: RateLimit = limit(
