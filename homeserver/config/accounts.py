@@ -190,7 +190,7 @@ class AccountValidityOptions:
     )
     renew_email_subject: str | None = option(
         None,
-        "The subject of that e-mail, the same for everybody. `%(app)s` stands for "
+        "The subject of the renewal e-mail, the same for everybody. `%(app)s` stands for "
         "`email.app_name`. `null`: in the reader's language.",
         check=_check_subject,
         example="Renew your %(app)s account",
@@ -243,7 +243,9 @@ class ApplicationPasswordsOptions:
         "for people. Some clients use a password only if password sign-in is announced. But if "
         "it is announced, other clients ask everybody for a password.",
     )
-    limit: int = option(20, "How many of them an account can have.", minimum=1, maximum=1000)
+    limit: int = option(
+        20, "How many application passwords an account can have.", minimum=1, maximum=1000
+    )
     max_lifetime: Duration | None = option(
         None,
         "The longest lifetime of an application password and its session. `null`: unlimited, and "

@@ -60,8 +60,9 @@ class PolicyDocumentOptions:
     )
     path: Path | None = option(
         None,
-        "Alternatively, a file with its text, which this server shows. The format is UTF-8 with "
-        "an empty line between paragraphs, `# ` before headings, `- ` before list items.",
+        "A file with the text of the document, instead of `url`. This server shows the text. The "
+        "format is UTF-8 with an empty line between paragraphs, `# ` before headings, `- ` before "
+        "list items.",
         example="terms-en.txt",
     )
 

@@ -108,7 +108,8 @@ class AllowedThreepidOptions:
 
     medium: str = option(
         "email",
-        "`email`, or `msisdn` for telephone numbers: digits that begin with the country code.",
+        "`email`, or `msisdn` for telephone numbers. `pattern` is compared with a telephone number "
+        "as digits that begin with the country code.",
     )
     pattern: str = option(
         ".*", "A regular expression that the address must match.", example="'^[^@]+@example\\.org$'"

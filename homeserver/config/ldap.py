@@ -106,9 +106,9 @@ class LDAPProviderOptions:
     )
     removed_users_max_share: float = option(
         0.1,
-        "The largest share of its users that can be removed in one check (one user always can). "
-        "A larger share is treated as a fault of the directory: the server changes nothing, and "
-        "logs it.",
+        "The largest share of the accounts linked to the directory whose users can be removed in "
+        "one check (one user always can). A larger share is treated as a fault of the directory: "
+        "the server changes nothing, and logs it.",
         minimum=0.0,
         maximum=1.0,
         formerly="leavers_at_most",

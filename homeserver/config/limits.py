@@ -154,8 +154,9 @@ class FederationLimits:
     to_device_bytes_of_user: RateLimit = limit(
         131072,
         536870912,
-        "The same for one user of another server. Messages above the limit are dropped, because "
-        "refusing the transactions would delay all other users of that server.",
+        "Bytes of to-device messages that one user of another server sends, counted in the same "
+        "way. Messages above the limit are dropped, because refusing the transactions would delay "
+        "all other users of that server.",
     )
 
 
@@ -216,7 +217,8 @@ class LimitOptions:
         0.1,
         200,
         "Servers without a shared room from which one user's clients request keys. Requests for "
-        "people whom a user of this server invited to a room of that user do not count.",
+        "people do not count if a user of this server invited them to a room that the requesting "
+        "user is in.",
         formerly="rc_key_strangers",
     )
     rc_claimed_keys: RateLimit = limit(
@@ -241,7 +243,8 @@ class LimitOptions:
         0.01,
         100,
         "Servers without a shared room to which one user sends to-device messages. Messages to "
-        "people whom a user of this server invited to a room of that user do not count.",
+        "people do not count if a user of this server invited them to a room that the sender is "
+        "in.",
         formerly="rc_to_device_strangers",
     )
     rc_to_device_bytes: RateLimit = limit(

@@ -104,7 +104,7 @@ class MediaUploadLimitOptions:
     """The upload quota of one user in a period of time."""
 
     time_period: Duration = required("The length of the period before an upload.", minimum=1000)
-    max_size: Size = required("The number of bytes in this period.", minimum=0)
+    max_size: Size = required("The largest number of bytes in this period.", minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,8 @@ class MediaDeletionOptions:
     enabled: bool = option(
         True,
         "Deletes a file when the last message, profile or account data that refers to it is "
-        "redacted, changed or erased. A file is kept if its uploader never referred to it "
-        "unencrypted, because it may belong to an encrypted message.",
+        "redacted, changed or erased. A local file is kept if its uploader never used it in an "
+        "unencrypted message or a profile, because it may belong to an encrypted message.",
     )
     grace_period: Duration = option(
         Duration(7 * DAY),

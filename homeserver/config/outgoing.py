@@ -99,16 +99,17 @@ class FederationMemberListOptions:
     url: str | None = option(
         None, "The URL of the list.", example="https://federation.example/members.jws"
     )
-    path: Path | None = option(None, "Alternatively, the file with the list.")
+    path: Path | None = option(None, "The file with the list, instead of `url`.")
     verify_keys: tuple[str, ...] = option(
         (),
-        "The Ed25519 keys that can sign it, in base64. A signature by one of them is enough.",
+        "The Ed25519 keys that can sign the list, in base64. A signature by one key is enough.",
         example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
     )
     authorities: tuple[Path, ...] = option(
         (),
-        "Alternatively, the certificate authorities (PEM files), one of which must have issued "
-        "the certificate in the list (`x5c`).",
+        "The certificate authorities (PEM files), one of which must have issued the certificate in "
+        "the list (`x5c`). Used if the list is signed with a certificate, not with a key in "
+        "`verify_keys`.",
     )
     signer: str | None = option(
         None, "The name that this certificate must have.", example="federation.example"
@@ -143,14 +144,16 @@ class FederationOptions:
     federation_domain_blacklist: tuple[str, ...] = option(
         (),
         "Servers with which this server never communicates, even if another option allows them. "
-        "Patterns as above, with any port. Read again on SIGHUP.",
+        "Patterns as in `federation_domain_whitelist`; they match a name with any port. Read again "
+        "on SIGHUP.",
         example='["spam.example", "*.spam.example"]',
         check=_check_patterns,
     )
     federation_policy_simulation: bool = option(
         False,
-        "Does not apply the lists above and below, but logs the servers that they would refuse. "
-        "Read again on SIGHUP.",
+        "Does not apply `federation_domain_whitelist`, `federation_domain_blacklist` and "
+        "`federation_member_list`, but logs the servers that they would refuse. Read again on "
+        "SIGHUP.",
     )
     federation_member_list: FederationMemberListOptions = section(
         FederationMemberListOptions,

@@ -91,7 +91,7 @@ class PresenceOptions:
         False, "Includes offline users in an initial /sync. Expensive in large rooms."
     )
     last_active_granularity: Duration = option(
-        Duration(60_000), "How long a user counts as currently active."
+        Duration(60_000), "How long after an activity a user counts as currently active."
     )
     sync_online_timeout: Duration = option(
         Duration(30_000), "The time after the last /sync when a user counts as offline."
@@ -122,7 +122,7 @@ class UserOptions:
         False, "Shows profiles only to people with an account."
     )
     limit_profile_requests_to_users_who_share_rooms: bool = option(
-        False, "Shows profiles only to people who share a room with that user."
+        False, "Shows a profile only to people who share a room with its owner."
     )
     include_profile_data_on_invite: bool = option(
         True, "Includes the invited user's name and picture in an invitation."

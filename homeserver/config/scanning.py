@@ -123,11 +123,14 @@ class MediaScanningOptions:
         True, "Scans files again, in the background, when the scanners have new signatures."
     )
     rescan_interval: Duration = option(
-        Duration(DAY), "The shortest time between two such scans.", minimum=60_000, example="1d"
+        Duration(DAY),
+        "The shortest time between two of these rescans.",
+        minimum=60_000,
+        example="1d",
     )
     rescan_newer_than: Duration | None = option(
         Duration(30 * DAY),
-        "Scans only files that were uploaded or fetched within this time. `null`: all.",
+        "Rescans only files that were uploaded or fetched within this time. `null`: all.",
         minimum=60_000,
         example="30d",
     )

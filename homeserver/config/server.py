@@ -247,8 +247,9 @@ class MediaRetentionOptions:
     )
     local_media_lifetime: Duration | None = option(
         None,
-        "The same for files of this server's users. They are lost permanently, even if messages "
-        "refer to them. Protected and quarantined files are not deleted.",
+        "Files of this server's users are deleted when nobody has read them for this long. "
+        "`null`: never. They are lost permanently, even if messages refer to them. Protected and "
+        "quarantined files are not deleted.",
         minimum=3600 * 1000 * 2,
         example="2y",
     )
@@ -280,8 +281,8 @@ class StorageOptions:
     )
     media_min_free_disk: Size = option(
         Size(256 * 1024 * 1024),
-        "If that disk has less free space than this, uploads are refused and thumbnails are not "
-        "stored.",
+        "If the disk of `media_store_path` has less free space than this, uploads are refused and "
+        "thumbnails are not stored.",
         minimum=0,
         example="256M",
         formerly="media_free_disk_floor",
@@ -412,7 +413,7 @@ class StorageOptions:
     )
     remote_media_download_burst_count: Size = option(
         Size(500 * 1024 * 1024),
-        "The number of these bytes that can be fetched in one burst.",
+        "The number of bytes that can be fetched in one burst, for one client IP address.",
         minimum=1,
         example="500M",
     )
@@ -426,7 +427,7 @@ class LogOptions:
         "info", "The lowest level that is logged."
     )
     format: Literal["text", "json"] = option("text", "`text`, or one JSON object per line.")
-    file: Path | None = option(None, "The log file. Without it, the standard error output.")
+    file: Path | None = option(None, "The log file. `null`: the standard error output.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,13 +435,15 @@ class MonitoringOptions:
     """Logs and metrics."""
 
     log: LogOptions = section(LogOptions, "The log.")
-    enable_metrics: bool = option(False, "Serves `/metrics` on listeners with that resource.")
+    enable_metrics: bool = option(
+        False, "Serves `/metrics` on listeners with the resource `metrics`."
+    )
     slow_request_threshold: Duration = option(
         Duration(1000),
         "Requests that take longer are logged as slow. Waiting time in /sync does not count.",
     )
     slow_query_threshold: Duration = option(
-        Duration(200), "Database transactions that take longer are logged."
+        Duration(200), "Database transactions that take longer are logged as slow."
     )
     pid_file: Path | None = option(None, "A file that holds the process id while the server runs.")
 
@@ -451,7 +454,7 @@ class OldKeyOptions:
 
     key: str = required("The public key in unpadded base64.")
     expired_ts: int = required(
-        "The time when it was retired, in milliseconds since 1970.", minimum=0
+        "The time when the key was retired, in milliseconds since 1970.", minimum=0
     )
 
 
@@ -460,11 +463,13 @@ class KeyOptions:
     """Signing keys."""
 
     signing_key_path: Path | None = option(
-        None, "The file with the signing key. Default: SERVER_NAME.signing.key next to this file."
+        None,
+        "The file with the signing key. Default: SERVER_NAME.signing.key next to the configuration "
+        "file.",
     )
     key_refresh_interval: Duration = option(
         Duration(24 * 3600 * 1000),
-        "How long other servers may cache the published keys. The server signs them again after "
+        "How long other servers may cache the published keys. This server signs them again after "
         "half of this time. Other servers cache them for a week at most.",
         minimum=3600 * 1000,
         maximum=365 * 24 * 3600 * 1000,

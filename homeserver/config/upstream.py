@@ -45,7 +45,9 @@ class AttributeRequirementOptions:
     value: str | None = option(
         None, "The required value. If neither this nor `one_of` is set, any value is accepted."
     )
-    one_of: tuple[str, ...] = option((), "Alternatively, several values, one of which is required.")
+    one_of: tuple[str, ...] = option(
+        (), "Several values, one of which is required, instead of `value`."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,10 @@ class ClaimTemplatesOptions:
         "sub", "The claim that identifies a person at the provider and never changes."
     )
     subject_template: str | None = option(
-        None, "Alternatively, a template for it.", example="'{{ user.sub }}'", check=_check_template
+        None,
+        "A template for the identifier, instead of `subject_claim`.",
+        example="'{{ user.sub }}'",
+        check=_check_template,
     )
     localpart_template: str | None = option(
         None,
@@ -76,7 +81,8 @@ class ClaimTemplatesOptions:
         check=_check_template,
     )
     confirm_localpart: bool = option(
-        False, "Shows people this name first, and lets them choose another."
+        False,
+        "Shows people the name from `localpart_template` first, and lets them choose another.",
     )
     display_name_template: str | None = option(
         None, "The display name.", example="'{{ user.name }}'", check=_check_template
@@ -99,7 +105,7 @@ class ClaimTemplatesOptions:
     )
     picture_template: str | None = option(
         None,
-        "Alternatively, a template for it.",
+        "A template for the URL, instead of `picture_claim`.",
         example="'{{ user.picture }}'",
         check=_check_template,
     )
@@ -141,13 +147,13 @@ class OIDCProviderOptions:
     client_id: str = required("The client id of this server at the provider.")
     client_secret: Secret | None = option(None, "The client secret.")
     client_secret_jwt_key: JwtKeyOptions | None = option(
-        None, "Alternatively, a key from which client secrets are generated."
+        None, "A key from which client secrets are generated, instead of `client_secret`."
     )
     client_auth_method: Literal["client_secret_basic", "client_secret_post", "none"] = option(
         "client_secret_basic", "How the client secret is sent."
     )
     pkce_method: Literal["auto", "always", "never"] = option(
-        "auto", "The use of PKCE. `auto`: if the provider announces it."
+        "auto", "The use of PKCE. `auto`: only if the provider announces that it supports PKCE."
     )
     id_token_signing_alg_values_supported: tuple[str, ...] = option(
         ("RS256",), "The accepted signing algorithms of ID tokens."
@@ -172,7 +178,8 @@ class OIDCProviderOptions:
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
         "auto",
-        "`userinfo_endpoint`: claims are fetched from that endpoint instead of the ID token.",
+        "`userinfo_endpoint`: claims are fetched from the provider's userinfo endpoint, instead of "
+        "being read from the ID token.",
     )
     auth_time_required: bool = option(
         True,
@@ -287,7 +294,7 @@ class SAML2Options:
     """A SAML 2 identity provider."""
 
     enabled: bool = option(
-        True, "Lets people sign in with it, if `sp_config` or `config_path` is given."
+        True, "Lets people sign in with SAML 2, if `sp_config` or `config_path` is given."
     )
     idp_name: str = option("SAML", "The text on the sign-in button.")
     idp_icon: str | None = option(
@@ -304,7 +311,9 @@ class SAML2Options:
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(
-        None, "Alternatively, a Python file with these settings in `CONFIG`.", not_implemented=True
+        None,
+        "A Python file with the settings in `CONFIG`, instead of `sp_config`.",
+        not_implemented=True,
     )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
