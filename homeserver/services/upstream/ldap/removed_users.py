@@ -1,4 +1,4 @@
-"""Checks a directory for removed and changed users, once a minute: removed users lose access, and
+"""Checks a directory for removed and changed users, at intervals: removed users lose access, and
 changed names and addresses are imported.
 
 Laws:
