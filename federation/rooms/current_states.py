@@ -1,4 +1,4 @@
-"""Finds the current state of rooms at a past position, as clients that synced then received it.
+"""Finds the current state of rooms at a past position, as clients received it that synced up to it.
 
 While a room's history is forked, its current state differs from the state after its newest event,
 which includes only one branch. So code that compares two positions uses this module.

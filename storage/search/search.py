@@ -5,7 +5,8 @@ Laws:
   its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
 - Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). A row
-  contains the text as of that number or later. Readers check the current events.
+  contains the text as of that number or later. So readers check each result against the current
+  event.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
