@@ -2,7 +2,7 @@
 version.
 
 If a user has no membership event in the room's state, their membership counts as `leave`. If the
-room has no join rule, it counts as `invite`.
+room has no join rule, the rule `invite` applies.
 
 spec: rooms/v1#authorisation-rules 5, rooms/v7#authorisation-rules 4, rooms/v8#authorisation-rules
 4, rooms/v12#authorisation-rules 5

@@ -1,8 +1,8 @@
 """Describes the differences between room versions: one frozen record for each version.
 
 Each record copies the previous one and applies the changes of its version. Code reads a behaviour
-from the record (`version.knocking`) and never compares version identifiers. `tests/layout` fails if
-another module does.
+from the record (`version.knocking`). It never compares versions: `tests/layout` fails if a module
+does.
 
 Versions 1 to 12 are stable in the specification: https://spec.matrix.org/v1.19/rooms/
 """
