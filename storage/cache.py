@@ -23,12 +23,12 @@ at the call):
 3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). No other code runs
    between the end of a load and the moment when its value is stored.
 
-So a stored value has every change that was announced by then. If it has later ones too, their
-announcement only removes it needlessly. A change that carries the new value may update a cached
-value in place. It detaches a load as well.
+So a stored value has every change that was announced before it was stored. If it has later changes
+too, their announcement removes it needlessly, which does no harm. A change that carries the new
+value may update a cached value in place. It detaches a load as well.
 
 Writes of another node are announced when they become readable on this node, with the changes that
-the other node described. If it did not describe them, or its message is late or lost, all values
+its commit message describes. If the message describes no changes, is late or is lost, all values
 are removed.
 
 A pure function of few arguments uses `functools.lru_cache`. A small dictionary inside a cached
@@ -42,8 +42,8 @@ Some caches do not use these classes, because a change does not simply invalidat
 - `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: these are
   indexes over the newest changes. Each records the position from which it is complete.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
-- `RoomRecency`, `RoomTraitCache`: lists look up thousands of rooms in one mapping, so readers get
-  the mapping itself. It is emptied when it is full.
+- `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, so readers get the mapping
+  itself. It is emptied when it is full.
 """
 
 from collections import OrderedDict, deque

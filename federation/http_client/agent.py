@@ -6,8 +6,8 @@ them. `ConnectionPool` adds what they have no setting for:
 - Concurrent requests to one host, and in total, are limited. So are idle connections. An unused
   host leaves no data in memory.
 - The server may have closed an idle connection a moment ago. A request that can be repeated without
-  further effect, PUT included, is then sent again on another connection. A POST only uses a
-  connection that was busy just before.
+  further effect, PUT included, is then sent again on another connection. A POST is never sent
+  again, so it does not use a connection that has been idle for some seconds.
 - A body that ends with its connection is complete only if the connection was closed properly.
 """
 

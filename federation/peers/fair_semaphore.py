@@ -9,8 +9,8 @@ Laws:
 - The queue may be bounded, in total and for each key. If it is full, further waiters are refused
   immediately.
 - A waiter that is cancelled, or has waited too long, leaves the queue without a permit.
-- All keys whose recent work was slow can be limited to the share of one key. The remaining permits
-  stay free for the other keys.
+- All keys whose recent work was slow can be limited together to the share of one key. The remaining
+  permits stay free for the other keys.
 """
 
 from collections import Counter, OrderedDict, deque

@@ -11,12 +11,13 @@ Laws:
   names, but notaries are.
 - A key document is accepted if the server has signed it. A document from a notary must also be
   signed by the notary.
-- Requests from servers that have not sent a valid signature before wait for keys in a queue of
-  their own. Otherwise anybody could delay all requests with made-up names and slow servers. The
-  slots are shared among the network addresses of the requests and the registered domains that they
-  name. Each address and each domain may hold at most as many slots as are free at that moment, so a
-  flood from one leaves slots for the others. The two are counted separately, because many requests
-  may wait for the keys of one server. Servers are asked by domain, in turns.
+- Requests from servers that have not sent a valid signature before have slots of their own while
+  they wait for keys. Otherwise anybody could delay all requests with made-up names and slow
+  servers. Such a request holds a slot for its network address and for the registered domain that it
+  names. Each address and each domain may hold at most as many slots as are free at that moment, so
+  a flood from one leaves slots for the others. The key requests to such servers have separate
+  slots, because many requests may wait for the keys of one server. Registered domains get these
+  slots in turns.
 - If the keys of a server are pinned, no other keys are accepted and none are requested.
 - The servers themselves are asked first, then the configured notaries. If many servers are needed
   at the same time, as when joining a large room, the notaries are asked first. That replaces

@@ -2,7 +2,7 @@
 
 Parsing the complete JSON would block the reactor, and a response that consists of empty objects
 would take many times its size in memory. This module only looks at brackets and strings. Each event
-is parsed separately later. Until then it may turn out to be invalid JSON.
+is parsed separately later, and may then turn out to be invalid JSON.
 """
 
 import re

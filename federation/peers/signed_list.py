@@ -5,7 +5,8 @@ Laws:
   chain of the certificate must end at a configured authority, and the certificate must be valid now
   and carry the configured name. The name is checked because an authority issues certificates to
   others too.
-- The key decides which algorithms are accepted, not only the header of the document.
+- The type of the key decides which signature algorithms are accepted. The algorithm in the header
+  of the document must be one of them.
 """
 
 from base64 import b64decode, b64encode

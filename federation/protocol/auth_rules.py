@@ -1,8 +1,9 @@
-"""The authorization rules by name, and the number that each has on the page of a room version.
+"""The authorization rules by name, and the number of each rule in the specification of a room
+version.
 
-The code that checks events names a rule, since numbers move between versions; `AuthError.rule` says
-the number, so that a refusal can be looked up on the page. The outline below has the shape of the
-page: its nesting is the numbering.
+The code that checks events names the rules, because their numbers differ between room versions.
+`AuthError.rule` is the number, so that the rule that refused an event can be looked up. The nesting
+of `_outline` is that of the specification, and the numbers follow from it.
 
 spec: rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
 """

@@ -1,17 +1,18 @@
-"""JSON from outside, and canonical JSON: the one byte form of a value, over which hashes and
-signatures are made.
+"""Parses JSON from outside, and encodes canonical JSON, over which hashes and signatures are made.
 
-Laws: `decode_json` turns any bytes into a value or a `MatrixError`, never anything else. What it
-gives has only dicts with string keys, lists, strings without lone surrogates, ints, finite floats,
-bools and None, nested at most `MAX_DEPTH` deep, so that nothing behind it needs to look again. Of a
-key that stands twice in an object, the last value counts (as in every other server; RFC 8259 leaves
-it open); hashes and signatures are made over the value, so a second reading of the same bytes by
-another rule cannot get past them.
+Laws:
+- For any bytes, `decode_json` returns a value or raises a `MatrixError`. The value consists only of
+  dicts with string keys, lists, strings without lone surrogates, ints, finite floats, bools and
+  None, nested at most `MAX_DEPTH` deep. So other code need not check this again.
+- If an object contains a key twice, the last value counts, as on every other server (RFC 8259
+  leaves this open). Hashes and signatures are made over the parsed value. So a parser that takes
+  the first value cannot be used to evade them.
 
-Code off the path of events uses `canonicaljson.encode_canonical_json` directly. This module has the
-faster encoder for events, EDUs and requests: msgspec's sorted output is canonical JSON, but for
-floats, which it writes differently from everyone else (`1e16`, not `1e+16`). Values of old rooms
-and EDUs that carry floats go through canonicaljson. A property test compares both encoders.
+This module has a fast encoder for events, EDUs and requests. The output of msgspec with sorted keys
+is canonical JSON, except for floats: it writes `1e16`, and all other servers write `1e+16`. So
+values with floats, which only old rooms and EDUs contain, are encoded by
+`canonicaljson.encode_canonical_json`. A property test compares the two encoders. Code that does not
+need the speed calls `canonicaljson` directly.
 
 spec: appendices#canonical-json, rooms/v6#canonical-json
 """

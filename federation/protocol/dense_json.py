@@ -1,10 +1,9 @@
-"""JSON that takes very much more room, and time, when it is read than as a text, or nests too
-deeply to be read: looked through before.
+"""Scans JSON texts before they are parsed, for too many values and for too deep nesting.
 
-A body of nothing but empty objects becomes twenty times as long as it was. What people say, and
-servers of them, is mostly strings.
+A body that consists of empty objects takes twenty times its size when it is parsed. Honest bodies
+consist mostly of strings.
 
-Law: the time is that of one look, whatever the text; nobody knows yet that it is JSON.
+Law: the time of a scan is linear in the length of the text, even if the text is not valid JSON.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Keys of devices and of cross-signing: their form, checked wherever they come in.
+"""Checks the form of device keys and cross-signing keys from clients and other servers.
 
 spec: client-server-api#end-to-end-encryption
 """

@@ -1,8 +1,12 @@
 """The steps from a server name to hosts and ports, without any I/O.
 
-`federation/peers/routes.py` does the lookups. It reads the name (`route_by_name`), otherwise
-fetches the well-known file (`read_well_known`) and reads the name in it, otherwise looks up SRV
-records (`service_names`, `route_by_services`), and otherwise takes port 8448.
+`federation/peers/routes.py` does the lookups, in this order:
+
+1. A name with an IP address or a port is used as it is (`route_by_name`).
+2. Otherwise the well-known file is fetched (`read_well_known`), and the name in it replaces the
+   name of the server. If it has an IP address or a port, it is used as it is.
+3. Otherwise SRV records are looked up (`service_names`, `route_by_services`).
+4. If there are none, port 8448 of the host is used (`route_by_host`).
 
 spec: server-server-api#resolving-server-names
 """

@@ -1,8 +1,8 @@
 """The errors of the Matrix APIs, each with its errcode and its HTTP status.
 
-`MatrixError` is a response to a request we received. `RemoteError` is about a server that we sent a
-request to. It is a separate tree, so that a remote's fault is never passed on to a client by
-accident. Any other exception is a bug of ours.
+`MatrixError` is the response to a request that we received. `RemoteError` is the failure of a
+request that we sent to another server. It does not derive from `MatrixError`, so that the error of
+another server is never returned to a client by accident. Any other exception is a bug of ours.
 
 spec: client-server-api#standard-error-response, client-server-api#common-error-codes
 """

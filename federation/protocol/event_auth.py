@@ -1,10 +1,12 @@
-"""Whether an event is allowed: the authorization rules of every room version, except those about
-memberships.
+"""Checks whether an event is allowed, by the authorization rules of its room version.
 
-Ask, then decide: `auth_keys` says which state an event needs, the caller loads it,
-`check_auth_events` looks at the auth events that the event itself names, and `check_auth` decides
-against a state (that of the auth events, that before the event, or the current one). Checks are
-made in the order of the page, so that the rule reported is the page's first.
+The rules about memberships are in `membership_auth.py`.
+
+A check has these steps: `auth_keys` returns the state keys that the rules need for an event, and
+the caller loads these entries. `check_auth_events` checks the auth events that the event itself
+names. `check_auth` checks the event against a state: that of the auth events, the state before the
+event, or the current state. The checks are in the order of the specification, so the reported rule
+is the first that refuses the event.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu, rooms/v1#authorisation-rules …
 rooms/v12#authorisation-rules

@@ -1,9 +1,9 @@
 """Makes and verifies the hashes and signatures of events, and names the required signers.
 
-An event's content hash covers all of it. Its signatures, and from room version 3 its id, cover the
-redacted form with the content hash. So the signer can be verified even on a redacted copy, and the
-content hash shows whether a copy is complete. An event with a wrong signature is dropped. One
-with a wrong content hash is redacted.
+An event's content hash covers all fields except the hashes, the signatures and `unsigned`. The
+signatures, and from room version 3 the event id, cover the redacted form with the content hash. So
+the signer can be verified even on a redacted copy, and the content hash shows whether a copy is
+complete. An event with a wrong signature is dropped. One with a wrong content hash is redacted.
 
 spec: server-server-api#signing-events
 """

@@ -1,13 +1,17 @@
-"""An event as servers exchange it (a PDU): reading, naming, sizing, and the form that clients see.
+"""Events in the form in which servers exchange them (PDUs): parsing, ids, sizes, and the client
+form.
 
-An `Event` is a value: its bytes never change once it exists. What a reader needs besides (age,
-relations, membership at the time) is made by the reader and never stored in it. `unsigned` of a PDU
-is what its sender says about its own copy; it is covered by no hash and no signature, so it is
-dropped on the way in and never counted in the size.
+An `Event` is immutable. Readers that add data for a client (age, relations, the reader's
+membership) add it to their own copy. `unsigned` of a PDU contains what its sender states about its
+own copy. No hash and no signature covers it. So it is dropped on receipt, and does not count in the
+size.
 
-There are three ways to an event: `parse_event` for what others sent (everything is checked),
-`load_event` for our own stored bytes (nothing is checked, what is not asked for is not decoded),
-and `event_signing.build_event` for new ones.
+Three functions make an `Event`:
+
+- `parse_event`: from a received PDU, which is checked completely.
+- `load_event`: from our own stored bytes, without any checks. Fields are decoded when they are
+  first read.
+- `event_signing.build_event`: a new event.
 
 spec: server-server-api#pdus, rooms/v12#event-format, client-server-api#room-event-format
 """

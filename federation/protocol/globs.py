@@ -1,5 +1,7 @@
-"""Globs: `*` for any characters, `?` for one; case does not count. spec:
-appendices#glob-style-matching"""
+"""Globs: `*` matches any characters, `?` matches one character. Case is ignored.
+
+spec: appendices#glob-style-matching
+"""
 
 import re
 

@@ -1,15 +1,16 @@
-"""Matrix identifiers: their grammar, and distinct types so that one is not passed for another.
+"""Matrix identifiers: their grammar, and a type for each, so that one is not passed for another.
 
-`parse_…` takes a text from outside and gives the identifier, or raises `InvalidParam` with a
-sentence about what is wrong. `is_…` answers the same question without an exception. `domain_of` and
-`localpart_of` take identifiers that were already checked.
+`parse_…` returns the identifier for a text from outside, or raises `InvalidParam` with an error
+text. `is_…` returns whether a text is such an identifier. `domain_of` and `localpart_of` expect
+identifiers that have been checked.
 
-An event may name people of a server that there cannot be, with a port of more than 16 bits: the
-grammar has them, and all servers have to agree about an event. So `is_user_id` and `is_room_id` let
-them pass; who names them elsewhere is refused, and such a server is never asked.
+The grammar allows server names with a port above 65535, which cannot exist. User ids with such a
+server name may occur in events, and all servers have to agree on the validity of an event. So
+`is_user_id` and `is_room_id` accept them. `parse_user_id` and `is_server_name` refuse them, so no
+request is ever sent to such a server.
 
-User ids come in two strengths: `parse_user_id` is for the ids that exist in the world, the
-historical ones among them; `parse_new_user_id` is for ids that this server is about to give out.
+`parse_user_id` also accepts historical user ids, which may have other characters than new ones.
+`parse_new_user_id` makes the id of a new user of this server and allows only today's characters.
 
 spec: appendices#identifier-grammar
 """

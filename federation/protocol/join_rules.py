@@ -1,6 +1,6 @@
 """Reads a room's join rules as values, for the room's summary and for users who want to join.
 
-Whether an event is allowed is decided by authorization (`membership_auth`), not here.
+This module does not decide whether an event is allowed: see `membership_auth.py`.
 
 spec: client-server-api#mroomjoin_rules, client-server-api#restricted-rooms
 """

@@ -1,5 +1,4 @@
-"""The list of a federation's members: what its payload has to look like, and what it says of each
-server. Pure.
+"""Parses the list of a federation's members. Pure.
 
 The format is this project's own:
 
@@ -7,10 +6,10 @@ The format is this project's own:
      "north.example", "verify_keys": {"ed25519:a": "…"}, "deny": ["invites", "media"]}]}
 
 Laws:
-- A list is right as a whole or not at all: who leaves out a member that it cannot read would shut a
-  server out unseen.
-- What a list denies under a name that this program does not know makes the list wrong: it would be
-  let through.
+- A list with any invalid entry is refused as a whole. If only the invalid member were left out, its
+  server would be shut out and nobody would notice.
+- A list with an unknown name in `deny` is refused too. If the name were ignored, the member would
+  keep a right that the federation denies it.
 """
 
 from collections.abc import Mapping

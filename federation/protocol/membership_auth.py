@@ -1,7 +1,8 @@
-"""Whether a change of membership is allowed: the rule for m.room.member of every room version.
+"""Checks whether a change of membership is allowed: the rule for m.room.member of every room
+version.
 
-A membership that a room's state does not have counts as `leave`, and a missing join rule as
-`invite`.
+If a user has no membership event in the room's state, their membership counts as `leave`. If the
+room has no join rule, the rule `invite` applies.
 
 spec: rooms/v1#authorisation-rules 5, rooms/v7#authorisation-rules 4, rooms/v8#authorisation-rules
 4, rooms/v12#authorisation-rules 5

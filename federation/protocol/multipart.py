@@ -1,9 +1,9 @@
-"""A file of another server, as it comes: `multipart/mixed` with two parts, read piece by piece.
-Pure.
+"""Parses the response with a file of another server: `multipart/mixed` with two parts. Pure.
 
-The first part is JSON about the file, which says nothing yet. The second is the file, or an empty
-part with the address where it is. Whatever has another form is refused; only a few kilobytes are
-ever held.
+The first part is JSON about the file. It has no content in the current specification, and is
+skipped. The second part is the file, or has no content and a header with the URL of the file. A
+response of any other form is refused. The response is parsed piece by piece as it arrives, and at
+most some kilobytes are buffered.
 
 spec: server-server-api#get_matrixfederationv1mediadownloadmediaid; RFC 2046 section 5.1
 """

@@ -1,6 +1,7 @@
-"""Policy servers: which one a room has, and whether it has signed an event.
+"""Reads the policy server that a room's state names, and checks whether it has signed an event.
 
-Rooms from before v1.18 name it by another event, and it signs at another path (MSC4284).
+Rooms created before v1.18 of the specification may name it by an event of another type. The path at
+which it signs is then different, too (MSC4284).
 
 spec: server-server-api#policy-servers
 """

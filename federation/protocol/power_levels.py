@@ -1,9 +1,9 @@
 """Reads the power levels of a room at one state, as a value without I/O.
 
-Make one `PowerLevels` for a power-levels event, and store it with that event. Making one costs next
-to nothing, since values are read on demand. It is total: every question has an answer, whatever the
-event holds. A value that is no valid level counts as absent (authorization refuses new events with
-such values).
+A `PowerLevels` belongs to one power-levels event and can be cached with it. It costs almost nothing
+to make, because values are read on demand. It returns a level for every question, whatever the
+event contains. A value that is not a valid level counts as absent (authorization refuses new events
+with such values).
 
 spec: client-server-api#mroompower_levels, server-server-api#definitions
 """

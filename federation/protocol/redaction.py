@@ -1,10 +1,11 @@
-"""Redaction: what is left of an event when its content is taken away, and who may ask for that.
+"""Redaction: removes the content of an event, and decides whether a redaction event may do that.
 
-What survives is what authorization needs, and what the signatures and the event id cover: an
-event's id and signatures are those of its redacted form, so an event and its redacted copy are the
-same event.
+A redaction keeps the fields that authorization needs and that the signatures and the event id
+cover. So the redacted copy has the same event id and the same valid signatures as the complete
+event.
 
-`unsigned` never survives; who shows a redacted event to a client adds `redacted_because` there.
+`unsigned` is always removed. The code that shows a redacted event to a client adds
+`redacted_because` to it.
 
 spec: rooms/v1#redactions … rooms/v12#redactions
 """

@@ -1,7 +1,8 @@
-"""How long the messages of a room are kept: what a room says of it, what a server allows, and what
-counts then.
+"""Computes how long the messages of a room are kept, from the room's event and the server's rules.
 
-Milliseconds since an event's `origin_server_ts`. State is not subject to it. proposal: MSC1763
+Lifetimes are milliseconds since an event's `origin_server_ts`. State events are always kept.
+
+proposal: MSC1763
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
-"""Describes the differences between room versions: one frozen record per version, no comparisons.
+"""Describes the differences between room versions: one frozen record for each version.
 
-A version copies the one before it, with the changes of the version's page. Code asks the record for
-a behaviour (`version.knocking`), never for an identifier. `tests/layout` fails if another module
-compares one.
+Each record copies the previous one and applies the changes of its version. Code reads a behaviour
+from the record (`version.knocking`). It never compares versions: `tests/layout` fails if a module
+does.
 
-Every version 1 to 12 is stable in the specification: https://spec.matrix.org/v1.19/rooms/
+Versions 1 to 12 are stable in the specification: https://spec.matrix.org/v1.19/rooms/
 """
 
 from enum import Enum

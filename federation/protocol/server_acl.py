@@ -1,9 +1,9 @@
 """Server access control lists: which servers may take part in a room.
 
-They act on the network layer only: on who may make requests about a room and whose transactions'
-parts are taken in, never on authorization. A malformed list must not open the room nor lock out
-everybody by accident, so each field that is not of its type counts as absent, and each entry that
-is no string is passed over.
+An ACL applies to requests of other servers about the room, and to events and EDUs in their
+transactions. It does not affect authorization. A field of the wrong type counts as absent, and an
+entry that is no string is ignored, so that one malformed value does not disable the rest of the
+list.
 
 spec: client-server-api#mroomserver_acl, appendices#glob-style-matching
 """

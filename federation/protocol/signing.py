@@ -1,11 +1,12 @@
 """Ed25519 keys and signed JSON objects.
 
-A signature is made over the canonical JSON of an object without its `signatures` and `unsigned`.
-Keys, key files and signed objects are signedjson's. Events are signed by `event_signing`, in
-their redacted form, and requests by `request_signing`: both encode faster, and use the same
-keys. Whether a key belongs to a server, and was valid at the time, the keyring decides.
+A signature covers the canonical JSON of an object without its `signatures` and `unsigned`. Keys,
+key files and signed objects are implemented by signedjson. `event_signing` signs events in their
+redacted form, and `request_signing` signs requests. Both use the same keys, with the faster encoder
+of `canonical_json.py`. The keyring decides whether a key belongs to a server and was valid at a
+time.
 
-Keys are made of seeds that the caller draws: this package has no randomness of its own.
+The caller passes the random seed of a new key, so this package is deterministic.
 
 spec: appendices#signing-json, appendices#checking-for-a-signature
 """

@@ -1,5 +1,4 @@
-"""Spaces: what an m.space.child event says, in which order children stand, and what another server
-tells of a space.
+"""Reads the contents of m.space.child events and their order, and other servers' space hierarchies.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """

@@ -1,10 +1,11 @@
-"""Stripped state: the few state events that tell somebody outside a room what room it is.
+"""Stripped state: the few state events that describe a room to users outside it.
 
-It goes with invites and knocks, in two forms: servers give each other whole events of the room's
-version, so that the receiver can check the create event and with it the room's id and version;
-clients get events of four keys.
+Invites and knocks carry it, in two forms. Servers send each other complete events, so that the
+receiver can check the create event, and with it the room's id and version. Clients get events with
+four keys.
 
-What came from another server is a claim. `parse_stripped_state` sorts out what may be shown of it.
+Another server may send false entries. `parse_stripped_state` returns the part of its stripped state
+that clients may see.
 
 spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room,
 server-server-api#knocking-rooms

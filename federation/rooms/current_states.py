@@ -1,4 +1,5 @@
-"""Finds the current state of rooms at a past position, as clients that synced then received it.
+"""Finds the current state of rooms at a past position: the state that clients received when they
+synced up to that position.
 
 While a room's history is forked, its current state differs from the state after its newest event,
 which includes only one branch. So code that compares two positions uses this module.

@@ -2,8 +2,8 @@
 
 Laws:
 - A user or a server that joins a room after the erasure gets the erased user's events in redacted
-  form, except for state events. Users who were in the room before still see the content. No
-  redaction event is sent.
+  form, except for state events. Users who were in the room before the erasure still see the
+  content. No redaction event is sent.
 - A user sees the content of an event if they were in the room when the event arrived. They also see
   it if they were joined at the time of the erasure, or if they were joined before the erasure and
   left after the event. A guest of a world-readable room and an invited user were not in the room.

@@ -1,7 +1,8 @@
 """The state of a room at one root, read key by key. It is immutable, so its entries are cached.
 
-The view of the next root takes over the cached entries and the changes. So in a busy room the
-entries that every event needs (power levels, join rules, the sender's membership) are in memory.
+The view of the next root takes over the cached entries, with the changes applied. So in a busy room
+the entries that every event needs (power levels, join rules, the sender's membership) are in
+memory.
 """
 
 from collections.abc import Iterable, Mapping

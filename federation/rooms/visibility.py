@@ -1,8 +1,8 @@
 """Decides which events of a room a local user may see, and the user's membership at each event.
 
 All code that shows events to a user uses this module. The state before an event is derived from the
-state after it: only the entry that the event set differs, and the event that it replaced is stored
-with it. So one batch of look-ups is enough for a page.
+state after it. Only the entry that the event set differs, and the number of the replaced event is
+stored with the event. So one batch of look-ups is enough for a page.
 
 spec: client-server-api#room-history-visibility
 """

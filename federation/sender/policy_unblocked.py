@@ -5,9 +5,9 @@ pause of an hour or more, or after it receives something from us. Our own unsent
 same effect (`transaction_sender.py`), but there may be none. If the empty transaction fails, the
 server's own retry follows soon enough.
 
-A blocked server's request is refused before its signature is checked. So a name is stored only if
-it belongs to a server that shares a room with us. Made-up names take no space, and nothing is sent
-to them.
+A blocked server is known by its requests, which are refused before their signatures are checked. So
+the server name in a request may be made up. It is stored only if a server with this name shares a
+room with us. So made-up names take no space, and nothing is sent to them.
 """
 
 from collections.abc import Coroutine

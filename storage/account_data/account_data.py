@@ -8,8 +8,8 @@ Laws:
   position of its latest change.
 - A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Full
   reads skip it. The newest `MAX_DELETED` deleted entries of each user are stored.
-- The total usage of a user is stored in `account_data_usage` and updated with each entry. Deleted
-  entries are counted separately.
+- The number and total size of a user's entries are stored in `account_data_usage` and updated with
+  each entry. Deleted entries are counted separately.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,6 @@
-"""Erased accounts, each with the position of its erasure. Rows are never deleted."""
+"""Erased accounts, each with the position of its erasure. Rows are never deleted, because the
+events of an erased user stay hidden.
+"""
 
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic

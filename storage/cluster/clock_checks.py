@@ -1,5 +1,6 @@
-"""The last check of the system clock. The next check compares with it to detect a clock that
-jumped."""
+"""Stores the last check of the system clock, so that the next check can detect that the clock
+jumped.
+"""
 
 from typing import Final
 

@@ -1,12 +1,12 @@
 """Takes and renews a lease, and starts and stops the work that needs it.
 
 Laws:
-- Usually one node works at a time: from `begin` until `lose` or `finish`, while `is_held`.
+- Usually one node works at a time: from `begin` until `on_lease_lost` or `finish`.
 - Each round renews the lease and stores the position up to which all work is done. The node that
   takes the lease next continues from that position.
 - A node that loses the lease ends the work in its next round. Until then two nodes may work. So
   repeated work must do no harm (`node_lease.py`).
-- A round that fails changes nothing. The next one tries again.
+- If a round fails, nothing changes, and the next round tries again.
 - `stop` ends the work, stores the position, and releases the lease.
 """
 

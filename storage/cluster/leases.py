@@ -1,7 +1,8 @@
 """Leases on work that one node does at a time, such as sending to other servers.
 
 A lease records its holder, its expiry, and a position. All work up to that position is done, except
-what the tables of that work list.
+the unfinished work that is stored in tables of its own (such as
+`storage/federation/destinations.py`).
 """
 
 import msgspec

@@ -1,4 +1,4 @@
-"""The lease on a kind of work, as one node takes and renews it.
+"""Takes and renews the lease on one kind of work, for this node.
 
 A lease expires. If its holder is known to be gone, other nodes take the lease before it expires.
 The name of a holder contains its node number, and each running node holds an advisory lock of its
@@ -8,7 +8,8 @@ Laws:
 - A node that starts takes the lease of a vanished holder immediately. So a server that was killed
   and restarted continues without a pause.
 - A node that was already running takes the lease only if the holder was gone in the previous round
-  too. If all connections broke, this gives the holder time to record its new number.
+  too. If all connections to the database broke, each node gets a new number, and this gives the
+  holder time to record its own.
 - A holder whose number is unknown counts as gone only when its lease has expired.
 - A holder that is replaced while it runs notices when it renews. Until then, for one round, both
   nodes may work. The same happens if a node starts while all connections are broken, or if clocks

@@ -1,6 +1,6 @@
-"""Changes that shadow-banned users make to aliases, the room directory and room upgrades.
+"""Aliases, room directory entries and room upgrades by shadow-banned users.
 
-Only the user who made a change sees it. So the changes take no position.
+Only the user who made such a change sees it. So these changes take no position.
 """
 
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,8 @@ Laws:
   fallback key is given out.
 - A claim of up to CLAIM_CHUNK keys is one write with a fixed number of statements. A larger claim
   is several writes.
-- A change of key counts carries the new counts or the claimed keys, so that subscribers need not
-  read them.
+- The announcement of changed key counts contains the new counts or the claimed keys, so that
+  subscribers need not read them.
 - A change of identity keys is a change of the user's device list.
 - If a device publishes new identity keys, all its other keys are deleted. Its one-time and fallback
   keys were signed with the old keys and are useless. So are signatures on its old keys and

@@ -2,7 +2,7 @@
 order.
 
 A block does not change. The number of its claimed keys is in a separate row of a few bytes, the
-mark. The marks of hundreds of devices share a page.
+mark. The marks of hundreds of devices share a page of the database.
 
 A claimed key stays in its block until all keys of the block are claimed. The next upload then
 replaces the block by digests of its keys. Digests are stored for some time, or until many other

@@ -1,7 +1,8 @@
 """Reads the published keys of local and remote users at one moment, with a fixed number of queries.
 
-Of the signatures on the keys, only those by the keys' owners are read. So signatures by other users
-cost nothing.
+Of the signatures on the keys, only those by the keys' owners are read with them. So any number of
+signatures by other users costs nothing. The signatures that the reader made are read separately
+(`get_positions_and_signatures`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

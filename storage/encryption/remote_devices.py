@@ -9,7 +9,7 @@ Laws:
 - The write that stores a change checks that it follows the stored list. The write that stores a
   fetched list checks that no change arrived since the request. Reads before the write are not
   enough, because other processes receive changes too.
-- When a user newly shares a room with us, the same transaction marks their list as stale.
+- When a user begins to share a room with us, the same transaction marks their list as stale.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

@@ -1,7 +1,7 @@
 """The log of to-device messages that were sent in bulk. One row holds many messages.
 
 A row for each message, with an entry in the index of devices, costs three times as much to write as
-the message itself, and most messages are fetched within seconds. So the messages of a large request
+the message alone, and most messages are fetched within seconds. So the messages of a large request
 are written in order, about 16 KiB to a row. `ToDeviceLogIndex` reads the recipients of each row
 once, and thereby finds the messages of each device. A job moves messages that are not fetched for
 minutes into the table that is indexed by device.

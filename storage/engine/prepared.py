@@ -8,7 +8,8 @@ Laws:
 - A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same holds
   for `DELETE … LIMIT ?)`: with an unknown limit PostgreSQL would estimate a tenth of the table and
   scan all of it.
-- Arguments have the types that literals would have, so that a prepared statement means the same.
+- Arguments have the types that literals would have, so that a prepared statement means the same as
+  the statement with literals.
 - The number of prepared statements in a session is bounded. The least recently used one is
   deallocated first.
 """

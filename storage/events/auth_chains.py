@@ -5,8 +5,9 @@ chain, every event has all earlier events of the chain in its auth chain, and a 
 `sequence_number`) numbers them from 1. A *link* means: from a place of one chain on, another chain
 is in the auth chain up to some place. The auth chain of any set of events is then, in each chain,
 everything up to one place. These few numbers are a *reach*. They are found by following links from
-chain to chain, with one query a step. A room of 50,000 members has about as many chains, but no
-event cites the membership of an ordinary member, so these chains are never followed.
+chain to chain, with one query a step. A room of 50,000 members has about as many chains. But the
+state events of other users do not cite the membership of an ordinary member, so most chains are
+never followed.
 
 Laws:
 - An event is not in its own auth chain, as the specification defines it (spec:

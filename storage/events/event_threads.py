@@ -1,8 +1,8 @@
 """Finds the thread of an event, by its own relation or through the events that it relates to.
 
-A redaction or a purge removes the relation of an event. So the same transaction stores the thread
-with the event (`events.thread_root`). The thread is also stored with every event that notifies a
-user.
+A redaction or a purge removes the relation of an event. So the transaction that removes the
+relation stores the thread with the event (`events.thread_root`). The thread is also stored with
+every event that notifies a user.
 
 spec: client-server-api#threaded-read-receipts
 """

@@ -3,8 +3,8 @@
 Laws:
 - No row is written per message. A reachable server needs no row. An unreachable one has a row for
   each room in which it missed an event.
-- Up to the position of the lease `LEASE` (`leases.py`), everything is sent except what these tables
-  list.
+- Up to the position that is stored with the lease `LEASE` (`leases.py`), everything is sent except
+  what these tables list.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -2,15 +2,16 @@
 
 They are stored until they are accepted, refused, or have waited too long.
 
-Limits for each server: only a part of its quota may wait for verdicts of policy servers (and for
-events before those), a smaller part for one policy server, and a still smaller part in one room. So
-a slow policy server affects neither rooms without one nor rooms with another one. An event that
-names the room's policy server may end the wait, so only the total quota applies to it.
+Each server has a quota. Only a part of it may be used by events that wait for verdicts of policy
+servers (and other events that the server sent for the same room), a smaller part by events that
+wait for one policy server, and a still smaller part by such events of one room. So a slow policy
+server affects neither rooms without one nor rooms with another one. An event that names the room's
+policy server may end the wait, so only the complete quota limits it.
 
-Limits for all servers together, in events and bytes: when half of them is used, each server gets
-few, so only very many servers could fill the rest. Servers that are not in the room they send for
-share a small part. One machine may pose as any number of servers, so the servers of one registered
-domain share limits too.
+All servers together have a limit of events and of bytes. When half of it is used, the quota of each
+server becomes small, so only very many servers could use up the rest. Servers that send events for
+rooms that they are not in share a small part. One machine may pose as any number of servers, so the
+servers of one registered domain share a quota too.
 """
 
 from collections.abc import Collection, Iterable, Sequence

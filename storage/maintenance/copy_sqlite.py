@@ -1,8 +1,8 @@
 """SQLite as the source or target of a copy.
 
 Exclusive locking prevents other processes from using the file. The lock is taken before the first
-read, so a server that has the file open is noticed even if it is idle. Such a lock needs a
-connection that may write. On the source, SQLite itself refuses writes.
+read, so a server that has the file open is noticed even if it is idle. Such a lock needs a writable
+connection. On the source, `PRAGMA query_only` makes SQLite refuse writes.
 """
 
 import sqlite3

@@ -1,4 +1,4 @@
-"""Reads events for the state audit: those that arrived in rooms with remote servers, by number."""
+"""Reads the events that the state audit checks: those that arrived in rooms with remote servers."""
 
 from collections.abc import Iterable, Mapping
 

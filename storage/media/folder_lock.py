@@ -4,9 +4,10 @@
     turn    held exclusively by a waiting remover: new writers wait for it
 
 Laws:
-- A remover waits for current writers only, so it gets its turn however busy the folder is.
-- Only `lock_shared` blocks, in a thread. No thread waits for a turn, because current writers need
-  the threads to finish.
+- A remover waits only for writers that have the lock already, so it gets the lock even if the
+  folder is busy. If they take several seconds, it gives up.
+- Only `lock_shared` blocks, so it is called in a thread. No thread waits for `turn`, because the
+  writers that have the lock need the threads to finish.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Rows of uploaded files: uploader, type and content hash.
 
-An id may be reserved first and get its content later, or both in one write. An id that has a
-content never gets another one.
+An id may be reserved first and get its content later, or be stored with its content in one write.
+An id that has a content never gets another one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

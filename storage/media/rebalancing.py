@@ -1,7 +1,8 @@
 """Moves contents between the folder and the object store, and limits the size of the folder.
 
 `storage.media.shared_contents` describes the roles that decide where contents belong. Each class is
-a step of a job. Finished work is not found again, so an interrupted job continues.
+a step of a job. A step searches for contents that are still to be moved, so an interrupted job
+continues.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
 """Rescans of scanned contents: their selection, progress, and whether one is due.
 
 The contents are marked in the order of their hashes. Each write marks some and stores the progress,
-so a rescan continues after any crash. Marked contents are scanned like new ones, and after those
-(`storage/media/scans.py`).
+so a rescan continues after any crash. Marked contents are scanned like new ones, but new ones are
+scanned first (`storage/media/scans.py`).
 """
 
 from collections.abc import Collection, Iterator

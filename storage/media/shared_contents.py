@@ -17,7 +17,7 @@ Laws:
 - If a content is fetched from the store to the folder, its hash is checked before it is used.
 - No caller waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
   own. The deletion of a file does not wait for the store: the journal lists its object, which is
-  deleted right after, or by a later walk of the job.
+  deleted right after, or by a later run of the job.
 """
 
 import threading

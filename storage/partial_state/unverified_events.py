@@ -1,7 +1,9 @@
 """Events that were left out of room states because their auth chains could not be verified in time.
 
 They are stored until they are verified, and then added to the state. After that they remain
-recorded, because events that cite them may have states that were written without them.
+recorded, because some states of the room were stored without them. If a later event was sent in
+such a state and cites a recorded event, the recorded event is added to the state before the later
+event is checked.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -2,8 +2,8 @@
 
 Each field is a JSON value stored as bytes. A change takes a position (`Topic.PROFILE`). A change
 that rooms show (name, avatar) also adds a row to `profile_propagation_queue` in the same write. The
-memberships are rewritten afterwards, even after a crash. Removals of fields are recorded, the
-latest `MAX_REMOVALS` of each user.
+user's membership events are rewritten afterwards, even after a crash. Removals of fields are
+recorded too, so that readers of changes see them: the latest `MAX_REMOVALS` of each user.
 
 Fields that a shadow-banned user sets are stored separately (`shadow_profile_fields`). Only that
 user sees them, so they take no position.

@@ -1,8 +1,8 @@
 """Restores purged messages of a room that local users had forgotten, from copies of other servers.
 
 Laws:
-- Only messages purged for that cause are restored. Content that exceeded its retention period, or
-  that an administrator purged, is never restored.
+- Only messages purged because the room was forgotten are restored. Content that exceeded its
+  retention period, or that an administrator purged, is never restored.
 - One write restores a message's content in every table from which the purge removed it, except push
   actions, because the message is not new.
 - Redacted messages stay without content.

@@ -5,7 +5,8 @@ The order and thread of such a receipt are unknown, so it is sent to no client, 
 The write that stores the event, on any node, turns it into an ordinary receipt.
 
 Law: the latest receipt per user, room and thread is stored. The number is limited per server and in
-total, and the oldest receipts are deleted first. The user's next receipt replaces a deleted one.
+total, and the oldest receipts are deleted first. A deleted receipt is missing only until the user's
+next receipt.
 """
 
 from collections.abc import Iterable, Sequence

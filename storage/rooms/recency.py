@@ -1,4 +1,6 @@
-"""The newest positions of rooms, of any event or of some types. Room lists are sorted by them."""
+"""The position of the newest event of each room, or of its newest event of some types. Room lists
+are sorted by it.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final

@@ -4,7 +4,8 @@ Laws:
 - A row is written with the event. It is deleted when the event is redacted, or after its expiry.
 - Each row has a position (`Topic.STICKY`): the position of the event's arrival, or a new one for a
   backfilled event.
-- A soft-failed event is held, and takes a new position when it is released.
+- A soft-failed event is held (not delivered) until a recheck allows it. Then it takes a new
+  position.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,9 @@ Laws:
 - A row stands for an event in a timeline that is not redacted and has a text. The text is that of
   its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
-- Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). A row
-  contains the text as of that number or later. Readers check the current events.
+- Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). So a row
+  may be older than the event's latest edit, and readers check each result against the current
+  event.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

@@ -3,8 +3,9 @@ trees.
 
 Laws:
 - Numbers are assigned in order from 0 and never released, so the committed ones are always 0 … n-1
-  without a gap. Suppose the first n pairs are known. Then a tree whose highest key is below n is
-  fully known: pairs that it does *not* contain are known to be absent.
+  without a gap. Suppose the first n pairs are cached, and the highest key of a tree is below n.
+  Then a pair that is not cached is certainly absent from the tree, and no query is needed to know
+  that.
 - Pairs that a write has numbered are shared with other transactions only after its commit. After a
   rollback the same number may be assigned to another pair.
 - Only one write runs at a time, on all nodes (`storage/engine/writer.py`). So it reads the

@@ -11,10 +11,10 @@ Laws:
 - `apply` writes every node it made, whether it is cached or not, because a cached node may have
   been collected.
 - Nodes may be cached before the commit that stores them, because their ids are hashes. Numbers of
-  pairs may not.
-- A read costs one query a level (2 to 4 levels) for all roots and keys together, and one for newly
-  numbered pairs. Methods named `…_in` run inside a read or a write. If everything is cached, the
-  `async` methods use neither the database nor a thread.
+  pairs may be cached only after it.
+- A read costs one query a level (2 to 4 levels) for all roots and keys together, and one query for
+  the pairs that were numbered since the previous read. Methods named `…_in` run inside a read or a
+  write. If everything is cached, the `async` methods use neither the database nor a thread.
 - All methods may be called from any thread.
 """
 

@@ -1,5 +1,7 @@
-"""Bindings of addresses that this server made at identity servers, so that it can unbind them
-later."""
+"""Bindings of e-mail addresses and telephone numbers that this server made at identity servers.
+
+They are stored so that this server can unbind them later.
+"""
 
 from collections.abc import Callable
 

@@ -1,6 +1,7 @@
 """Sign-ins that ended at their identity provider, stored for some minutes.
 
-A request that is in progress on any node checks them in its own write.
+A request that relies on such a sign-in checks them in its own write, on any node. So a request that
+was in progress when the provider ended the session is refused.
 """
 
 from storage.engine.database import Database

@@ -1,22 +1,22 @@
-"""State resolution: which state a room has where its history forked and servers saw different
-things.
+"""State resolution: computes the state of a room after forks of its history.
 
-Every server works this out by itself and must come to the same answer, so the result depends on the
-values given and on nothing else: not on the order of states, keys or events.
+Every server must compute the same state. So the result depends only on the given values, and not on
+the order of states, keys or events.
 
-Ask, then decide. A caller who keeps states so that their difference is cheap to find works in four
-steps, each one batch of reads, and pays for the size of the dispute and not of the room:
+A caller that can find the differences between stored states cheaply uses four steps. Each step is
+one batch of reads. The cost depends on the number of conflicts, not on the size of the room.
 
-1. `find_conflicts` on the states, cut down to the keys in which they differ.
-2. From the index of auth chains: the auth difference of the *whole* states, the conflicted state
-   subgraph of the conflicted events, and the power lineage of all of these. Load the events.
-   (Algorithm 1 needs only the conflicted.)
-3. `compute_needs` says what else: keys of the undisputed state, and auth events.
-4. `resolve_conflicts` gives the entries by which the resolved state differs from the undisputed
-   one.
+1. Call `find_conflicts` with the states, reduced to the keys in which they differ.
+2. Algorithms 2 and 2.1: read from the auth-chain index the auth difference of the *complete*
+   states, the conflicted state subgraph of the conflicted events, and the power lineage of all
+   these events. For all algorithms, load the events (`events_in_dispute`).
+3. Call `compute_needs`. Load the entries of the undisputed state and the auth events that it names.
+4. Call `resolve_conflicts`. It returns the entries in which the resolved state differs from the
+   undisputed state.
 
-`resolve` does it in one call for states that are in memory whole, and `auth_graph` has the plain
-walks that answer step 2 there. What was needed and not given raises `MissingInput`, which names it.
+`resolve` does all of this in one call for complete states in memory. Its caller computes the data
+of step 2 with the functions of `auth_graph`. If input is missing, `MissingInput` is raised, which
+names it.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """

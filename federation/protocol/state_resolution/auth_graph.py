@@ -1,8 +1,9 @@
-"""Questions to the graph of auth events, answered by walking it.
+"""Computes the auth difference, the conflicted subgraph and the power lineage by walking auth
+events.
 
-The walks visit the whole auth chain: right for tests and for rooms that are in memory. The room
-engine answers the same questions from its chain-cover index. Nothing here recurses, and a graph
-with a cycle (which the ids of room versions 1 and 2 cannot rule out) ends every walk all the same.
+The walks visit the complete auth chain, so they are for tests and for rooms in memory. The room
+engine computes the same from its auth-chain index. The walks are not recursive. They also end on a
+graph with a cycle, which the event ids of room versions 1 and 2 cannot prevent.
 """
 
 from collections import Counter

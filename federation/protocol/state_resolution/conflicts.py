@@ -1,7 +1,7 @@
 """Computes the conflicts between several states of a room.
 
-Works on complete states, and equally on states reduced to the keys that differ. So a caller that
-finds the difference cheaply only pays for the difference.
+The states may be complete, or reduced to the keys in which they differ. So a caller that can find
+the differences cheaply need not load the complete states.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """The two orders in which algorithms 2 and 2.1 replay events.
 
-Both depend on the events alone, so every server computes the same order, however it received them.
-Time is O(n log n) in the events to be ordered. Nothing recurses, and cycles among auth events end.
+Both depend only on the events and not on the order of their arrival, so every server computes the
+same order. The time is O(n log n) for n events. The code is not recursive, and ends even if the
+auth events contain a cycle.
 
 spec: rooms/v2#definitions (reverse topological power ordering, mainline ordering)
 """

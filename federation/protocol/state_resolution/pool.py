@@ -1,7 +1,7 @@
 """Holds the input of a resolution: events and undisputed state. Raises an error for missing input.
 
-Resolution never guesses. Input that is missing stops it with an error that names the input, since a
-result without it would be wrong on this server alone.
+A result from incomplete input would be wrong, and differ from that of other servers. So missing
+input ends the resolution with an error that names it.
 """
 
 from collections.abc import Callable, Iterable, Mapping

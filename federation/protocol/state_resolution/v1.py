@@ -1,12 +1,15 @@
-"""State resolution of room version 1, kept for the rooms that still use it.
+"""State resolution of room version 1, for the rooms that still use it.
 
-Conflicts are resolved type by type, the types that authorise others first; depth and the hash of
-the event id decide, not the auth graph. It is known to reset state: later versions mend that.
+Conflicts are resolved type by type, first the types that authorise others. Depth and the hash of
+the event id decide, not the auth graph. This algorithm can reset state to older events. Later
+versions correct that.
 
-Two readings of the text. It speaks of one list for each type: here the keys of a type are resolved
-apart from each other, each against the state before the pass, since the event of one member says
-nothing about that of another and the result must not depend on the order of keys. And where no
-candidate of another type passes, the key stays unset.
+The specification leaves two points open:
+
+- It describes one list of events for each type. Here each key of a type is resolved separately,
+  against the state before its type was resolved. The reason: the membership of one user does not
+  affect that of another, and the result must not depend on the order of keys.
+- A key of any other type stays unset if the state allows none of its candidates.
 
 spec: rooms/v1#state-resolution
 """

@@ -1,10 +1,10 @@
 """State resolution of room versions 2 to 11 (algorithm 2) and 12 (2.1): one algorithm with two
 differences.
 
-Algorithm 2.1 also replays the events between conflicted ones, and it begins from nothing instead of
-from what the states agree on. Algorithm 2 uses the events in between too, though only to follow
-auth chains through them: an auth chain may leave the full conflicted set and come back to it, and
-what is beyond still belongs to the chain.
+Algorithm 2.1 also replays the events between conflicted events in the auth graph, and it starts
+from the empty state. Algorithm 2 starts from the unconflicted state. It uses the events in between
+only to follow auth chains: an auth chain may leave the full conflicted set and return to it, and
+the events after the return still belong to the chain.
 
 spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """

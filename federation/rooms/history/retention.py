@@ -1,10 +1,10 @@
 """Caches the retention periods of rooms. Readers look them up once for each page.
 
 Laws:
-- The room's current retention policy applies to all messages, also to those sent before it, within
-  the limits of the server.
+- The room's current retention policy applies to all messages, also to those sent before the policy
+  was set, within the limits of the server.
 - Only rooms that have a policy use memory.
-- A server without retention rules has no such object.
+- A server without retention rules has no such cache.
 
 proposal: MSC1763
 """

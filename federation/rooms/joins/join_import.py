@@ -4,8 +4,8 @@
   memberships of remote users are written in chunks, too. Then one small write adds the join to the
   room's graph and moves the head. Until then no local user is in the room, and no client sees it.
 - After a restart all steps run again. They skip what is already stored.
-- The state of a large room may be partial, without most memberships. The user joins with that, and
-  the room's head says so. `completion.py` fetches the rest.
+- The state of a large room may be partial, without most memberships. The user joins with the
+  partial state, and the room's head records that it is partial. `completion.py` fetches the rest.
 - Events that cannot be verified because keys are unavailable are left out of the state and stored
   separately: see `unverified_events.py`.
 - The server that we join through may not have received the last leaves of our users. These leaves

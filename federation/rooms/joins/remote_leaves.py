@@ -6,7 +6,7 @@ Laws:
   also stores the servers that have not received it yet. Each is retried for a week with growing
   pauses. After a 429 it is not retried before the time it names. An outdated leave is not sent.
 - Other local users may join the room before the leave is sent. Then the declined invite is still in
-  the room's state, and the user leaves in the room itself.
+  the room's state, and the user's leave is added to the room like that of a local member.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
 """

@@ -1,7 +1,8 @@
 """Rechecks the events that were stored with partial state, once the complete state is known.
 
-Events are rechecked in the order in which they were stored, each against the state before it and
-the current state at that time. No result is visible until the room is completed (`completion.py`).
+Events are rechecked in the order in which they were stored. Each is checked against the state
+before it, and against the current state that follows from the events rechecked so far. No result is
+visible until the room is completed (`completion.py`).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence

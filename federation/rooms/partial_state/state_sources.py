@@ -2,8 +2,8 @@
 
 If our users were removed from a room, or the room's ACL denies this server, all servers in the room
 refuse to send it the state. It may never learn the reason, because no server sends it events any
-more. Then the partial state is used as if it were the complete state at the time of the removal.
-The same happens if no server could be reached for two days.
+more. Then requests stop waiting for the rest of the state, and the partial state is used as if it
+were complete. The same happens two days after the join, whatever the reason.
 
 This need not be final. The ACL may change, or a local user may be invited again. So the servers are
 still asked from time to time. After a 429 a server is not asked before the time it names.
