@@ -1,5 +1,5 @@
-"""Receives transactions of other servers. All content is durable before a transaction is
-acknowledged.
+"""Receives transactions of other servers. All content except typing and presence is durable before
+a transaction is acknowledged.
 
 - An event whose predecessors are known is stored during the request, in one write. An event that
   waits for something is stored in the inbox, also during the request. Missing data is fetched

@@ -1,4 +1,8 @@
-"""Reads the events that the state audit checks: those that arrived in rooms with remote servers."""
+"""Reads the events whose stored states are audited, and stores the progress.
+
+They are the events that arrived in rooms with remote servers. `federation/rooms/state_audit.py`
+audits them.
+"""
 
 from collections.abc import Iterable, Mapping
 

@@ -14,7 +14,7 @@ Laws:
 - A removal has this order: entry in `incoming` added, rows deleted, content deleted, entry removed.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed.
   A remover needs the lock exclusively, or retries later.
-- What may take long runs in the executor's threads. Work under the exclusive lock runs on the
+- Slow work runs in the executor's threads. Work under the exclusive lock runs on the
   reactor thread, because all threads of the executor may be waiting for that lock.
 """
 

@@ -10,7 +10,7 @@ Laws:
   or awaiting approval.
 - An application password (`homeserver/services/login/application_passwords.py`) begins a session in
   the client-server API and does nothing else: it opens no page and confirms no operation. It is
-  never sent to another password source.
+  never sent to an LDAP directory, or to a plug-in that checks passwords.
 
 spec: client-server-api#legacy-login, client-server-api#identifier-types
 """

@@ -1,4 +1,5 @@
-"""Records the latest change of each key, and finds the keys that changed since a position."""
+"""Stores the positions at which users or rooms changed last, and finds those that changed since a
+position. For typing and presence."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
