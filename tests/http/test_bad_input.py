@@ -469,9 +469,12 @@ def is_of_collected_server(failure: Failure) -> bool:
     """Return whether the failure is of the server of an earlier test.
 
     The garbage collector closes the waiting coroutines of such a server in any order. One that ends
-    may release another one that is closed already, and Twisted cannot resume that.
+    may release another one that is closed already, and Twisted cannot resume that. If our own code
+    awaited a coroutine twice, it would be among the frames.
     """
-    return str(failure.value) == "cannot reuse already awaited coroutine"
+    return str(failure.value) == "cannot reuse already awaited coroutine" and all(
+        "/twisted/" in file for _, file, *_ in failure.frames
+    )
 
 
 def ask(world: World, method: str, path: str, token: str | None, body: bytes | None) -> Answer:
