@@ -26,8 +26,8 @@ from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
 from homeserver.config.configuration import Config
-from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter, read_rates
+from homeserver.http.request_authorization import RequestAuthorizer
 from homeserver.http.router import Router
 from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access_log import AccessLog
@@ -417,7 +417,7 @@ def build(
     router = Router(
         sources=SOURCES,
         services=index_by_type(services),
-        guard=Guard(
+        authorizer=RequestAuthorizer(
             limiter=limiter,
             tokens=accounts.access_tokens,
             appservices=login.acting_services if login.acting_services.has_services else None,

@@ -9,7 +9,7 @@ from federation.api.endpoint import ServerAuth, endpoint
 from federation.api.request import Peer
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import RoomID
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.serving.spaces import Spaces
 
 
@@ -22,7 +22,7 @@ from federation.rooms.serving.spaces import Spaces
 )
 async def get_hierarchy(
     spaces: Spaces,
-    access: ServerAccess,
+    access: ServerACLChecks,
     peer: Peer,
     *,
     room_id: RoomID,

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import LimitExceeded, MatrixError
 from federation.protocol.ids import RoomID, ServerName
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from storage.engine.database import DatabaseUnavailable
 
 EduHandler = Callable[[ServerName, Mapping[str, Any]], Awaitable[None]]
@@ -39,7 +39,7 @@ RECEIPT = "m.receipt"
 class EduReceivers:
     """Dispatches EDUs to their handlers. For the reactor thread."""
 
-    def __init__(self, *, access: ServerAccess, handlers: Mapping[str, EduHandler]) -> None:
+    def __init__(self, *, access: ServerACLChecks, handlers: Mapping[str, EduHandler]) -> None:
         """`handlers`: by type of EDU."""
         self._access = access
         self.handlers = handlers

@@ -23,7 +23,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, is_server_name
 from federation.remote.membership import UnknownRoomVersion
-from federation.rooms.unacknowledged_leaves import HasLeftRoom
+from federation.rooms.rejoins import HasLeftRoom
 
 MAX_CANDIDATES: Final = 20
 MAX_REFUSALS: Final = 3

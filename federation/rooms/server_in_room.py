@@ -10,7 +10,7 @@ from federation.protocol.errors import NotFound
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.snapshot import RoomSnapshot
 
 
@@ -18,7 +18,7 @@ class ServerInRoom:
     """Finds rooms that this server is in. For the reactor thread."""
 
     def __init__(
-        self, *, engine: RoomEngine, memberships: Memberships, access: ServerAccess
+        self, *, engine: RoomEngine, memberships: Memberships, access: ServerACLChecks
     ) -> None:
         self._engine = engine
         self._memberships = memberships

@@ -7,7 +7,7 @@ from federation.protocol.ids import DeviceID, UserID
 
 
 class Requester(msgspec.Struct, frozen=True):
-    """The user that sent the request, as the guard authenticated it."""
+    """The user that sent the request, as `RequestAuthorizer` authenticated it."""
 
     user_id: UserID
     device_id: DeviceID | None

@@ -18,7 +18,6 @@ from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecogni
 from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, BodyLimit, Endpoint, find_declaration
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.http.guard import Guard
 from homeserver.http.parameters import (
     Binding,
     DeclarationError,
@@ -29,6 +28,7 @@ from homeserver.http.parameters import (
 )
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
+from homeserver.http.request_authorization import RequestAuthorizer
 from homeserver.http.request_head import RequestHead
 from homeserver.observe.access_log import AccessRecord
 from storage.cache import LRU
@@ -99,10 +99,10 @@ class Router:
         *,
         sources: Iterable[ModuleType | Handler],
         services: Mapping[type, object],
-        guard: Guard,
+        authorizer: RequestAuthorizer,
         body_limits: Mapping[BodyLimit, int] | None = None,
     ) -> None:
-        self._guard = guard
+        self._authorizer = authorizer
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
@@ -114,7 +114,7 @@ class Router:
             self._add(declaration, binding, known)
 
     def _add(self, declaration: Endpoint, binding: Binding, known: Mapping[Any, object]) -> None:
-        if not self._guard.can_check(declaration.auth):
+        if not self._authorizer.can_check(declaration.auth):
             raise DeclarationError(
                 f"{_where(declaration)}: its auth is {declaration.auth.value}, "
                 f"but there is no checker for it"
@@ -167,8 +167,8 @@ class Router:
         of other servers Unauthorized and Forbidden."""
         auth = match.route.declaration.auth
         if auth is Auth.SERVER:
-            assert self._guard.signatures is not None
-            self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
+            assert self._authorizer.signatures is not None
+            self._authorizer.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
         elif (
             auth not in (Auth.NONE, *OPTIONAL_AUTH)
             and not authorization
@@ -177,8 +177,8 @@ class Router:
             raise MissingToken
 
     def call(self, match: Match, incoming: IncomingRequest) -> Awaitable[object]:
-        """Return the handler's result. Raises whatever the guard, the parameters and the handler
-        raise."""
+        """Return the handler's result. Raises whatever the authorizer, the parameters and the
+        handler raise."""
         declaration = match.route.declaration
         if declaration.auth is _NONE:
             return self._call_handler(match, incoming, None, None)
@@ -186,7 +186,7 @@ class Router:
             return self._call_as_peer(match, incoming)
         head = incoming.head
         if head.token is not None:
-            caller = self._guard.find_cached_caller(
+            caller = self._authorizer.find_cached_caller(
                 declaration, head.token, incoming.client_ip, head.by_name
             )
             if caller is not None:
@@ -196,7 +196,7 @@ class Router:
     async def _call_as_user(self, match: Match, incoming: IncomingRequest) -> object:
         """Authenticate the user, then call the handler."""
         route, authorization = match.route, incoming.head.by_name.get(b"authorization")
-        caller = await self._guard.find_caller(
+        caller = await self._authorizer.find_caller(
             route.declaration,
             None if authorization is None else authorization.decode("utf-8", "replace"),
             find_fields(incoming.query) if incoming.query else {},
@@ -206,8 +206,8 @@ class Router:
 
     async def _call_as_peer(self, match: Match, incoming: IncomingRequest) -> object:
         """Authenticate the server, wait for a free slot, then call the handler."""
-        assert self._guard.signatures is not None
-        peer = await self._guard.signatures.get_peer(
+        assert self._authorizer.signatures is not None
+        peer = await self._authorizer.signatures.get_peer(
             _texts(incoming.head.get(b"authorization")),
             incoming.head.method,
             incoming.head.uri.decode("latin-1"),
@@ -216,9 +216,9 @@ class Router:
         )
         incoming.record.caller = peer.server_name
         turns = (
-            self._guard.slow_admission
+            self._authorizer.slow_admission
             if match.route.declaration.long_poll
-            else self._guard.admission
+            else self._authorizer.admission
         )
         if turns is None:
             return await self._call_handler(match, incoming, None, peer)
@@ -236,7 +236,7 @@ class Router:
         if caller is not None:
             incoming.record.caller = caller.user_id
         if route.is_limited:
-            self._guard.check_rate_limit(route.declaration, caller, incoming.client_ip)
+            self._authorizer.check_rate_limit(route.declaration, caller, incoming.client_ip)
         incoming.release_body()
         binding = route.binding
         keywords = binding.make_keywords(route.names, match.values, incoming.query)

@@ -13,7 +13,7 @@ import msgspec
 
 
 class RequestInfo(msgspec.Struct):
-    """The request. `caller` is set when the guard has authenticated it."""
+    """The request. `caller` is set when it is authenticated."""
 
     request_id: str
     endpoint: str

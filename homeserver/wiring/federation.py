@@ -12,9 +12,9 @@ from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.state_imports import StateImports
 from federation.rooms.receive.unaltered_copies import UnalteredCopies
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
+from federation.rooms.rejoins import UnacknowledgedLeaves
 from federation.rooms.resolve import StateResolver
 from federation.rooms.state_effects import StoredEffects
-from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts

@@ -10,7 +10,7 @@ from federation.rooms.build import Classify
 from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.policy_servers import PolicyServers
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.sticky_checks import StickyChecks
 from homeserver.wiring.federation_peers import FederationPeerParts
@@ -56,7 +56,7 @@ class RoomEngineParts:
             capacity=base.sizes.rooms,
             get_policy_signature=self.policy_servers.add_signature,
         )
-        self.access = ServerAccess(
+        self.access = ServerACLChecks(
             engine=self.engine,
             rooms=rooms.store,
             memberships=rooms.memberships,

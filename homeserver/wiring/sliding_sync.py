@@ -8,10 +8,10 @@ from homeserver.services.sliding_sync.lists import RoomLists
 from homeserver.services.sliding_sync.profiles import ProfileReader
 from homeserver.services.sliding_sync.receipts import ReceiptReader
 from homeserver.services.sliding_sync.required_state import RequiredStates
+from homeserver.services.sliding_sync.room_entries import RoomEntries
 from homeserver.services.sliding_sync.room_order import RoomOrders
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.sliding_sync.room_update import RoomParts
-from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.sent_typing import SentTyping
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges

@@ -1,8 +1,8 @@
 """Keys that devices publish for end-to-end encryption: identity keys, one-time keys, fallback keys.
 
 Laws:
-- A one-time key is given out once (`storage/encryption/one_time_keys.py`). If none is left, a
-  fallback key is given out.
+- A one-time key is given out once (`storage/encryption/one_time_keys.py`). If none is left, the
+  fallback key is given out (`storage/encryption/fallback_keys.py`).
 - A claim of up to CLAIM_CHUNK keys is one write with a fixed number of statements. A larger claim
   is several writes.
 - The announcement of changed key counts contains the new counts or the claimed keys, so that
@@ -20,6 +20,11 @@ import msgspec
 
 from storage.devices.devices import announce_device_list
 from storage.encryption.cross_signing import select_own_signatures
+from storage.encryption.fallback_keys import (
+    claim_fallback_keys,
+    remove_fallback_keys,
+    set_fallback_keys,
+)
 from storage.encryption.one_time_keys import (
     BLOCK_COLUMNS,
     BLOCKS,
@@ -141,15 +146,14 @@ class DeviceKeyStore:
         keys = claim_keys(txn, requests, now_ms)
         claimed = [request for request, key in zip(requests, keys, strict=True) if key is not None]
         if claimed:
-            _announce_claims(txn, claimed)
+            _announce_claims(txn, claimed, KeysClaimed(claimed))
         missing = [at for at, key in enumerate(keys) if key is None]
         if missing:
-            by_fallback = _use_fallback_keys(txn, [requests[at] for at in missing])
+            fallback, newly_used = claim_fallback_keys(txn, [requests[at] for at in missing])
             for at in missing:
-                keys[at] = by_fallback.get(requests[at])
-            if by_fallback:
-                users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
-                txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
+                keys[at] = fallback.get(requests[at])
+            if newly_used:
+                _announce_claims(txn, newly_used, None)
         return keys
 
     def set_device_keys(
@@ -208,18 +212,13 @@ class DeviceKeyStore:
                 keys.one_time,
                 digests_from_ts,
             )
-        unused = dict(current.unused_fallback)
-        for (algorithm, key_id), content in keys.fallback.items():
-            if current.fallback_keys.get(algorithm) == (key_id, content):
-                continue
-            unused[algorithm] = True
-            txn.execute_later(
-                "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)"
-                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm)"
-                " DO UPDATE SET"
-                " used = 0, key_id = excluded.key_id, content = excluded.content",
-                (user_id, device_id, algorithm, key_id, content),
-            )
+        fallback = {
+            (algorithm, key_id): content
+            for (algorithm, key_id), content in keys.fallback.items()
+            if current.fallback_keys.get(algorithm) != (key_id, content)
+        }
+        set_fallback_keys(txn, user_id, device_id, fallback)
+        unused = {**current.unused_fallback, **dict.fromkeys([name for name, _ in fallback], True)}
         counts = _counts(current.one_time, added, unused)
         if added or keys.fallback or is_reset:
             _announce(txn, user_id, KeyCountsChanged(device_id, counts))
@@ -241,9 +240,7 @@ class DeviceKeyStore:
     def _remove_signed_keys(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
         """Remove the one-time and fallback keys of a device."""
         remove_keys(txn, user_id, device_id)
-        txn.execute_later(
-            "DELETE FROM fallback_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id)
-        )
+        remove_fallback_keys(txn, user_id, device_id)
 
 
 def _remove_signatures_on(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
@@ -401,37 +398,11 @@ def _counts(
     )
 
 
-def _use_fallback_keys(
-    txn: WriteTransaction, requests: Sequence[KeyRequest]
-) -> dict[KeyRequest, bytes]:
-    claimed: dict[KeyRequest, bytes] = {}
-    unused: list[KeyRequest] = []
-    for user_id, device_id, algorithm, key_id, content, used in txn.query_with(
-        "requests",
-        ("user_id", "device_id", "algorithm"),
-        requests,
-        "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM requests AS w"
-        " JOIN fallback_keys AS f"
-        " ON f.user_id = w.user_id AND f.device_id = w.device_id AND f.algorithm = w.algorithm",
-    ):
-        request = (user_id, device_id, algorithm)
-        claimed[request] = b"%b:%b" % (msgspec.json.encode(key_id), content)
-        if not used:
-            unused.append(request)
-    if unused:
-        txn.execute_many(
-            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ?"
-            " AND algorithm = ?",
-            unused,
-        )
-    return claimed
-
-
-def _announce_claims(txn: WriteTransaction, claimed: Sequence[KeyRequest]) -> None:
+def _announce_claims(
+    txn: WriteTransaction, claimed: Sequence[KeyRequest], detail: KeysClaimed | None
+) -> None:
     users = tuple(dict.fromkeys([user_id for user_id, _, _ in claimed]))
-    txn.announce(
-        Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(claimed))
-    )
+    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=detail))
 
 
 def _announce(txn: WriteTransaction, user_id: str, detail: KeyCountsChanged) -> None:

@@ -23,6 +23,7 @@ from typing import Final
 
 import msgspec
 
+from storage.encryption.fallback_keys import mark_all_fallback_keys_used
 from storage.encryption.one_time_keys import replace_by_placeholders
 from storage.engine.transaction import Transaction, WriteTransaction
 
@@ -67,7 +68,7 @@ def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
         "SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d"
     )
     replace_by_placeholders(txn)
-    txn.execute("UPDATE fallback_keys SET used = 1")
+    mark_all_fallback_keys_used(txn)
     txn.execute("DELETE FROM sliding_sync_connections")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
     # a change that follows an unknown one makes other servers fetch the whole list

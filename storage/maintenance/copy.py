@@ -23,8 +23,8 @@ from storage.engine.migrate import find_migrations, migrate
 from storage.engine.postgres import PostgresEngine
 from storage.engine.postgres_statements import NUL_SUBSTITUTE
 from storage.engine.sqlite import SQLiteEngine
+from storage.maintenance.copy_interface import CannotCopy, CopySide
 from storage.maintenance.copy_postgres import PostgresSide
-from storage.maintenance.copy_side import CannotCopy, CopySide
 from storage.maintenance.copy_sqlite import SQLiteSide
 
 __all__ = ["CannotCopy", "CopyProgress", "CopyResult", "ProgressLines", "copy_database"]

@@ -13,7 +13,7 @@ import psycopg2
 from storage.engine.interface import Row, SQLValue
 from storage.engine.postgres import PostgresEngine
 from storage.engine.postgres_statements import NUL_SUBSTITUTE, WRITE_LOCK
-from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
+from storage.maintenance.copy_interface import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 MAX_ATTEMPTS = 10
 """How often to look for other sessions, every tenth of a second."""
@@ -24,7 +24,7 @@ _ESCAPES = str.maketrans(
 
 
 class PostgresSide:
-    """The `storage.maintenance.copy_side.CopySide` of a PostgreSQL database."""
+    """The `storage.maintenance.copy_interface.CopySide` of a PostgreSQL database."""
 
     def __init__(self, *, engine: PostgresEngine, writes: bool) -> None:
         """Raises CannotCopy while a server uses the database."""

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from storage.engine.interface import Row
 from storage.engine.sqlite import SQLiteEngine
 from storage.engine.text_index import SQLITE_REBUILD, SQLITE_TABLE
-from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
+from storage.maintenance.copy_interface import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 LOCK_TIMEOUT = 1
 
 
 class SQLiteSide:
-    """The `storage.maintenance.copy_side.CopySide` of an SQLite database."""
+    """The `storage.maintenance.copy_interface.CopySide` of an SQLite database."""
 
     def __init__(self, *, engine: SQLiteEngine, writes: bool) -> None:
         """Raises CannotCopy if the file does not exist or another process has it open."""

@@ -29,14 +29,14 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.body_budget import BodyBudget
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.guard import (
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.request_authorization import (
     AppserviceChecker,
-    Guard,
     PeerAdmission,
+    RequestAuthorizer,
     SignatureChecker,
     TokenChecker,
 )
-from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site
 from homeserver.http.site_options import SiteOptions
@@ -259,7 +259,7 @@ def client_for(
 ) -> Client:
     """Build a site with these endpoints only; return a client of it."""
     clock = clock or Clock()
-    guard = Guard(
+    authorizer = RequestAuthorizer(
         limiter=RateLimiter(clock=clock, rates=rates or {}),
         tokens=tokens or FakeTokens({}),
         appservices=appservices,
@@ -270,7 +270,7 @@ def client_for(
     access_log = RememberingAccessLog()
     numbers = count(1)
     site = Site(
-        router=Router(sources=sources, services=services, guard=guard),
+        router=Router(sources=sources, services=services, authorizer=authorizer),
         clock=clock,
         metrics=HttpMetrics(registry or CollectorRegistry()),
         access_log=access_log,

@@ -27,12 +27,12 @@ from federation.rooms.receive.persist import EventPersister
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.state_imports import StateImports
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
+from federation.rooms.rejoins import UnacknowledgedLeaves
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_servers import RoomServers
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.state_effects import StoredEffects
 from federation.rooms.timelines import Timelines
-from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from federation.rooms.visibility import Visibility
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -156,7 +156,7 @@ class RoomParts:
             content_restorer=late,
             now_ms=self.tick,
         )
-        access = ServerAccess(
+        access = ServerACLChecks(
             engine=self.engine, rooms=self.rooms, memberships=self.memberships, servers=self.servers
         )
         self.clock = Clock()

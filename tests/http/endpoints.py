@@ -1,4 +1,4 @@
-"""Example endpoints for tests of the router, the guard and the site."""
+"""Example endpoints for tests of the router, the authorizer and the site."""
 
 from enum import Enum
 from typing import Annotated, Any, BinaryIO, Literal

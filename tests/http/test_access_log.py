@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel
 
-from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.request_authorization import RequestAuthorizer
 from homeserver.http.router import Router
 from homeserver.http.site import Site
 from homeserver.observe.access_log import FormattedAccessLog, mask_secrets
@@ -35,7 +35,7 @@ def _logged(
         router=Router(
             sources=[endpoints],
             services={Bell: bell},
-            guard=Guard(limiter=RateLimiter(clock=clock, rates={}), tokens=TOKENS),
+            authorizer=RequestAuthorizer(limiter=RateLimiter(clock=clock, rates={}), tokens=TOKENS),
         ),
         clock=clock,
         metrics=HttpMetrics(CollectorRegistry()),

@@ -13,9 +13,9 @@ from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.ids import EventID
 from homeserver.api.endpoint import Auth, BodyLimit, endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.guard import Guard
 from homeserver.http.parameters import DeclarationError
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.request_authorization import RequestAuthorizer
 from homeserver.http.router import Handler, Router
 from tests.helpers.http import Client, client_for
 from tests.http import endpoints
@@ -355,7 +355,9 @@ def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
 
 def test_routes_are_listed_with_all_their_paths() -> None:
     router = Router(
-        sources=[endpoints], services={Bell: Bell()}, guard=Guard(limiter=_limiter(), tokens=TOKENS)
+        sources=[endpoints],
+        services={Bell: Bell()},
+        authorizer=RequestAuthorizer(limiter=_limiter(), tokens=TOKENS),
     )
     assert ("GET", "/_matrix/client/unstable/org.example/search") in router.routes()
     assert (
@@ -373,7 +375,11 @@ def _limiter() -> RateLimiter:
 
 
 def _build(handler: Any) -> None:
-    Router(sources=[handler], services={}, guard=Guard(limiter=_limiter(), tokens=TOKENS))
+    Router(
+        sources=[handler],
+        services={},
+        authorizer=RequestAuthorizer(limiter=_limiter(), tokens=TOKENS),
+    )
 
 
 def _missing_parameter() -> Any:
@@ -475,7 +481,11 @@ def test_a_wrong_declaration_is_a_clear_error(declare: Any, message: str) -> Non
 
 def test_two_handlers_for_one_path_are_refused() -> None:
     with pytest.raises(DeclarationError, match="is already"):
-        Router(sources=[_same(), _same()], services={}, guard=Guard(limiter=_limiter()))
+        Router(
+            sources=[_same(), _same()],
+            services={},
+            authorizer=RequestAuthorizer(limiter=_limiter()),
+        )
 
 
 def _same() -> Handler:

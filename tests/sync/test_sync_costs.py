@@ -31,7 +31,7 @@ def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Itera
 
 
 def reads(counter: QueryCounter) -> dict[str, int]:
-    """Reads by name, without those of the guard."""
+    """Reads by name, without those of the authentication."""
     return {name: count for name, count in counter.queries.items() if name not in counter.writes}
 
 

@@ -9,7 +9,7 @@
 - Events that cannot be verified because keys are unavailable are left out of the state and stored
   separately: see `unverified_events.py`.
 - The server that we join through may not have received the last leaves of our users. These leaves
-  are applied: see `unacknowledged_leaves.py`.
+  are applied: see `federation/rooms/rejoins.py`.
 
 spec: server-server-api#joining-rooms
 """
@@ -39,10 +39,10 @@ from federation.rooms.receive.check_sources import CheckServices, StoredSources
 from federation.rooms.receive.persist import new_event
 from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping, get_stored_ids
 from federation.rooms.receive.unverified_events import find_left_out
+from federation.rooms.rejoins import HasLeftRoom, UnacknowledgedLeaves
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import CREATE, RoomSnapshot
 from federation.rooms.state_effects import StoredEffects, effect_of_absence, state_effect
-from federation.rooms.unacknowledged_leaves import HasLeftRoom, UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction

@@ -20,10 +20,10 @@ from federation.rooms.receipt_checks import SHOWN, ReceivedPdu, Verdict, check_o
 from federation.rooms.receive.check_sources import CheckServices, PolicyVerdicts, StoredSources
 from federation.rooms.receive.persist import EventPersister
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
+from federation.rooms.rejoins import UnacknowledgedLeaves
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.timelines import Timelines
-from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.events.events import EventFlag
 from storage.partial_state.completion import LateMessage, RecomputedEvent, StateCompletion

@@ -52,7 +52,7 @@ from federation.rooms.receive.persist import CheckedArrival, EventPersister
 from federation.rooms.receive.unaltered_copies import replace_altered
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
-from federation.rooms.server_access import SERVER_ACL, ServerAccess
+from federation.rooms.server_acl_checks import SERVER_ACL, ServerACLChecks
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EarlierReferences, EventFlag, EventStore
 from storage.partial_state.unverified_events import NeededIn
@@ -98,7 +98,7 @@ class Receiver:
         persister: EventPersister,
         outliers: Outliers,
         services: CheckServices,
-        access: ServerAccess,
+        access: ServerACLChecks,
         unverified: UnverifiedStateEvents,
         content_restorer: ContentRestorer,
     ) -> None:

@@ -28,7 +28,7 @@ from federation.protocol.events import encode_event_json
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.redaction import redact
 from federation.rooms.events import RoomEvents, StoredEvent, entries_before
-from federation.rooms.server_access import ServerAccess
+from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.serving.server_visibility import ServerVisibility
 from federation.rooms.serving.streamed_events import Part, make_part, splice
 from federation.rooms.snapshot import RoomSnapshot
@@ -82,7 +82,7 @@ class ServedRooms:
         states: ServedStateReader,
         chains: AuthChainStore,
         timelines: TimelineStore,
-        access: ServerAccess,
+        access: ServerACLChecks,
         visibility: ServerVisibility,
     ) -> None:
         self._events = events

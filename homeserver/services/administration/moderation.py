@@ -18,7 +18,7 @@ from storage.devices.devices import DeviceRow, DeviceStore
 
 
 class AccountModeration:
-    """Moderates accounts. The guard admits only administrators, except for
+    """Moderates accounts. Only administrators are admitted, except for
     `get_last_seen_devices`."""
 
     def __init__(

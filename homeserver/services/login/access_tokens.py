@@ -131,7 +131,7 @@ class AccessTokens:
         """Return the owner of an access token; None for an unknown token.
 
         Raises `UnknownToken` with `soft_logout` for an expired token that can be refreshed. Locked
-        and suspended accounts are returned: the guard decides.
+        and suspended accounts are returned: the caller decides.
         """
         owner = self.get_cached(token, context.client_ip, context.headers)
         if owner is None and not is_damaged(token):

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from homeserver.services.sliding_sync.connections import SlidingConnection
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.room_entries import RoomEntries
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
-from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sync.lazy_members import RoomMember
 
 MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024

@@ -9,8 +9,8 @@ Laws:
 - The cost depends on the changes in the windows, not on the number of the user's rooms: the rooms
   with changes are known from memory, and only these are read.
 
-The parts of a response are made in `lists.py` (which rooms), `rooms.py` (what is new in each) and
-`extensions.py`.
+The parts of a response are made in `lists.py` (which rooms), `room_entries.py` (what is new in
+each) and `extensions.py`.
 
 Proposal: MSC4186.
 """
@@ -48,8 +48,8 @@ from homeserver.services.sliding_sync.lists import (
     latest_change,
 )
 from homeserver.services.sliding_sync.request import SlidingRequest
+from homeserver.services.sliding_sync.room_entries import RoomEntries
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
-from homeserver.services.sliding_sync.rooms import RoomEntries
 from homeserver.services.sliding_sync.sent_typing import TypingView
 from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges
 from homeserver.services.streams.recent_changes import RecentChanges

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.remote.transactions import TransactionClient
-from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
+from federation.rooms.rejoins import UnacknowledgedLeaves
 from tests.federation.rooms.test_convergence import ConvergenceMachine
 
 

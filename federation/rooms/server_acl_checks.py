@@ -21,7 +21,7 @@ MAX_LISTS = 1000
 """Parsed ACLs in the cache."""
 
 
-class ServerAccess:
+class ServerACLChecks:
     """Evaluates server ACLs through a cache. For the reactor thread."""
 
     def __init__(

@@ -25,7 +25,7 @@ from homeserver.services.rooms.client_events import (
 from homeserver.services.sliding_sync.connections import SlidingConnection
 from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
 from homeserver.services.sliding_sync.required_state import StateRequest
-from homeserver.services.sliding_sync.room_entry import (
+from homeserver.services.sliding_sync.room_json import (
     complete_entry,
     is_too_large,
     make_contents,

@@ -1,6 +1,6 @@
-"""The guard authenticates requests, authorises them and applies rate limits.
+"""Authenticates requests, decides whether their users may make them, and applies rate limits.
 
-The guard knows no accounts; it uses the checkers that it is given. Start-up fails if an endpoint
+This module knows no accounts; it uses the checkers that it is given. Start-up fails if an endpoint
 declares a kind of authentication without a checker.
 
 spec: client-server-api#using-access-tokens, application-service-api#identity-assertion,
@@ -59,7 +59,8 @@ class TokenChecker(Protocol):
         """Return the user of a token, or None for an unknown token. Raises
         `UnknownToken(soft_logout=True)` for an expired one.
 
-        The result may be locked or suspended; the guard decides what such an account may do.
+        The result may be locked or suspended; `RequestAuthorizer` decides what such an account may
+        do.
         """
         ...
 
@@ -114,7 +115,7 @@ class Credentials(msgspec.Struct, frozen=True, gc=False):
     device_id: str | None = None
 
 
-class Guard:
+class RequestAuthorizer:
     """Authenticates and admits requests, or raises."""
 
     def __init__(
