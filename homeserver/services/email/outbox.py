@@ -45,7 +45,7 @@ IsUnread = Callable[[int, Sequence[int]], Awaitable[bool]]
 
 
 class Outbox:
-    """Queues and sends e-mails. For the reactor thread."""
+    """Queues and sends e-mails. Used only on the reactor thread."""
 
     _log = Logger()
 

@@ -134,7 +134,8 @@ class Passwords:
     """Creates and checks hashes.
 
     `rounds`: the cost on bcrypt's scale. 12 costs 19 MiB and two passes, the minimum that OWASP
-    recommends for Argon2id; each step doubles or halves it. 4 is for filling a test database.
+    recommends for Argon2id; each step above doubles the passes, and each step below halves the
+    memory, with one pass. 4 is for filling a test database.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""The list of a user's notifications, computed from the same flags and rows as unread counts;
-nothing is stored for it alone.
+"""The list of a user's notifications. It is computed from the same push flags and push action rows
+as unread counts; nothing is stored for it alone.
 
 Laws:
 - Newest first. A page reads the user's rooms in the order of their newest events, and stops when
@@ -57,7 +57,7 @@ _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
 
 
 class Notifications:
-    """Lists notifications. For the reactor thread."""
+    """Lists notifications. Used only on the reactor thread."""
 
     # More than ten: the list joins stored and computed notifications of all kinds.
     def __init__(
