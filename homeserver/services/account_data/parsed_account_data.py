@@ -1,5 +1,5 @@
-"""Cache of account data that the server itself acts on, in parsed form. It is used only on the
-reactor thread."""
+"""Cache of account data that the server itself acts on (such as the list of ignored users), in
+parsed form. It is used only on the reactor thread."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar

@@ -6,7 +6,7 @@ Laws:
 - A failed e-mail is retried with increasing delays for two days. A permanent rejection is not
   retried.
 - A digest of unread messages is sent only if all of them are still unread. Otherwise it is
-  withdrawn, and a new one is written about those that are left.
+  withdrawn, and a new one is written about those that are still unread.
 - E-mails are sent one after another, so a mail server that hangs blocks only one thread.
 """
 

@@ -9,9 +9,9 @@ Laws:
 - Clients query all members of a room in one request. The work is done in pieces, so that other
   requests run in between. Requests to other servers and the response have a bounded size.
 - A client can make up server names, and each costs an attempt to connect. So one request contacts
-  only a few unrelated servers, at a limited rate for each user (`rc_key_requests_to_new_servers`).
-  A server is unrelated if it shares no room with the caller and no local user has invited any of
-  its users. `failures` names the servers that are not contacted.
+  at most `MAX_UNRELATED_SERVERS` unrelated servers, at a limited rate for each user
+  (`rc_key_requests_to_new_servers`). A server is unrelated if it shares no room with the caller and
+  no local user has invited any of its users. `failures` names the servers that are not contacted.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """

@@ -5,7 +5,7 @@ Laws:
 - One write stores the account, the fact that it awaits approval, and the e-mail to the
   administrators. Another one stores the approval and the e-mail to the owner.
 - While an account has been waiting for less than an hour, administrators get no e-mail about
-  further accounts, so that nobody can flood their mailbox. The approvals page lists all.
+  further accounts, so that nobody can flood their mailbox. The approvals page lists these too.
 
 spec: MSC3866
 """

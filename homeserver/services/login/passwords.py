@@ -4,7 +4,8 @@ Laws:
 - Hashes are computed in a small thread pool, fairly among the client addresses, so that one address
   cannot delay the others. The queue is bounded per address and in total; requests above a bound are
   refused (`LimitExceeded`).
-- An unknown user, or one without a password, costs the same work, so the time reveals nothing.
+- An unknown user, or one without a password, costs the same work as a wrong password, so the time
+  reveals nothing.
 - bcrypt hashes of imported accounts are accepted and replaced at the next sign-in.
 """
 

@@ -2,10 +2,10 @@
 as unread counts; nothing is stored for it alone.
 
 Laws:
-- Newest first. A page reads the user's rooms in the order of their newest events, and stops when
-  all other rooms are older than its results.
+- The newest notifications come first. A page reads the user's rooms in the order of their newest
+  events, and stops when all other rooms are older than its results.
 - It leaves out events that the user may no longer see: from rooms that they left, from before they
-  (last) joined, redacted, expired by retention, or sent by ignored users.
+  last joined, redacted, expired by retention, or sent by ignored users.
 - The flags *notify* and *highlight* of an event are fixed when it arrives. Other actions, such as
   the sound, come from the user's current rules. An invite to a room that this server was not in has
   no flags: the current rules decide everything.
