@@ -86,8 +86,8 @@ class RegistrationOptions:
     registration_requires_approval: bool = option(
         False,
         "New accounts wait until an administrator approves them (MSC3866). This includes "
-        "accounts of people from an identity provider, but not accounts that administrators "
-        "create. Approve on the page `/_mahalla/approvals`, or with `PUT "
+        "accounts of people from an identity provider, but not accounts that administrators or "
+        "application services create. Approve on the page `/_mahalla/approvals`, or with `PUT "
         "/_mahalla/admin/v1/users/{user_id}/approval`.",
     )
     registration_approval_emails: Mapping[str, str] = option(
