@@ -86,14 +86,15 @@ class RegistrationOptions:
     registration_requires_approval: bool = option(
         False,
         "New accounts wait until an administrator approves them (MSC3866). This includes "
-        "accounts of people from an identity provider, but not accounts that administrators "
-        "create. Approve on the page `/_mahalla/approvals`, or with `PUT "
+        "accounts of people from an identity provider, but not accounts that administrators or "
+        "application services create. Approve on the page `/_mahalla/approvals`, or with `PUT "
         "/_mahalla/admin/v1/users/{user_id}/approval`.",
     )
     registration_approval_emails: Mapping[str, str] = option(
         {},
         "E-mail addresses of administrators who are notified that an account waits, each with the "
-        "language of the e-mail. At most one e-mail an hour.",
+        "language of the e-mail. While an account has been waiting for less than an hour, further "
+        "accounts cause no e-mail.",
         example='{"admin@example.org": en}',
         formerly="registration_approval_letters",
         check=_check_recipients,
@@ -113,8 +114,8 @@ class RegistrationOptions:
     )
     reserved_usernames: tuple[str, ...] = option(
         (),
-        "User names that only administrators can assign: names, wildcards (`*`, `?`), and "
-        "regular expressions between slashes.",
+        "User names that only administrators and application services can register: names, "
+        "wildcards (`*`, `?`), and regular expressions between slashes.",
         example='["admin*", "support", "/(rector|dean)[0-9]*/"]',
         check=_check_names,
     )
@@ -124,7 +125,7 @@ class RegistrationOptions:
     auto_join_rooms: tuple[str, ...] = option(
         (),
         "Rooms (aliases or ids) that every new account joins, if they exist and allow it. Guests "
-        "do not join.",
+        "and accounts of application services do not join.",
         example='["#everyone:example.org"]',
         check=_check_rooms,
     )
@@ -301,7 +302,8 @@ class SessionsOptions:
     bcrypt_rounds: int = option(
         12,
         "The cost of hashing a password. Passwords are stored as Argon2id hashes. 12 is the "
-        "recommended cost, and each step doubles or halves it. 4 is for test data only.",
+        "recommended cost. A higher number takes longer: each step doubles the time. A lower one "
+        "protects less. 4 is for test data only.",
         minimum=4,
         maximum=20,
     )

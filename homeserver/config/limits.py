@@ -40,7 +40,7 @@ class LoginLimits:
     address: RateLimit = limit(
         0.5,
         50,
-        "Sign-ins from one IP address, which many people may share. The other two limits stop "
+        "Sign-ins from one IP address, which many people may share. `failed_attempts` stops "
         "password guessing.",
     )
     account: RateLimit = limit(
@@ -97,8 +97,8 @@ class InviteLimits:
     false_claims: RateLimit = limit(
         0.05,
         20,
-        "False claims that an e-mail address of a user was invited, limited per IP address of "
-        "the claimant. Correct claims of identity servers do not count.",
+        "False requests to `/3pid/onbind`, which says that an invited e-mail address belongs to a "
+        "user now, from one IP address. Correct requests of identity servers do not count.",
         formerly="false_promises",
     )
 
@@ -131,7 +131,7 @@ class FederationLimits:
         "delayed.",
         minimum=0,
     )
-    sleep_delay: int = option(500, "The delay in milliseconds.", minimum=0)
+    sleep_delay: int = option(500, "The delay of a request, in milliseconds.", minimum=0)
     reject_limit: int = option(
         50, "How many requests of one server can wait before further ones are refused.", minimum=0
     )

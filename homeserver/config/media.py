@@ -29,9 +29,9 @@ class MediaObjectStoreOptions:
     role: Literal["main", "second_copy", "retired"] = option(
         "main",
         "`main`: the store has every file, and the folder has some of them. `second_copy`: both "
-        "have every file. `retired`: files are moved back to the folder. Remove this section "
-        "when the log reports that every file is where the role requires it. A background job "
-        "moves existing files while the server runs.",
+        "have every file. `retired`: files are moved back to the folder, and this section can be "
+        "removed when the log reports that every file is there. A background job moves existing "
+        "files while the server runs.",
     )
     endpoint_url: str | None = option(
         None, "The URL of the store, if it is not Amazon's.", example="https://s3.example.org"

@@ -7,7 +7,7 @@ from homeserver.config.option import Size, option, section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
-    """Caches of what was read from the database."""
+    """Caches of data from the database."""
 
     global_factor: float = option(
         0.5,
@@ -28,4 +28,4 @@ class MemoryOptions:
         "per event. The number can have the unit `K`.",
         minimum=100,
     )
-    caches: CacheOptions = section(CacheOptions, "Caches of what was read from the database.")
+    caches: CacheOptions = section(CacheOptions, "Caches of data from the database.")

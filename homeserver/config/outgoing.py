@@ -112,7 +112,7 @@ class FederationMemberListOptions:
         "`verify_keys`.",
     )
     signer: str | None = option(
-        None, "The name that this certificate must have.", example="federation.example"
+        None, "The name that the certificate in the list must have.", example="federation.example"
     )
     refresh_interval: Duration = option(
         Duration(3_600_000),
@@ -177,8 +177,8 @@ class FederationOptions:
     )
     trusted_key_servers: tuple[KeyServerOptions, ...] = option(
         (),
-        "Servers (notaries) from which other servers' keys are requested if those do not "
-        "respond. None by default.",
+        "Notaries: servers that are asked for the keys of other servers that do not respond. None "
+        "by default.",
         example="[{server_name: matrix.example.org}]",
     )
     ip_range_blacklist: tuple[Network, ...] = option(

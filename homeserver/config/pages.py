@@ -129,7 +129,8 @@ class BrandingOptions:
     )
     colour_dark: str | None = option(
         None,
-        "The same for dark screens. `null`: `colour`, made lighter if necessary.",
+        "The colour of links and buttons on dark pages. `null`: `colour`, made lighter if "
+        "necessary.",
         example='"#8ab4f8"',
         check=_check_dark,
     )

@@ -74,8 +74,8 @@ class URLPreviewOptions:
     )
     url_preview_url_allowlist: tuple[Mapping[str, str], ...] | None = option(
         None,
-        "The only pages with previews, in the same form. `null`: all pages that are not in the "
-        "blacklist.",
+        "The only pages with previews, in the form of `url_preview_url_blacklist`. `null`: all "
+        "pages that are not in the blacklist.",
         example='[{hostname: "*.example.org"}]',
         check=_check_patterns,
     )

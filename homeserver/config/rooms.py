@@ -38,7 +38,7 @@ class RoomOptions:
         True,
         "Lets people of other servers join new rooms. With `false`, a new room is open to them "
         "only if its creator requests it (`m.federate`) or invites remote users when creating "
-        "it. It cannot be changed for an existing room.",
+        "it. This cannot be changed for an existing room.",
     )
     allow_public_rooms_without_auth: bool = option(
         False, "Shows the room directory without an account."

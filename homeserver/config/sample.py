@@ -38,8 +38,8 @@ DOCS_HEAD = """\
 # All options
 
 `homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check
-it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default.
-This page and the sample are generated from the same declarations.
+it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default
+or an example. This page and the sample are generated from the same declarations.
 
 - An option has the same name as in Synapse if the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
@@ -47,8 +47,11 @@ This page and the sample are generated from the same declarations.
   folder of the configuration file.
 - A *secret* can also be in a separate file (option `NAME_path` or `NAME_file`) or in the
   environment (the named variable, or the same with `_FILE` for a file name). The environment takes
-  precedence. A mapping of several secrets is written there as YAML:
+  precedence. A mapping of several secrets is written in either place as YAML:
   `calendar: a long random text`.
+- A *section* contains the options whose names begin with its name. `…` in the name of an option or
+  a variable stands for an entry of a list (0 for the first) or a name in a mapping.
+- *Formerly*: the former name of the option, which is still accepted.
 - *Not yet*: the option is accepted and checked, but has no effect yet.
 """
 
@@ -206,4 +209,4 @@ def _type_name(value_type: Any) -> str:
         return "one of " + ", ".join(f"`{str(each).lower()}`" for each in get_args(kind))
     if get_origin(kind) is tuple:
         return f"list of: {_type_name(get_args(kind)[0])}"
-    return f"names, each with: {_type_name(get_args(kind)[1])}"
+    return f"mapping of names to {_type_name(get_args(kind)[1])}"

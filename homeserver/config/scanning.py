@@ -124,7 +124,7 @@ class MediaScanningOptions:
     )
     rescan_interval: Duration = option(
         Duration(DAY),
-        "The shortest time between two of these rescans.",
+        "The shortest time between two rescans for new signatures.",
         minimum=60_000,
         example="1d",
     )

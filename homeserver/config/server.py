@@ -104,8 +104,8 @@ class ServerNameOptions:
     )
     admin_contact: str | None = option(
         None,
-        "The contact address of the administrators (`mailto:…` or `https://…`). Published in "
-        "`/.well-known/matrix/support`.",
+        "The contact address of the administrators: a user id, an e-mail address (`mailto:…`) or "
+        "a page (`https://…`). Published in `/.well-known/matrix/support`.",
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
@@ -142,7 +142,7 @@ class ResourceOptions:
         ...,
     ] = required(
         "`client`, `federation` (includes `keys`), `media`, `keys`, `openid`, `health`, "
-        "`metrics`. The others have no effect."
+        "`metrics`. The other names are accepted, but have no effect."
     )
     compress: bool = option(False, "Compresses large responses.")
 
@@ -277,7 +277,8 @@ class StorageOptions:
     database: DatabaseOptions = section(DatabaseOptions, "The database.")
     media_store_path: Path = option(
         Path("media_store"),
-        "The folder for uploaded files. It must be on one file system, on a disk.",
+        "The folder for uploaded files. All of it must be on one file system, which is on a disk, "
+        "not in memory.",
     )
     media_min_free_disk: Size = option(
         Size(256 * 1024 * 1024),
@@ -335,7 +336,7 @@ class StorageOptions:
     )
     legacy_media_freeze_date: str | None = option(
         None,
-        "A day that begins at midnight UTC. Files uploaded or fetched since then require an "
+        "A date. Files that were uploaded or fetched on this day (in UTC) or later require an "
         "access token, even if `enable_authenticated_media` was off at the time.",
         example='"2025-06-01"',
         check=_check_day,

@@ -265,7 +265,7 @@ class CASOptions:
     )
     enable_registration: bool = option(True, "Creates accounts for people who have none.")
     allow_numeric_ids: bool = option(False, "Allows names that consist only of digits.")
-    numeric_ids_prefix: str = option("u", "A prefix for such names.")
+    numeric_ids_prefix: str = option("u", "A prefix for names that consist only of digits.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +284,9 @@ class SAMLMappingOptions:
     """Mapping from attributes to accounts."""
 
     module: str | None = option(
-        None, "Only the built-in mapping is available.", not_implemented=True
+        None,
+        "The class that maps attributes to accounts. Only the built-in mapping is available.",
+        not_implemented=True,
     )
     config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "The settings of the mapping.")
 
@@ -328,7 +330,8 @@ class SAML2Options:
         example="15m",
     )
     allow_existing_users: bool = option(
-        False, "Links a person to the existing account with the name in the attribute."
+        False,
+        "Links a person to the existing account with the name in `mxid_source_attribute`.",
     )
     user_mapping_provider: SAMLMappingOptions = section(
         SAMLMappingOptions, "Mapping from attributes to accounts."
@@ -377,7 +380,9 @@ class SSOOptions:
 class JWTOptions:
     """Login with a token that another program signed (`org.matrix.login.jwt`)."""
 
-    enabled: bool = option(False, "Lets people sign in with such tokens.")
+    enabled: bool = option(
+        False, "Lets people sign in with JSON Web Tokens that another program signed."
+    )
     secret: Secret | None = option(None, "The secret, or the public key in PEM.")
     algorithm: str | None = option(None, "The algorithm, such as `HS256` or `RS256`.")
     subject_claim: str = option("sub", "The claim with the local part of the user id.")

@@ -1,4 +1,5 @@
-"""Lists of ignored users. spec: client-server-api#ignoring-users"""
+"""Lists of ignored users, whose messages and invites are hidden from the user who ignores them.
+spec: client-server-api#ignoring-users"""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Final
@@ -19,7 +20,7 @@ MAX_IGNORED: Final = 500
 
 
 class IgnoredUsers:
-    """Reads the lists through a cache. For the reactor thread."""
+    """Reads the lists through a cache. Used only on the reactor thread."""
 
     def __init__(self, *, account_data: AccountDataStore, streams: Streams, capacity: int) -> None:
         """`capacity`: users whose lists are cached."""
@@ -47,7 +48,7 @@ class IgnoredUsers:
     @property
     def version(self) -> int:
         """Changes whenever a list may have changed. Read it before reading a user's account data,
-        and pass it to `learn`."""
+        and pass it to `add`."""
         return self._lists.version
 
     def add(self, user_id: UserID, account_data: Mapping[str, bytes], version: int) -> Set[str]:

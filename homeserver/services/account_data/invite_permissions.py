@@ -1,7 +1,9 @@
-"""Invite permissions: which invites a user accepts, by their account data and ignored users.
+"""Decides which invites a local user receives, by the user's account data and list of ignored
+users.
 
 A blocked invite is refused when it is sent. An ignored invite is sent, but its target does not see
-it. An invite that was sent before the user blocked it is hidden in the same way.
+it. If a user blocks the sender of an invite that was sent before, that invite is hidden in the same
+way.
 
 spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
 """
@@ -65,7 +67,7 @@ class _Config(msgspec.Struct, frozen=True):
 
 
 class InvitePermissions:
-    """Decides about invites to local users. For the reactor thread."""
+    """Decides about invites to local users. Used only on the reactor thread."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Cache of account data that the server itself acts on, in parsed form. For the reactor thread."""
+"""Cache of account data that the server itself acts on (such as the list of ignored users), in
+parsed form. It is used only on the reactor thread."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
@@ -11,8 +12,7 @@ from storage.engine.streams import Change, Streams, Topic
 T = TypeVar("T")
 
 BYTES_PER_USER: Final = 1024
-"""Average bytes of JSON per cached user. If users have more, fewer are cached; one user may have a
-thousand times as much."""
+"""Average bytes of JSON per cached user. If users have more, fewer of them are cached."""
 
 
 class ParsedAccountDataCache(Generic[T]):

@@ -1,13 +1,13 @@
 """Cache of users' account data, global and by room.
 
-It holds complete users: many clients first read all of a user's data, and then that of one room
-after another.
+An entry holds all account data of a user, because many clients first read all of it and then the
+data of one room after another.
 
 A change of account data in one room invalidates only that room of the user: the other rooms stay
-cached. A change of global account data invalidates only the global data. A user is evicted when a
-device or all of their data is removed.
+cached. A change of global account data invalidates only the global data. The whole entry of a user
+is evicted when a device or all data of the user is removed.
 
-For the reactor thread.
+The cache is used only on the reactor thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +35,8 @@ class _CachedUser(msgspec.Struct, gc=False):
     rooms: dict[str, dict[str, bytes]]
     size: int
     changed: set[str] = set()
-    """Rooms with changes since: they are not in `rooms`, but count in `size`."""
+    """Rooms whose data has changed since it was read: they are not in `rooms`, but count in
+    `size`."""
 
     def update(self, change: Change) -> bool:
         """Apply a change. Return False if the user has to be evicted."""

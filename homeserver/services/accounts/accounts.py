@@ -1,4 +1,5 @@
-"""Changes to accounts: password, administrator flags, user type, deactivation by the owner.
+"""Changes to accounts: password, user type, deactivation by the owner, and flags (administrator,
+locked, suspended, shadow-banned).
 
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """

@@ -1,4 +1,5 @@
-"""Auto-join rooms: the rooms that every new account joins.
+"""Auto-join rooms: the configured rooms that new accounts join, except guests and accounts of
+application services.
 
 The write that stores the account also stores a row for the pending joins. The row is removed after
 the attempt. If the server stops before that, the joins are retried: after the restart if there is

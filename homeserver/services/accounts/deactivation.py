@@ -1,8 +1,9 @@
-"""Deactivates accounts: ends their sessions, leaves their rooms and unbinds their identifiers.
+"""Deactivates accounts: ends their sessions, leaves their rooms, and removes their e-mail addresses
+and telephone numbers.
 
 Laws:
-- One write deactivates the account and ends its sessions. Afterwards the account leaves its rooms
-  and is unbound at identity servers; failures are retried, also after a restart.
+- One write deactivates the account and ends its sessions. Afterwards the account leaves its rooms,
+  and its addresses are unbound at identity servers. Failures are retried, also after a restart.
 - A join in progress at another server may complete after the deactivation; the account then leaves
   that room too.
 - The user ID cannot be registered again.

@@ -4,9 +4,9 @@ Pure: values in, values out.
 
 Laws:
 - No provider removes an address that the user has validated or another provider asserts.
-- No account loses its last address because another account has the new one. But accounts that the
-  provider asserts together free addresses for each other: two can swap, and any number can rotate
-  in a ring.
+- No account loses its last address because another account has the new one. But if the provider
+  asserts addresses of several accounts at the same time, an address that one account loses is free
+  for the others. So two accounts can swap addresses, and any number can rotate them in a ring.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -42,7 +42,7 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     reveals_taken_names: bool = True
     """False: `GET /register/available` reports every valid name as free."""
     reserved_names: ServerPatterns | None = None
-    """Localparts that only administrators can register."""
+    """Localparts that only administrators and application services can register."""
     underscore_names: bool = False
     """Whether a name may start with an underscore, as those of bridges do."""
 

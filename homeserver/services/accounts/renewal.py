@@ -1,11 +1,12 @@
-"""Expiry and renewal of accounts: set expiry times, e-mail the owners in time, renew by the link or
-by an administrator.
+"""Expiry and renewal of accounts: set expiry times, e-mail the owners before the expiry, and renew
+accounts by the link in the e-mail or for an administrator.
 
 Laws:
-- One e-mail is sent about each expiry. The write that queues the e-mail also records it, so neither
-  a restart nor a second node sends another one.
-- Opening the link renews nothing, since programs open links in e-mails. The button on its page
-  renews the account, once per link.
+- A job e-mails the owner of an account once about each expiry. The write that queues the e-mail
+  also records it, so neither a restart nor a second node sends another one. Owners may request
+  further e-mails.
+- Opening the link renews nothing, since programs open links in e-mails. The button on the page that
+  it opens renews the account, once per link.
 - An expired account keeps all its data. Until it is renewed, requests are refused and nothing is
   pushed to it.
 """
@@ -40,8 +41,8 @@ RENEW_PATH: Final = "/_matrix/client/unstable/account_validity/renew"
 MAX_TS: Final = 2**53 - 1
 _DAY_MS: Final = 24 * 3600 * 1000
 _JITTER: Final = 0.1
-"""Fraction of the period by which accounts older than the feature may expire earlier, so that not
-all users get an e-mail on the same day."""
+"""Fraction of the period by which accounts that existed before expiry was enabled may expire
+earlier, so that not all users get an e-mail on the same day."""
 
 
 class Renewals:

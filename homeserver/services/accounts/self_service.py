@@ -1,8 +1,8 @@
-"""The account page: users see their sessions and data, and change or end them.
+"""The operations of the account page, where users see and change their account, and end sessions.
 
 Laws:
-- Irreversible operations, and those that could let someone else in, need a new authentication: the
-  password, or a recent sign-in for an account without one.
+- Irreversible operations, and those that could give someone else access, need a new authentication:
+  the password, or a recent sign-in for an account without one.
 - A password change ends all sessions except the browser session that makes it.
 
 spec: client-server-api#oauth-20-account-management

@@ -1,8 +1,8 @@
 """Shared-secret registration: creates accounts regardless of the rules of registration.
 
 A nonce is stored in the database, so that every node accepts it. It is valid for a minute, and for
-one request, even if that request fails. Scripts that use this API search for the texts "HMAC
-incorrect" and "User ID already taken".
+one request, even if that request fails. The error texts "HMAC incorrect" and "User ID already
+taken" never change, because scripts that use this API search for them.
 """
 
 import hmac

@@ -18,8 +18,8 @@ from storage.devices.devices import DeviceRow, DeviceStore
 
 
 class AccountModeration:
-    """Moderates accounts. Only administrators are admitted, except for
-    `get_last_seen_devices`."""
+    """Moderates accounts. The endpoints that use it admit only administrators, except for the one
+    that calls `get_last_seen_devices`."""
 
     def __init__(
         self,

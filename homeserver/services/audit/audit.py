@@ -1,7 +1,7 @@
 """The audit log: security-relevant events of accounts, for their owners and for administrators.
 
-A record is part of the write that carries the operation out, so both are committed or rolled back
-together. It contains no secret: no password, token or code.
+The record of a change is part of the write that makes the change, so both are committed or rolled
+back together. A record contains no secret: no password, token or code.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class AuditEvent(Enum):
     """The export of the account's data was downloaded."""
     CLIENT_REGISTERED = "client_registered"
     """A user allowed an OAuth 2.0 client with dynamic registration for the first time; a record of
-    no account (`NO_USER`)."""
+    no account (`NO_ACCOUNT`)."""
     LOGIN_TOKEN_GIVEN = "login_token_given"
     """Issued to a client, to sign in another client."""
     PASSWORD_CHANGED = "password_changed"
@@ -165,7 +165,8 @@ class CountedCredentialStore(Protocol):
 
 
 class AuditedStore:
-    """Wraps such a store; records the end of each credential or session in the audit log."""
+    """Wraps a `CountedCredentialStore`; records the end of each credential or session in the audit
+    log."""
 
     def __init__(
         self, *, clock: IReactorTime, store: CountedCredentialStore, what: AuditEvent

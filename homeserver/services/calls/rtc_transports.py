@@ -1,4 +1,5 @@
-"""The configured RTC transports for group calls. Proposal: MSC4143."""
+"""The configured RTC transports: the servers that relay the media of group calls. Proposal:
+MSC4143."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,8 @@
-"""Credentials for the operator's TURN servers, which relay calls without a direct connection.
+"""Credentials for the operator's TURN servers, which relay a call if its devices cannot connect
+directly.
 
-With a shared secret the credentials are made for one user and expire; the TURN server checks them
-by itself.
+With a shared secret the credentials are made for one user and expire. The TURN server checks them
+with the same secret.
 
 spec: client-server-api#get_matrixclientv3voipturnserver
 """

@@ -1,11 +1,12 @@
-"""Cache of the devices of local users: a message to every device of a large room needs no query.
+"""Cache of the devices of local users, so that a to-device message to all devices in a large room
+needs no query.
 
 The stream invalidates an entry when a device changes. A change at another node may not have arrived
 yet when a message is written. So the write checks whether any node added or removed a device after
 the position of the cached devices. If so, it reads the devices again
 (`ToDeviceStore.get_recipients`).
 
-For the reactor thread.
+The cache is used only on the reactor thread.
 """
 
 from collections.abc import Mapping, Set
@@ -40,7 +41,7 @@ class DeviceCache:
 
     @property
     def version(self) -> int:
-        """The number of invalidations. Read it before a write, and pass it to `keep`."""
+        """The number of invalidations. Read it before a write, and pass it to `add`."""
         return self._users.changes
 
     def find(self, user_ids: Set[str]) -> DeviceSnapshot | None:
@@ -51,8 +52,7 @@ class DeviceCache:
         )
 
     def add(self, found: Mapping[str, Recipients], changes: int) -> None:
-        """Cache the devices of these users, unless a change came after `self.changes` was
-        `changes`."""
+        """Cache the devices of these users, unless a change came after `version` was `changes`."""
         for user_id, devices in found.items():
             self._users.put(user_id, devices, since=changes)
 

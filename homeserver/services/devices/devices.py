@@ -1,5 +1,5 @@
-"""Lists, creates, renames and removes the devices of a user, and stores their settings. spec:
-client-server-api#device-management"""
+"""Lists, creates, renames and removes the devices of a user. The account data with a device's
+settings is deleted with the device. spec: client-server-api#device-management"""
 
 from collections.abc import Sequence
 from typing import Final

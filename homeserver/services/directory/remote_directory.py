@@ -2,10 +2,11 @@
 
 Laws:
 - Concurrent equal queries share one request.
-- A server gets a limited number of queries at a time, so that a slow one does not block others.
+- A server gets a limited number of queries at a time, so that a slow server does not block queries
+  to others.
 - Cached results of a server are not returned after the federation policy begins to refuse it.
 
-For the reactor thread.
+The cache is used only on the reactor thread.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Aliases, directory listings and room upgrades that only a shadow-banned user sees.
 
-A shadow-banned user sees their own changes; all others see the real state. Only shadow-banned
-callers cost additional queries.
+A shadow-banned user sees their own changes; all others see the real state. Only requests of
+shadow-banned users need additional queries.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,12 +1,13 @@
 """The user directory: finds users by name or ID, and orders them.
 
 A search finds users who share a room with the caller, users in public rooms and, if configured, all
-local users. It never finds the caller, deactivated users and (unless configured) locked users.
+local users. It never finds the caller, deactivated users or (unless configured) locked users.
 
 Laws:
-- A result does not reveal names from private rooms. The name of a local user is that of their
-  profile. The name of a remote user is that in public rooms. A remote user who is in no public room
-  has a name only if all their rooms on this server agree on it.
+- A result does not reveal a name that a user has only in some of their private rooms. A local user
+  has the name in their profile. A remote user has the name in the latest of their memberships of
+  public rooms. A remote user who is in no public room has a name only if it is the same in all
+  their rooms on this server.
 - A search makes a fixed number of queries and reads a bounded number of users.
 
 spec: client-server-api#user-directory

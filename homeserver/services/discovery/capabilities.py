@@ -1,4 +1,5 @@
-"""The capabilities of this server. spec: client-server-api#capabilities-negotiation"""
+"""The capabilities that this server announces to clients. spec:
+client-server-api#capabilities-negotiation"""
 
 from collections.abc import Mapping
 

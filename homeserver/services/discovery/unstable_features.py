@@ -1,4 +1,4 @@
-"""The unstable features that depend on the configuration."""
+"""The entries of `unstable_features` in `/versions` that depend on the configuration."""
 
 from collections.abc import Set
 from typing import Final

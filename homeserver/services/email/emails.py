@@ -1,7 +1,8 @@
 """The texts of the server's e-mails, in the reader's language, as plain text and HTML.
 
-An e-mail names the server, says why it was sent, and what to do if the reader did not ask for it.
-It loads nothing from the network, so that reading it is not tracked; the logo is attached.
+An e-mail names the server and says why it was sent. If somebody else may have caused it, it also
+says what to do in that case. It loads nothing from the network, so that reading it is not tracked;
+the logo is attached.
 """
 
 from collections.abc import Mapping, Sequence
@@ -233,7 +234,7 @@ class EmailRenderer:
     def render_digest(
         self, language: Language, digest: Digest, recipient: str, now: float
     ) -> bytes:
-        """Render a digest as `write` does, with headers that let mail clients offer to unsubscribe
+        """Render a digest as `render` does, with headers that let mail clients offer to unsubscribe
         (RFC 2369, RFC 8058)."""
         message = self._build_headers(digest.subject, recipient, now)
         message["List-Unsubscribe"] = f"<{digest.unsubscribe_link}>"

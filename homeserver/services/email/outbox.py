@@ -6,7 +6,7 @@ Laws:
 - A failed e-mail is retried with increasing delays for two days. A permanent rejection is not
   retried.
 - A digest of unread messages is sent only if all of them are still unread. Otherwise it is
-  withdrawn, and a new one is written about those that are left.
+  withdrawn, and a new one is written about those that are still unread.
 - E-mails are sent one after another, so a mail server that hangs blocks only one thread.
 """
 
@@ -45,7 +45,7 @@ IsUnread = Callable[[int, Sequence[int]], Awaitable[bool]]
 
 
 class Outbox:
-    """Queues and sends e-mails. For the reactor thread."""
+    """Queues and sends e-mails. Used only on the reactor thread."""
 
     _log = Logger()
 

@@ -72,9 +72,9 @@ class CrossSigning:
     async def do_upload(
         self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str
     ) -> None:
-        """Set keys. The first keys and unchanged keys need no confirmation; to add or replace some
-        does. Raises AuthenticationRequired, InvalidParam, MissingParam, InvalidSignature,
-        Forbidden.
+        """Set keys. The first keys and unchanged keys need no confirmation; later additions and
+        replacements need one, except by application services. Raises AuthenticationRequired,
+        InvalidParam, MissingParam, InvalidSignature, Forbidden.
 
         spec: client-server-api#post_matrixclientv3keysdevice_signingupload
         """

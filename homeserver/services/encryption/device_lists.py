@@ -2,10 +2,10 @@
 and users whose devices it may stop tracking (`left`).
 
 A client tracks the devices of everyone with whom its user shares an encrypted room. `changed` has
-those of them whose devices or keys changed, and users who began to share such a room with the
-client's user. `left` has users who share none any more. The changes are read from memory
-(`RecentChanges`). If the client was offline for longer than this memory reaches back, a few queries
-read them.
+the tracked users whose devices, keys or signatures changed, and users who began to share such a
+room with the client's user. `left` has users who share no such room any more. The changes are read
+from memory (`RecentChanges`). If the client was offline for longer than this memory reaches back, a
+few queries read them.
 
 A response may end before the current position (when to-device messages are left for the next
 response). So memberships are looked up as they were at the response's position, not only as they
@@ -16,9 +16,10 @@ This server gets no device updates of remote users who share no room with it, an
 device lists. So a remote user who left a room and came back between two responses is in `changed`.
 If the client's own user left and came back, all remote members are in `changed`.
 
-When a room's partial state becomes complete, its past states are known exactly. A user who was a
-member only in the partial state is in none of these states. Such a user is found by the stored end
-of the membership, which has the position of the completion.
+When a room's partial state becomes complete, all its members are in `changed`. A user who was a
+member only in the partial state has to be in `left`, but is in none of the room's past states,
+which are exact from then on. Such a user is found by the stored end of the membership, which has
+the position of the completion.
 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """

@@ -1,4 +1,5 @@
-"""Cache of the encrypted rooms. An encrypted room stays encrypted. For the reactor thread."""
+"""Cache of whether rooms are encrypted. It is used only on the reactor thread. An encrypted room
+stays encrypted, so changes invalidate only the entries of other rooms."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,17 +1,17 @@
 """Queries and claims of keys of local and remote users.
 
 Laws:
-- `failures` names a server that does not answer in time; the keys of other servers are returned
-  anyway. It also names a server whose users have so many keys that the response would have no space
-  for the keys of other servers.
+- `failures` names a server that does not answer in time, or answers with an error; the keys of
+  other servers are returned anyway. It also names a server whose users have so many keys that the
+  response would have no space for the keys of other servers.
 - A malformed user ID counts as a user without keys: other servers let such members into rooms, and
   clients query all members.
 - Clients query all members of a room in one request. The work is done in pieces, so that other
   requests run in between. Requests to other servers and the response have a bounded size.
 - A client can make up server names, and each costs an attempt to connect. So one request contacts
-  only a few unrelated servers, at a limited rate for each user (`rc_key_requests_to_new_servers`).
-  A server is unrelated if it shares no room with the caller and no local user has invited any of
-  its users. `failures` names the others.
+  at most `MAX_UNRELATED_SERVERS` unrelated servers, at a limited rate for each user
+  (`rc_key_requests_to_new_servers`). A server is unrelated if it shares no room with the caller and
+  no local user has invited any of its users. `failures` names the servers that are not contacted.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
@@ -78,7 +78,7 @@ V = TypeVar("V")
 
 
 class KeyQueries:
-    """Queries and claims keys for local clients. For the reactor thread."""
+    """Queries and claims keys for local clients. Used only on the reactor thread."""
 
     def __init__(
         self,

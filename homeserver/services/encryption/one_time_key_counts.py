@@ -1,6 +1,7 @@
 """Cache of the number of unused one-time keys of devices, which every /sync needs.
 
-The counts of a device are read once. Afterwards uploads set them and claims count them down.
+The counts of a device are read once. Afterwards uploads set them and claims count them down. A
+write of another node empties the cache.
 
 Laws:
 - A count includes all changes that this process had seen when the count was requested. A claim at
@@ -11,8 +12,8 @@ Laws:
   the stream has not announced yet. So each entry holds the position at which its count is true, and
   earlier claims are not subtracted. A count is not cached if a change at a later position arrived
   during the read.
-- The cache holds a bounded number of users. It is not a `StreamCache`, since the change of a claim
-  has the claimed keys, not the count that is left.
+- The cache holds a bounded number of users. It is not a `StreamCache`, since the stream announces a
+  claim with the claimed keys, not with the counts that are left.
 
 spec: client-server-api#end-to-end-encryption
 """
@@ -48,7 +49,7 @@ class _Entry(msgspec.Struct):
 
 
 class OneTimeKeyCounts:
-    """Caches the counts of unused one-time keys. For the reactor thread."""
+    """Caches the counts of unused one-time keys. Used only on the reactor thread."""
 
     def __init__(self, *, streams: Streams, keys: DeviceKeyStore, capacity: int) -> None:
         """`capacity`: the number of users whose devices are cached."""

@@ -2,8 +2,9 @@
 
 Laws:
 - A list is stored for users who share a room with a local user: servers send updates only for
-  these. A user who begins to share a room counts as changed, since the server sent no updates
-  before. The write of the join marks the list as stale (`storage/encryption/remote_devices.py`).
+  these. A user who begins to share a room counts as changed, since the user's server sent no
+  updates before. The write of the join marks the list as stale
+  (`storage/encryption/remote_devices.py`).
 - An update that does not follow the stored list makes the list stale. So does an update with an old
   stream ID and unknown content: the server may have been restored from a backup. A stale list is
   fetched again, immediately or by a job. If a query cannot fetch it, the stored list is returned,
@@ -65,7 +66,8 @@ MAX_SIGNING_KEY_DIGESTS: Final = 10_000
 
 
 class RemoteDevices:
-    """Fetches keys of remote users, and receives updates of them. For the reactor thread."""
+    """Fetches keys of remote users, and receives updates of them. Used only on the reactor
+    thread."""
 
     log = Logger()
 

@@ -2,11 +2,11 @@
 client-server-api#send-to-device-messaging
 
 A client may send messages to any user of any server, but each made-up server name costs a queue and
-many attempts to connect. So a request may name only a few unrelated servers, at a limited rate for
-each user (`rc_to_device_to_new_servers`). A server is unrelated if it shares no room with the
-sender and no local user has invited any of its users. Each message is stored for each device until
-the device fetches it, perhaps forever. So the bytes that a user sends are rate limited too
-(`rc_to_device_bytes`).
+many attempts to connect. So a request may name at most `MAX_UNRELATED_SERVERS` unrelated servers,
+at a limited rate for each user (`rc_to_device_to_new_servers`). A server is unrelated if it shares
+no room with the sender and no local user has invited any of its users. Each message is stored for
+each device until the device fetches it, perhaps forever. So the bytes that a user sends are rate
+limited too (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -64,7 +64,7 @@ class PresenceEntry(msgspec.Struct):
 
 
 class EDUReceivers:
-    """Validates and applies these EDUs. For the reactor thread."""
+    """Validates and applies these EDUs. Used only on the reactor thread."""
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ from storage.rooms.rooms import RoomStore
 
 
 class EDUSender:
-    """Passes typing and presence changes to the federation sender. For the reactor thread."""
+    """Passes typing and presence changes to the federation sender. Used only on the reactor
+    thread."""
 
     log = Logger()
 

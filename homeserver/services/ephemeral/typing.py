@@ -70,7 +70,7 @@ class TypingQuery(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Typing:
-    """The typing users of all rooms. For the reactor thread."""
+    """The typing users of all rooms. Used only on the reactor thread."""
 
     def __init__(
         self,

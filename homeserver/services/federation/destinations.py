@@ -1,8 +1,9 @@
 """Federation destinations, for administrators: their state, retries, and their removal.
 
-Law: EDUs and events wait for an unreachable server only for a bounded time. If a client sends
-to-device messages to an invented server name, the server is tried for `UNKNOWN_SERVER_DAYS`. Then
-the messages and all other data about it are deleted.
+Law: to-device messages wait for an unreachable server only for a bounded time. So does everything
+else, unless the server shares a room with us. If a client sends to-device messages to an invented
+server name, the server is tried for `UNKNOWN_SERVER_DAYS`. Then the messages and all other data
+about the server are deleted.
 """
 
 from collections.abc import Callable, Sequence

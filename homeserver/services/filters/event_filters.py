@@ -1,4 +1,4 @@
-"""Filters of events: their schema, and their application.
+"""Filters of events: parses the filters that clients send, and decides which events pass.
 
 spec: client-server-api#filtering
 """

@@ -8,8 +8,9 @@ Laws:
 - If a change of its account arrives while a token is being read, the token is not cached: its row
   may be outdated. The first use of a token from a refresh changes the account too, so that token is
   cached only at its second use.
-- The map by text holds the same entries as the map by hash. When an entry is removed from the map
-  by hash, its `owner` is cleared, so that the map by text does not return it either.
+- A second map finds recent tokens by their text, without hashing. Its entries are the same objects
+  as those of the map by hash. When an entry is removed from the map by hash, its `owner` is
+  cleared, so that the second map does not return it either.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
 - Unknown tokens are not cached, and damaged ones are refused without a query.

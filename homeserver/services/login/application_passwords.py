@@ -5,7 +5,7 @@ Laws:
 - A password is shown once, to its owner, and stored as an Argon2id hash.
 - It starts with its ID, so a sign-in checks one hash, however many passwords the account has.
 - It is valid for `POST /login` only, on a new device or one that it has signed in before. Its
-  session cannot sign in other clients or set the keys of the account.
+  session cannot sign in other clients or set cross-signing keys.
 - When it ends (by its owner, an administrator, or expiry), its sessions end. When all sessions of
   an account end, its application passwords end. It is refused while the account is locked.
 

@@ -2,10 +2,10 @@
 
 Laws:
 - An account that awaits approval begins no session, of an app or of a browser, by any sign-in.
-- One write stores the account, its awaiting state and the e-mail to the administrators; another
-  one stores the approval and the e-mail to the owner.
+- One write stores the account, the fact that it awaits approval, and the e-mail to the
+  administrators. Another one stores the approval and the e-mail to the owner.
 - While an account has been waiting for less than an hour, administrators get no e-mail about
-  further accounts, so that nobody can flood their mailbox. The approvals page lists all.
+  further accounts, so that nobody can flood their mailbox. The approvals page lists these too.
 
 spec: MSC3866
 """

@@ -5,8 +5,9 @@ Laws:
   session fixation.
 - A session begins only while the authentication behind it is valid
   (`homeserver/services/login/credential_epoch.py`).
-- A session expires after a day. A password change, a sign-out everywhere, a lock and a deactivation
-  end it; an expired account has none.
+- A session expires after a day. A password change that ends other sessions, a sign-out everywhere,
+  a lock and a deactivation end it too. The browser that changes the password keeps its session. A
+  session of an expired account is ignored.
 - The cookie is out of reach of scripts and is not sent with forms of other sites. Over https no
   other host can set it.
 
@@ -184,7 +185,8 @@ class BrowserSessions:
     ) -> None:
         """End the session of a cookie and record it in the audit log.
 
-        `unless_of`: the user who goes on with a new session; it is not recorded for them.
+        `unless_of`: the user who begins a new session in this browser; for them the end of the old
+        one is not recorded.
         """
         ended = self._store.remove_browser_session(txn, token_hash)
         if ended is None:

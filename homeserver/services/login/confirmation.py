@@ -69,9 +69,9 @@ class AccountConfirmation:
 
         Compare the epoch (`check_epoch`) in the write that carries the operation out.
         `accepts_earlier`: a recent confirmation on the same device is enough, where the operator
-        allows it; never for what lets somebody in or takes the account away.
-        Raises `AuthenticationRequired`; `Forbidden` where the caller has nothing to confirm it
-        with, or must use the account page instead.
+        allows it; never for an operation that could give somebody else access, or that ends the
+        account. Raises `AuthenticationRequired`; `Forbidden` where the caller has nothing to
+        confirm it with, or must use the account page instead.
         """
         if caller.oauth_client is not None:
             # An app that was let in without a password must not ask for it afterwards.

@@ -1,8 +1,9 @@
-"""Credential epochs: detect that an authentication was invalidated before its write.
+"""Credential epochs: detect that an authentication was invalidated before the write that relies on
+it.
 
 Authentication takes place before the write: a password is hashed, a browser session is read, an
 identity provider responds. In the meantime the password may change, all sessions may end, or the
-account may be locked or closed. Each of these increments the credential epoch of the account
+account may be locked or deactivated. Each of these increments the credential epoch of the account
 (`AccountStore.advance_epoch`). So each write that signs a user in, or changes their credentials,
 receives the epoch of the authentication and compares it with the current one.
 

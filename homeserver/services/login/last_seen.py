@@ -1,10 +1,9 @@
-"""When and from which address devices were last seen.
+"""Records the time and the IP address of each device's last request.
 
-Each request is recorded in memory; records are written in batches. For one device and one address,
-a request is recorded at most every `granularity` seconds. A new address is recorded immediately.
-All pending records are written in one write: every `interval` seconds, before devices are read, and
-when the server stops. A crash loses the records since the last write; the specification asks for no
-more precision.
+Requests are recorded in memory, and the records are written in batches. For one device and one
+address, a request is recorded at most every `granularity` seconds. All pending records are written
+in one write: every `interval` seconds, before devices are read, and when the server stops. A crash
+loses the records since the last write; the specification asks for no more precision.
 """
 
 from collections.abc import Mapping

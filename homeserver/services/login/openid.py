@@ -1,4 +1,5 @@
-"""OpenID tokens: prove a user's identity to other services. Valid for an hour, for nothing else.
+"""OpenID tokens: prove a user's identity to other services. A token is valid for an hour and for
+nothing else.
 
 spec: client-server-api#openid, server-server-api#openid
 """

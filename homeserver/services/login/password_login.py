@@ -6,8 +6,8 @@ Laws:
 - Failures count against the account and the IP address; above the limit even the right password has
   to wait. An attempt counts against the account from its start
   (`homeserver/services/login/password_attempts.py`).
-- Only a client that has shown the right password learns that an account is locked, closed, expired
-  or awaiting approval.
+- Only a client that has shown the right password learns that an account is locked, deactivated,
+  expired or awaiting approval.
 - An application password (`homeserver/services/login/application_passwords.py`) begins a session in
   the client-server API and does nothing else: it opens no page and confirms no operation. It is
   never sent to an LDAP directory, or to a plug-in that checks passwords.

@@ -4,7 +4,8 @@ Laws:
 - Hashes are computed in a small thread pool, fairly among the client addresses, so that one address
   cannot delay the others. The queue is bounded per address and in total; requests above a bound are
   refused (`LimitExceeded`).
-- An unknown user, or one without a password, costs the same work, so the time reveals nothing.
+- An unknown user, or one without a password, costs the same work as a wrong password, so the time
+  reveals nothing.
 - bcrypt hashes of imported accounts are accepted and replaced at the next sign-in.
 """
 
@@ -134,7 +135,8 @@ class Passwords:
     """Creates and checks hashes.
 
     `rounds`: the cost on bcrypt's scale. 12 costs 19 MiB and two passes, the minimum that OWASP
-    recommends for Argon2id; each step doubles or halves it. 4 is for filling a test database.
+    recommends for Argon2id; each step above doubles the passes, and each step below halves the
+    memory, with one pass. 4 is for filling a test database.
     """
 
     def __init__(

@@ -2,9 +2,10 @@
 
 Laws:
 - The payload is encrypted between the two devices; the server passes it on and does not trust it.
-- A writer names the etag that it saw last. A repeated write with the same payload, after a lost
-  response, succeeds without a new etag.
-- A session ends after five minutes, and their number is bounded.
+- A writer names the etag that it saw last. If the payload has changed since, the write is refused.
+  A write of the payload that is stored already, repeated after a lost response, succeeds without a
+  new etag.
+- A session ends after five minutes, and the number of sessions is bounded.
 
 spec: MSC4388, MSC4108 in its form of 2024
 """

@@ -2,7 +2,7 @@
 
 Laws:
 - A session is bound to one operation: method, path, further details and user. For any other
-  operation it is unknown.
+  operation it counts as unknown.
 - A confirmation is valid for one operation, once. `check` ends the session, unless the caller keeps
   it to answer a repeated request in the same way; then the operation claims it (`claim`) in its own
   write.

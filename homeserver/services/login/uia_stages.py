@@ -56,7 +56,7 @@ class DummyStage:
         """Reserve nothing."""
 
     def release(self, txn: WriteTransaction, result: str) -> None:
-        """Release nothing: `add` reserves nothing."""
+        """Release nothing: `reserve` reserves nothing."""
 
 
 class PasswordStage:
@@ -91,7 +91,7 @@ class PasswordStage:
         """Reserve nothing."""
 
     def release(self, txn: WriteTransaction, result: str) -> None:
-        """Release nothing: `add` reserves nothing."""
+        """Release nothing: `reserve` reserves nothing."""
 
 
 class ThreepidStage:
@@ -181,7 +181,7 @@ class CaptchaStage:
         """Reserve nothing: the captcha service accepts each solution once."""
 
     def release(self, txn: WriteTransaction, result: str) -> None:
-        """Release nothing: `add` reserves nothing."""
+        """Release nothing: `reserve` reserves nothing."""
 
 
 class TermsStage:
@@ -205,7 +205,7 @@ class TermsStage:
         """Reserve nothing: the consents are stored with the new account."""
 
     def release(self, txn: WriteTransaction, result: str) -> None:
-        """Release nothing: `add` reserves nothing."""
+        """Release nothing: `reserve` reserves nothing."""
 
 
 def parse_policy_versions(result: str) -> Mapping[str, str]:
@@ -234,4 +234,4 @@ class SSOStage:
         """Reserve nothing."""
 
     def release(self, txn: WriteTransaction, result: str) -> None:
-        """Release nothing: `add` reserves nothing."""
+        """Release nothing: `reserve` reserves nothing."""

@@ -209,8 +209,8 @@ class MediaAdministration:
     async def do_delete_old(
         self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Delete files of this server that were not accessed since; return the IDs. Quarantined and
-        protected files stay.
+        """Delete files of this server that were not accessed since `before_ms`; return the IDs.
+        Quarantined and protected files stay.
 
         `keep_profiles`: avatars of users, members and rooms stay too. Raises InvalidParam.
         """
@@ -229,8 +229,8 @@ class MediaAdministration:
             )
 
     async def do_purge_copies(self, before_ms: int, by: UserID) -> int:
-        """Delete copies of other servers' files that were not accessed since; return their number.
-        Raises InvalidParam."""
+        """Delete copies of other servers' files that were not accessed since `before_ms`; return
+        their number. Raises InvalidParam."""
         _check_time(before_ms)
         count = 0
         after = ContentURI("", "")

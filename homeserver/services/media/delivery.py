@@ -44,7 +44,7 @@ class MediaRequest(msgspec.Struct, frozen=True):
 
     @property
     def requester(self) -> str:
-        """The requester among whom resources are shared fairly."""
+        """The key by which resources are shared fairly among requesters."""
         return self.user_id or self.server or address_key(self.client_ip)
 
 

@@ -7,7 +7,7 @@ Laws:
 - A slow download releases its fast slot and continues in a slow slot, where it costs a connection
   but no memory.
 - A slow server is not cut off: its running downloads continue, and its waiting downloads start one
-  at a time. If it has `MAX_SLOW_PER_SERVER` slow downloads, they wait until one of these ends.
+  at a time. While it has `MAX_SLOW_PER_SERVER` slow downloads, no waiting download from it starts.
 - The number of slow slots is bounded. If none is free, a slow download stays in its fast slot until
   a file of another server waits for that slot. Then the slowest download in the slow slots is
   cancelled, and its slot is used. So fast slots become free, however slow the servers are. Neither

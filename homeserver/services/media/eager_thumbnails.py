@@ -1,7 +1,7 @@
 """Thumbnails that are made before they are requested: in the background, with fair turns among the
 uploaders.
 
-A thumbnail that cannot be made now, or finds the queue full, is made on request. spec:
+If the queue is full or a thumbnail cannot be made now, it is made on request. spec:
 client-server-api#thumbnails
 """
 

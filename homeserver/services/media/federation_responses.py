@@ -1,4 +1,5 @@
-"""Responses with files for other servers: one body with (empty) metadata in JSON and the file.
+"""Responses with files for other servers: one body with (empty) metadata in JSON, and the file or a
+redirect to it.
 
 The multipart boundary is derived from the hash of the content. A file cannot contain its own hash,
 so the boundary does not occur in it. spec: server-server-api#content-repository

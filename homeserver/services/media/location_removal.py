@@ -4,8 +4,8 @@
 The picture is not encoded again and no byte moves; the location is overwritten. Encrypted files do
 not look like pictures and stay as they are.
 
-An upload waits for this, so uploaders get fair turns, and each picture has a time limit: crafted
-pictures delay nobody else.
+An upload waits for the removal. So uploaders get fair turns, and each picture has a time limit:
+crafted pictures delay nobody else.
 """
 
 import re
@@ -109,7 +109,8 @@ class LocationRemover:
         """Overwrite the location in a file, and seek to its start. `owner`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
-        `refuses_unsupported`; `LimitExceeded`, OSError.
+        `refuses_unsupported` for a file that may contain a location which is not removed;
+        `LimitExceeded`, OSError.
         """
         head = body.read(HEAD_BYTES)
         body.seek(0)

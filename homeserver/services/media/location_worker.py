@@ -10,7 +10,9 @@ Laws:
 - No byte moves: a location is overwritten by something of the same length. So the picture itself,
   its orientation, and offsets into the file (HEIC, AVIF, several pictures in a JPEG) stay valid.
 - A file is read in pieces; memory depends on the size of the metadata, not of the picture.
-- Metadata that may have a location but cannot be parsed is overwritten as a whole.
+- Metadata that may have a location but cannot be parsed is overwritten as a whole. If it is too
+  large or cannot even be found, the response says that the file was not understood, and the upload
+  is refused.
 
 Supported: Exif (CIPA DC-008), XMP (ISO 16684-1) and IPTC, in JPEG, PNG, WebP, and in HEIC and AVIF
 (ISO 23008-12). The proprietary maker notes of cameras are left.

@@ -1,7 +1,8 @@
 """Upload quotas of users: per period, in total, and by type.
 
-They are checked before a file is stored, as a refusal then costs nothing, and again in the write
-that stores it, because of concurrent uploads of the same user.
+They are checked before a file is stored, as a refusal then costs nothing. Those per period and in
+total are checked again in the write that stores the file, because of concurrent uploads of the same
+user.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,13 @@
-"""Tracks references to media: a job that follows events in small steps, and attachments of
-encrypted messages that clients declare.
+"""Tracks references to media, so that files to which nothing refers any more can be deleted: a job
+that follows events in small steps, and the attachments of encrypted messages, which clients
+declare.
 
 Laws:
-- Tracking does not delay sending: events are read after they are stored. Messages without files
-  cost no write, and the contents of encrypted messages are not read.
-- A file of a local user stays if no reference to it by its uploader was ever seen: an encrypted
-  message may use it.
+- Tracking does not delay sending: events are read after they are stored. A message without files
+  needs no write of its own, and the contents of encrypted messages are not read.
+- A file of a local user never counts as unreferenced if no reference to it by its uploader was ever
+  seen: an encrypted message may use it. (Its uploader, administrators and limits of its age may
+  still delete it.)
 """
 
 from collections.abc import Callable, Collection

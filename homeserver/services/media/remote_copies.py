@@ -1,5 +1,5 @@
-"""Copies of files of other servers: fetched on the first request, and kept until they are unused
-for long.
+"""Copies of files of other servers: fetched on the first request, and kept until nobody has read
+them for the configured time.
 
 spec: client-server-api#content-repository, server-server-api#content-repository
 """

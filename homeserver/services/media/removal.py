@@ -3,7 +3,8 @@ old files, and files that a user or an administrator deletes.
 
 Laws:
 - A new reference keeps an unreferenced file, up to the deletion: the write that deletes
-  unreferenced files first reads the references of events that the job has not read yet.
+  unreferenced files first reads the references of events that the job of `references.py` has not
+  read yet.
 - Quarantined and protected files are deleted only when an administrator explicitly includes them.
 - Files with the same content share their bytes and thumbnails, which are deleted with the last one.
 """

@@ -1,5 +1,5 @@
-"""The content scanner's API, for clients that query it before they display a file, also an
-encrypted one.
+"""The API of matrix-content-scanner, for clients that ask before they display a file whether it is
+harmful. The file may be encrypted.
 
 A client sends the key of an encrypted file, and the plaintext is scanned. The client gets the
 encrypted file; the plaintext is only streamed to the scanners.
@@ -99,7 +99,7 @@ class MalformedJSON(ScannerRefusal):
 
 
 class ContentScannerAPI:
-    """Implements the API. Without `scanning` it is disabled: everything raises Unrecognized."""
+    """Implements the API. Without `scanner` it is disabled: everything raises Unrecognized."""
 
     def __init__(
         self,

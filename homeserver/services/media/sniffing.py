@@ -1,8 +1,8 @@
 """Detects when a file does not match the type that its sender claims.
 
-A type that browsers display inline has to match the file; otherwise the type becomes
-`application/octet-stream`, as for an encrypted file with the type of a picture. HTML is not served
-as plain text. All other types stay as claimed.
+A picture, video or audio type that browsers display inline has to match the file. Otherwise the
+type becomes `application/octet-stream`, for example for an encrypted file that is claimed to be a
+picture. HTML is not served as plain text. All other types stay as claimed.
 
 spec: client-server-api#get_matrixclientv1mediadownloadservernamemediaid (the bounds of a reasonable
 `Content-Type`)

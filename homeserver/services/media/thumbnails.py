@@ -5,9 +5,9 @@ among the requesters, because one may request many thumbnails. All owners whose 
 recently share the maximum of one owner, so a slot stays free for the others.
 
 A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or to one of the
-configured sizes. So the many sizes that clients request share a few files. A thumbnail is at least
-as large as requested, and never larger than the original. A stored thumbnail is streamed, not read
-into memory as a whole.
+configured sizes. So the many sizes that clients request share a few files. A thumbnail is never
+larger than the original. Up to that limit and the largest of these sizes, it is at least as large
+as requested. A stored thumbnail is streamed, not read into memory as a whole.
 
 spec: client-server-api#thumbnails
 """

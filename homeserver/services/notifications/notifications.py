@@ -1,11 +1,11 @@
-"""The list of a user's notifications, computed from the same flags and rows as unread counts;
-nothing is stored for it alone.
+"""The list of a user's notifications. It is computed from the same push flags and push action rows
+as unread counts; nothing is stored for it alone.
 
 Laws:
-- Newest first. A page reads the user's rooms in the order of their newest events, and stops when
-  all other rooms are older than its results.
+- The newest notifications come first. A page reads the user's rooms in the order of their newest
+  events, and stops when all other rooms are older than its results.
 - It leaves out events that the user may no longer see: from rooms that they left, from before they
-  (last) joined, redacted, expired by retention, or sent by ignored users.
+  last joined, redacted, expired by retention, or sent by ignored users.
 - The flags *notify* and *highlight* of an event are fixed when it arrives. Other actions, such as
   the sound, come from the user's current rules. An invite to a room that this server was not in has
   no flags: the current rules decide everything.
@@ -57,7 +57,7 @@ _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
 
 
 class Notifications:
-    """Lists notifications. For the reactor thread."""
+    """Lists notifications. Used only on the reactor thread."""
 
     # More than ten: the list joins stored and computed notifications of all kinds.
     def __init__(
