@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync import batches, room_json
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -151,7 +151,7 @@ class ChatMachine(RuleBasedStateMachine):
         if short:  # answers end early, and go on in the next ones
             self.patch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
             self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 5)
-            self.patch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
+            self.patch.setattr(room_json, "MAX_TIMELINE_BYTES", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
             # the last two are not Alice's from the beginning

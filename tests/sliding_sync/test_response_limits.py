@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync import batches, room_json
 from storage.engine.database import Database
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
@@ -34,7 +34,7 @@ def test_the_operator_limits_the_events_of_a_room(
 
 
 def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 5000)
+    monkeypatch.setattr(room_json, "MAX_TIMELINE_BYTES", 5000)
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import batches, room_entry, room_order
+from homeserver.services.sliding_sync import batches, room_json, room_order
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.connections import SlidingConnection, SlidingConnections
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -404,7 +404,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 2:
         monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
         monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
-        monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
+        monkeypatch.setattr(room_json, "MAX_TIMELINE_BYTES", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
         # private: the capacity is an argument of the wiring; with this weight, nothing fits

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync import batches, room_json
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
@@ -101,7 +101,7 @@ class SyncAgreementMachine(RuleBasedStateMachine):
         if short:  # answers of sliding sync end early, and go on in the next ones
             self.patch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
             self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
-            self.patch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
+            self.patch.setattr(room_json, "MAX_TIMELINE_BYTES", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)
         for who in range(4):
