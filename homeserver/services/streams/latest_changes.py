@@ -1,5 +1,5 @@
 """Stores the positions at which users or rooms changed last, and finds those that changed since a
-position. For typing and presence."""
+position. Typing and presence use it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
