@@ -17,7 +17,8 @@ ApplicationType = Literal["web", "native"]
 
 MAX_LENGTH: Final = 2000
 _PRINTABLE: Final = re.compile(r"[\x21-\x5b\x5d\x5f\x61-\x7a\x7e]+")
-"""The characters of a URI without percent-encoding: no spaces, control characters, backslashes…"""
+"""The characters of a URI without percent-encoding: no spaces, control characters or
+backslashes."""
 _HOST: Final = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )

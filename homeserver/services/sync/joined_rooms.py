@@ -518,7 +518,7 @@ def _members_in(timeline: Sequence[VisibleEvent]) -> list[str]:
 def batches_of(
     updates: Sequence[RoomUpdate], ranges: Mapping[int, ArrivalRange]
 ) -> Iterator[Sequence[RoomUpdate]]:
-    """Split the rooms into batches of at most EVENTS_AT_ONCE events; mostly one."""
+    """Split the rooms into batches of at most `EVENTS_PER_READ` events; mostly one batch."""
     begin = events = 0
     for at, update in enumerate(updates):
         of_room = len(ranges[update.room.room_nid].arrivals)
