@@ -39,8 +39,8 @@ class Person(msgspec.Struct, frozen=True):
 
 
 class FileToCheck(msgspec.Struct, frozen=True):
-    """A stored file, or the decrypted content of an encrypted one. Its name and type are not
-    certain."""
+    """A stored file, or the decrypted content of an encrypted one. It has no name and type, because
+    the server cannot rely on those that the sender gives."""
 
     size: int
     """In bytes."""
