@@ -75,7 +75,7 @@ class QueueJob(msgspec.Struct, frozen=True):
 
 
 class PushDeliveries:
-    """The queues of all pushers. For the reactor thread."""
+    """The queues of all pushers. Use it only on the reactor thread."""
 
     log = Logger()
 

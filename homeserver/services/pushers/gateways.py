@@ -114,7 +114,7 @@ class Gateway(msgspec.Struct):
 
 
 class Gateways:
-    """All gateways. For the reactor thread."""
+    """All gateways. Use it only on the reactor thread."""
 
     log = Logger()
 

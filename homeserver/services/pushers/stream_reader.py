@@ -73,7 +73,7 @@ class _LeaseLost(Exception):
 
 
 class PushStreamReader:
-    """Reads the stream. For the reactor thread."""
+    """Reads the stream. Use it only on the reactor thread."""
 
     log = Logger()
 
