@@ -77,7 +77,7 @@ class RemotePresenceMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Presence:
-    """Reads and changes presence. Use it only on the reactor thread."""
+    """Reads and changes presence. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 
 class PushDecisions:
-    """Evaluates push rules of users. Use it only on the reactor thread."""
+    """Evaluates push rules of users. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ CLASSES_PER_TURN: Final = 1000
 
 
 class PushActionClassifier:
-    """Computes push actions. Use it only on the reactor thread."""
+    """Computes push actions. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Laws:
   for example because the address policy forbids the gateway. The pusher is removed only if its
   gateway rejects the pushkey (`rejected`).
 - A push that the gateway refuses is sent once more without the event's content, and then dropped.
-    One refused push delays no other push, but two in a row cause the same pause as a failure.
+  One refused push delays no other push, but two in a row cause the same pause as a failure.
 - For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
   is read again from there. So a message writes no row, and a failing pusher does not hold back the
   position that is stored with the lease (`stream_reader.py`).
@@ -75,7 +75,7 @@ class QueueJob(msgspec.Struct, frozen=True):
 
 
 class PushDeliveries:
-    """The queues of all pushers. Use it only on the reactor thread."""
+    """The queues of all pushers. Use this class only on the reactor thread."""
 
     log = Logger()
 

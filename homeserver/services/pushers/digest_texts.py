@@ -29,7 +29,7 @@ MATRIX_TO: Final = "https://matrix.to"
 
 
 class DigestTexts:
-    """Builds the texts. Use it only on the reactor thread."""
+    """Builds the texts. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class _Data(msgspec.Struct):
 
 
 class EmailDigests:
-    """Sends e-mails about missed messages. Use it only on the reactor thread."""
+    """Sends e-mails about missed messages. Use this class only on the reactor thread."""
 
     log = Logger()
 

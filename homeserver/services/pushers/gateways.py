@@ -114,7 +114,7 @@ class Gateway(msgspec.Struct):
 
 
 class Gateways:
-    """All gateways. Use it only on the reactor thread."""
+    """All gateways. Use this class only on the reactor thread."""
 
     log = Logger()
 

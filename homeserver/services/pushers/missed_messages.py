@@ -61,7 +61,7 @@ class MissedMessages(msgspec.Struct, frozen=True):
 
 
 class MissedEvents:
-    """Finds missed messages. Use it only on the reactor thread."""
+    """Finds missed messages. Use this class only on the reactor thread."""
 
     def __init__(
         self,

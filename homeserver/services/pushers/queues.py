@@ -180,7 +180,8 @@ class PusherQueue(msgspec.Struct, eq=False):
 
 
 class ChangedQueues:
-    """The queues that have changed and are to be woken. Use it only on the reactor thread."""
+    """The queues that have changed and are to be woken. Use this class only on the reactor
+    thread."""
 
     log = Logger()
 

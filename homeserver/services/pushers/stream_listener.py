@@ -33,7 +33,8 @@ PushChange = PushedEvent | MovedReceipt | MembershipRow
 
 
 class PushStreamListener:
-    """Subscribes to the stream and collects the changes. Use it only on the reactor thread."""
+    """Subscribes to the stream and collects the changes. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Laws:
 - Pushes come from the stream, never from the code that made the change: an event of another node,
-    or from before a restart, needs no special case.
+  or from before a restart, needs no special case.
 - One node pushes at a time: the holder of the lease. On SQLite, which serves only one node, a node
   takes the lease even if it has not expired. The row of the lease stores a position: everything up
   to it is sent, or stored with its pusher.
@@ -73,7 +73,7 @@ class _LeaseLost(Exception):
 
 
 class PushStreamReader:
-    """Reads the stream. Use it only on the reactor thread."""
+    """Reads the stream. Use this class only on the reactor thread."""
 
     log = Logger()
 

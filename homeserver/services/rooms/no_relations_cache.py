@@ -17,7 +17,7 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class NoRelationsCache:
-    """IDs of events without children. Use it only on the reactor thread.
+    """IDs of events without children. Use this class only on the reactor thread.
 
     No `LRU`: readers test many IDs at once against one set, so it is emptied when it is full.
     """

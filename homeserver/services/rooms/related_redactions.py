@@ -100,7 +100,7 @@ class _Progress(msgspec.Struct):
 
 
 class RelatedRedactions:
-    """Redacts children of redacted events. Use it only on the reactor thread."""
+    """Redacts children of redacted events. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class ConnectionCache(Generic[T]):
     """One value for each connection, of at most `MAX_DEVICE_CONNECTIONS` connections of a device.
-    Use it only on the reactor thread."""
+    Use this class only on the reactor thread."""
 
     def __init__(self, *, streams: Streams, capacity: int) -> None:
         """`capacity`: the weight of all values together."""

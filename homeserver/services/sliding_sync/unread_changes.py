@@ -21,7 +21,7 @@ NONE: Final[frozenset[int]] = frozenset()
 
 
 class SlidingUnreadChanges:
-    """Finds such rooms. Use it only on the reactor thread."""
+    """Finds such rooms. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ K = TypeVar("K", bound=Hashable)
 
 
 class LatestChanges(Generic[K]):
-    """Holds the positions of the `capacity` keys that changed last. Use it only on the reactor
-    thread.
+    """Holds the positions of the `capacity` keys that changed last. Use this class only on the
+    reactor thread.
 
     It is not an `LRU`: a read does not move a key, and an eviction raises `complete_from`.
     """

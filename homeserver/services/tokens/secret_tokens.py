@@ -5,9 +5,9 @@ A token has a prefix and a checksum:
 - access token: `mha_`, 33 random characters, 6 characters of CRC-32;
 - refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
   refresh tokens of a session; 24 of its own; the checksum;
-- application password: `mhp_`, an ID of 12 characters, 24 secret ones, the checksum. So scanners
-  for leaked secrets recognise tokens, and a truncated token, or one that was invented without a
-  right checksum, costs no query.
+- application password: `mhp_`, an ID of 12 characters, 24 secret ones, the checksum.
+So scanners for leaked secrets recognise tokens. A truncated token, or one that was invented without
+a right checksum, costs no query.
 """
 
 import hashlib

@@ -3,7 +3,7 @@ such as an intranet.
 
 Laws:
 - Only the configured algorithm is accepted. Times are checked if the token has them, the issuer if
-  the configuration names one, and the audience if either has one.
+  the configuration names one, and the audience if the token or the configuration has one.
 - The configured claim is the local part of the user ID. The signing program chooses it, so this
   program can sign in to every account.
 
