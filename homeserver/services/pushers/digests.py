@@ -8,7 +8,7 @@ Laws:
 - An e-mail and the state of its pusher are stored in one write: a restart neither loses an e-mail
   nor sends one twice.
 - The sender has the name that the operator configured for the server. The app's name is never the
-  sender. It is in the subject only if the operator configured no name.
+  sender, and is in the subject only if the operator configured no name.
 - An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next
   e-mail contains the other events.
 - An event writes at most one row per pusher, and nothing if the pusher's next e-mail is due at

@@ -2,7 +2,7 @@
 
 Related events that exist are redacted before the request is answered. Those that arrive later are
 redacted when they arrive. All this happens in the name of the sender of the redaction and with
-their permissions. Only direct children count, and of edits only valid ones.
+their permissions. Only direct children count, and edits only if they are valid.
 
 The write that redacts the target also stores the redaction of related events as a task. So other
 nodes continue if this node stops, and temporary failures, such as an unavailable policy server, are
