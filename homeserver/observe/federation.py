@@ -12,8 +12,8 @@ class FederationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pdus = Counter(
             "mahalla_federation_pdus",
-            "Events from other servers, by result. The label verdict is the former name of "
-            "result; it is removed in the next release",
+            "Events from other servers, by result. The label verdict is the former name of the "
+            "label result, and will be removed in the next release",
             labelnames=("result", "verdict"),
             registry=registry,
         )

@@ -104,8 +104,8 @@ class QueueMetrics:
         )
         self._waiting = Gauge(
             "mahalla_to_device_waiting",
-            "To-device messages not fetched yet, counted every five minutes: of our users "
-            "(local); EDUs for other servers (remote)",
+            "To-device messages that wait, counted every five minutes: messages that our users' "
+            "devices have not fetched (local), and EDUs for other servers (remote)",
             labelnames=("where",),
             registry=registry,
         )

@@ -2,9 +2,9 @@
 makes the redirect back to the client.
 
 Laws:
-- If the client or the redirect URI is not valid, there is no redirect: a page shows the error.
-  Anybody can register a client, so other errors redirect only users who already use the client;
-  other users get a page with a link.
+- If the client, the redirect URI or the length of `state` is not valid, there is no redirect: a
+  page shows the error. For any other error in a request, users who already use the client are
+  redirected. Others get a page with a link, because anybody can register a client.
 - A code is valid for two minutes, once, for the client, redirect URI and PKCE challenge of its
   request.
 - The response has `iss`, so that a client with several servers does not confuse them.

@@ -1,12 +1,13 @@
 """Dynamic client registration: clients register themselves and are looked up by ID.
 
 Laws:
-- Metadata are bounded, and every URI belongs to the host of `client_uri`. A logo, terms or privacy
-  URI of another host is dropped; a redirect URI is refused.
+- Metadata are bounded, and URIs belong to the host of `client_uri`. A logo, terms or privacy URI of
+  another host is dropped; a redirect URI is refused. Only native apps may also have redirect URIs
+  of another kind (`redirect_uris.py`).
 - The same metadata give the same ID: a client on a thousand phones is one row.
-- A registration without sessions is removed after a time. A client that no user has allowed is
-  removed sooner, and the number of these is bounded: anybody can register, so registrations must
-  not accumulate.
+- Registrations must not accumulate, since anybody can register. So a client without sessions, codes
+  and device grants is removed when it was not used for 30 days, or for seven days if no user ever
+  allowed it. At most `MAX_NEVER_USED` clients that no user allowed are kept.
 
 spec: client-server-api#client-registration, RFC 7591
 """
@@ -43,7 +44,8 @@ UNUSED_MS: Final = 30 * 24 * 3600 * 1000
 NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
 """Time after which a registration that no user ever allowed is removed."""
 MAX_NEVER_USED: Final = 10_000
-"""Maximum number of these; a new one replaces the least recently used."""
+"""Maximum number of registrations that no user ever allowed; a new one replaces the least recently
+used."""
 _REMOVE_BATCH: Final = 100
 _USE_INTERVAL_MS: Final = 24 * 3600 * 1000
 

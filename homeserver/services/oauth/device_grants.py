@@ -3,7 +3,8 @@ the user types on another device.
 
 Laws:
 - The user code grants nothing by itself: the user sees the client and has to allow it.
-- Guessing it is impractical: 34 bits, valid for twenty minutes, few attempts per user and address.
+- Guessing a user code is impractical: it has 34 bits and is valid for twenty minutes, and a user or
+  IP address has few attempts.
 - A client that polls too often has to slow down. A device code is exchanged for tokens only once.
 
 spec: client-server-api#device-authorisation-flow, RFC 8628

@@ -47,7 +47,8 @@ class InvalidClient(OAuthError):
 
 
 class InvalidService(InvalidClient):
-    """The service is not one that the operator trusts. The response names the scheme to use."""
+    """The service is not one that the operator trusts. The response names the HTTP authentication
+    scheme."""
 
     headers: ClassVar[Mapping[str, str]] = {
         "WWW-Authenticate": 'Basic realm="introspection", charset="UTF-8"'

@@ -1,4 +1,5 @@
-"""The server metadata document of the OAuth 2.0 API.
+"""The server metadata document of the OAuth 2.0 API: it tells clients the endpoints, and which
+grants, scopes and account pages the server has.
 
 spec: client-server-api#get_matrixclientv1auth_metadata, RFC 8414
 """

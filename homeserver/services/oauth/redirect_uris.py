@@ -1,7 +1,8 @@
 """Checks the URIs of clients: which ones may be registered, and whether a requested one was.
 
 The redirect URI is the only proof of a client's identity, so it has to belong to the host of
-`client_uri`.
+`client_uri`. A native app may also use a URI scheme that is its reversed host name
+(`com.example.app:`), or the loopback interface.
 
 spec: client-server-api#redirect-uri-validation, RFC 8252 section 7
 """
@@ -16,7 +17,8 @@ ApplicationType = Literal["web", "native"]
 
 MAX_LENGTH: Final = 2000
 _PRINTABLE: Final = re.compile(r"[\x21-\x5b\x5d\x5f\x61-\x7a\x7e]+")
-"""The characters of a URI without percent-encoding: no spaces, control characters, backslashes…"""
+"""The characters of a URI without percent-encoding: no spaces, control characters or
+backslashes."""
 _HOST: Final = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )

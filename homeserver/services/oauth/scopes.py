@@ -1,6 +1,6 @@
 """Scopes: a client is granted the complete client-server API, for one device.
 
-The unstable scope names are accepted too, and granted under the requested name.
+The unstable scope names (MSC2967) are accepted too, and granted under the requested name.
 
 spec: client-server-api#scope, RFC 6749 section 3.3
 """

@@ -3,13 +3,14 @@
 Sessions are the ordinary ones (`homeserver/services/login/sessions.py`).
 
 Laws:
-- A token belongs to the client that it was issued to.
+- Only the client that a code or refresh token was issued to can redeem it. Anybody who has a token
+  can revoke it.
 - A code that is presented twice ends its session: one of the two presenters stole it.
-- A refresh leaves the old pair valid until one of the new pair is used, since the response can get
-  lost. If the old refresh token is presented after that use, its session ends. In the first seconds
-  after that use it is only refused, since another process of the client may have sent it. All
-  refresh tokens of a session share a prefix (its family), so a spent one is recognized without
-  being stored.
+- A refresh replaces a pair of access and refresh token. The old pair stays valid until a token of
+  the new pair is used, since the response can get lost. If the old refresh token is presented after
+  that use, its session ends. In the first ten seconds after that use it is only refused, since
+  another process of the client may have sent it. All refresh tokens of a session share a prefix
+  (the *family*), so a spent token is recognized without being stored.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6,
 RFC 7009, RFC 7662, RFC 9700 section 4.14
@@ -52,7 +53,7 @@ _NO_SESSION: Final = b""
 
 
 class TokenGrant(msgspec.Struct, frozen=True):
-    """A new session with its scope."""
+    """A new or refreshed session with its scope."""
 
     session: NewSession
     scope: str

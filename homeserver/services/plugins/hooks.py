@@ -1,9 +1,10 @@
-"""Plug-ins of an institution: they check passwords, refuse registrations and logins, check
-captchas, send text messages and scan files.
+"""Plug-ins, with which operators adapt the server: they check passwords, refuse registrations and
+logins, check captchas, send text messages and scan files.
 
 A plug-in is a class named in `plugins` of the configuration. It is created with its `config` and
-has methods marked with `hookimpl` and named as in `Hooks`. A method may be `async`. An exception
-fails the request with 500 (so nobody is let in) and is logged with its traceback.
+has methods marked with `hookimpl` and named as in `Hooks`. A method may be `async`. An exception is
+logged with its traceback. It fails the request with 500, so that nobody is let in; in a hook about
+files it means that the file cannot be scanned now.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -38,8 +39,8 @@ class Person(msgspec.Struct, frozen=True):
 
 
 class FileToCheck(msgspec.Struct, frozen=True):
-    """A stored file, or the decrypted content of an encrypted one. Its name and type are not
-    certain."""
+    """A stored file, or the decrypted content of an encrypted one. It has no name and type, because
+    the server cannot rely on those that the sender gives."""
 
     size: int
     """In bytes."""

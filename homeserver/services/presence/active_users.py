@@ -1,7 +1,8 @@
-"""Presence of users who are, or were recently, present. It is kept in memory, and stored so that a
-restart does not lose it.
+"""Presence of users who are, or were recently, present. It is kept in memory. That of local users
+is also stored, so that a restart does not lose it.
 
-Users who are offline and had no recent broadcast are evicted. For the reactor thread.
+Local users who are offline are evicted when `MAX_BROADCASTS` other users had later broadcasts.
+`remote_users.py` caches the presence of remote users. Use this module only on the reactor thread.
 """
 
 from collections.abc import Collection, Sequence

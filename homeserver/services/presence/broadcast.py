@@ -1,9 +1,9 @@
 """Broadcasts presence changes in batches: to waiting syncs of users who share a room, and to
-subscribers.
+subscribers, such as the sender of EDUs to remote servers.
 
 After each batch there is a pause, in proportion to the number of syncs that it woke. So the cost of
 presence is bounded, whatever the number of users. A batch gets its positions when it is broadcast,
-so a sync during the pause finds nothing new. For the reactor thread.
+so a sync during the pause finds nothing new. Use this module only on the reactor thread.
 """
 
 from collections.abc import Callable, Sequence

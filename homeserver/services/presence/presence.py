@@ -1,15 +1,16 @@
-"""Presence of local users, from what they do, and of remote users, from what their servers report.
+"""Tracks presence: that of local users by their requests, that of remote users by what their
+servers report.
 
 Laws:
 - Presence takes no position of the main sequence. A broadcast has a position of the ephemeral
   counter (see `broadcast`).
-- A user without changes costs nothing but memory.
+- On a single node, a user without changes costs nothing but memory.
 - A request for a user's presence gets the current value, even before it is broadcast.
 - A status message is written before it is acknowledged; other changes are written in batches (see
   `active_users`).
 - Each node sends the other nodes the state of the users whose devices sync with it: on change, and
-  every `RESEND` seconds. A message expires after `MESSAGE_LIFETIME` seconds, so the state of a dead
-  node expires too.
+  every `RESEND` seconds. The state in a message expires after `MESSAGE_LIFETIME` seconds, so what a
+  dead node has sent expires too.
 
 spec: client-server-api#presence
 """
@@ -76,7 +77,7 @@ class RemotePresenceMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Presence:
-    """Reads and changes presence. For the reactor thread."""
+    """Reads and changes presence. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Cache of the presence of remote users. For the reactor thread."""
+"""Cache of the presence of remote users. Use this module only on the reactor thread."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

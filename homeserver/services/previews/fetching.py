@@ -1,7 +1,8 @@
 """Fetches pages and images for previews.
 
 Laws:
-- The rules check every URL, redirects included. The HTTP client checks the IP address of the host.
+- `PreviewRules` checks every URL, redirects included. The HTTP client checks the IP address of the
+  host.
 - A page is read up to a maximum length. An image that is too large is rejected. The total time is
   limited.
 - Requests have no cookies and no referrer. The user agent names the software and the server.

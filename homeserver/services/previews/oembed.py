@@ -1,4 +1,5 @@
-"""The configured oEmbed providers. https://oembed.com"""
+"""The configured oEmbed providers, which describe pages of certain sites in JSON documents.
+https://oembed.com"""
 
 from collections.abc import Sequence
 from urllib.parse import urlencode

@@ -1,4 +1,4 @@
-"""Parses pages in separate processes, which run `page_worker`."""
+"""Parses pages for previews in separate processes, which run `page_worker`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class PageParser:
         return await self._read(_Job("page", len(page), url, charset), page)
 
     async def parse_oembed(self, document: bytes, url: str) -> PageMetadata:
-        """Parse an oEmbed document. Errors as for `read`."""
+        """Parse an oEmbed document. Errors as for `parse`."""
         return await self._read(_Job("oembed", len(document), url, ""), document)
 
     async def _read(self, job: _Job, data: bytes) -> PageMetadata:

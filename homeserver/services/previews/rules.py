@@ -1,5 +1,6 @@
-"""The rules for URLs of previews. They apply to each URL, redirects included. The outgoing client
-checks IP addresses when a host name is resolved (`federation.http_client.address_policy`).
+"""Decides which URLs may be fetched for previews, by the operator's lists and by port. The rules
+apply to each URL, redirects included. The HTTP client checks IP addresses when a host name is
+resolved (`federation.http_client.address_policy`).
 """
 
 import re

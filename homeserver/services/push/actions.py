@@ -1,4 +1,4 @@
-"""The actions of a push rule. spec: client-server-api#actions"""
+"""Parses the actions of a push rule. spec: client-server-api#actions"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

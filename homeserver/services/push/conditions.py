@@ -3,7 +3,7 @@
 Laws:
 - Total: every stored condition compiles; an unknown or invalid one never matches.
 - Bounded: the work of one user's rules on one event is limited (`EvaluatedEvent.use_steps`).
-  Conditions that would take more do not match. Ordinary rules take far less.
+  Conditions that would exceed the limit do not match. Ordinary rules stay far below it.
 
 spec: client-server-api#conditions-1
 """

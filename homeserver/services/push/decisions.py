@@ -1,6 +1,7 @@
-"""Evaluates the current push rules of users on an event, to decide which pushes to send.
+"""Evaluates the current push rules of users on an event, to decide which pushes and e-mails to
+send.
 
-Unread counts do not use this: their actions are computed when the event arrives
+Unread counts do not use this: they count the push actions that were computed when the event arrived
 (`event_push_actions.py`).
 
 spec: client-server-api#push-rules
@@ -27,7 +28,7 @@ from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 
 class PushDecisions:
-    """Evaluates push rules of users. For the reactor thread."""
+    """Evaluates push rules of users. Use this class only on the reactor thread."""
 
     def __init__(
         self,
@@ -60,9 +61,9 @@ class PushDecisions:
         - their own events, and those of users whom they ignore;
         - redacted events, and events that are not new (backfilled, not accepted, or older than the
           room's retention period);
-        - rooms that they are not in now or were not in then. An invited user is notified of the
-          invite, even into a room that this server is not in (`OutOfRoomMemberships.find_event`),
-          unless they accept no invites of its sender.
+        - events of rooms that they are not in now, or were not in when the event arrived. An
+          invited user is notified of the invite, even into a room that this server is not in
+          (`OutOfRoomMemberships.find_event`), unless they accept no invites of its sender.
 
         Costs at most five queries, besides those for rules that are not cached
         (`UserRuleCache.of_users`). If ignored users and the room are cached, it is only the query

@@ -1,4 +1,5 @@
-"""The predefined push rules, by kind, most important first.
+"""The predefined push rules, by kind, most important first. Some are those of MSC3930, MSC4028 and
+MSC4306.
 
 spec: client-server-api#predefined-rules
 """

@@ -1,6 +1,6 @@
 """The properties of an event by path, and the data of its room that push rules need.
 
-Created once for an event and shared by the rules of all its users: each lookup is cached.
+One object serves the rules of many users on an event, so it caches the texts that they look up.
 
 spec: client-server-api#conditions-1, appendices#dot-separated-property-paths
 """

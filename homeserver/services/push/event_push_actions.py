@@ -4,10 +4,12 @@ counts are built on them.
 Laws:
 - The predefined rules are evaluated once for all users, and the result is stored as flags of the
   event.
-- Users get rows only if their actions differ: mentioned users, and users with rules of their own
-  (`room_rules.py`). Users with equal rules form a class, and the rules of a class are evaluated
-  once. If a class has rules about subscribed threads (MSC4306), its members who subscribe to the
-  event's thread are evaluated one by one.
+- A user gets a push action row only if their actions differ from the flags: a mentioned user, or a
+  user with rules of their own (`room_rules.py`).
+- Users with equal rules form a class, and the rules of a class are evaluated once. Users are
+  evaluated one by one only if the event mentions them or changes their membership, if their rules
+  look at display names, or if their rules look at thread subscriptions (MSC4306) and they subscribe
+  to the event's thread.
 - Nobody is notified of their own events. Events of ignored users are left out when counts are read.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules
@@ -42,7 +44,7 @@ CLASSES_PER_TURN: Final = 1000
 
 
 class PushActionClassifier:
-    """Computes push actions. For the reactor thread."""
+    """Computes push actions. Use this class only on the reactor thread."""
 
     def __init__(
         self,

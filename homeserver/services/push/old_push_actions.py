@@ -1,4 +1,5 @@
-"""Deletes push actions of events that users read long ago."""
+"""Deletes push action rows of old events that their users have read, so that the table stays
+bounded."""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,14 +7,14 @@ from typing import Final
 from storage.push.old_push_actions import FIRST, OldPushActionStore
 
 RETENTION_DAYS: Final = 180
-"""The minimum age of push actions of read events in the list of notifications before they are
-deleted.
+"""The minimum age of an event in days before its rows are deleted. Until then the list of
+notifications has it.
 """
 DAY_MS: Final = 24 * 3600 * 1000
 
 
 class PushActionCleanup:
-    """Walks through the stored push actions, again and again."""
+    """Goes through the stored push actions, again and again."""
 
     def __init__(self, *, store: OldPushActionStore, now_ms: Callable[[], int]) -> None:
         self._store = store
@@ -22,7 +23,7 @@ class PushActionCleanup:
 
     async def do_delete(self, limit: int) -> int:
         """Examine up to `limit` rooms of users. Return how many were examined: fewer at the end of
-        a walk."""
+        a pass."""
         last, number = await self._store.remove(
             self._checked_upto, self._now_ms() - RETENTION_DAYS * DAY_MS, limit
         )

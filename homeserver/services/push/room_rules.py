@@ -3,8 +3,8 @@ rules. Members with equal rules form a class.
 
 Most users' rules have the same effect as the predefined ones in most rooms. Only the other members
 are cached, so an event is evaluated once for each class and not for each member. The stream reports
-changes of rules and memberships. They are applied when the room's next event arrives. For the
-reactor thread.
+changes of rules and memberships. They are applied when the room's next event arrives. Use this
+module only on the reactor thread.
 """
 
 from collections import deque

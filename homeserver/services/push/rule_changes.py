@@ -2,7 +2,7 @@
 transaction.
 
 Unread counts depend on the history: the push actions of an event are computed by the rules that
-applied when it arrived (docs/developers/push.md). For the writer's thread.
+applied when it arrived (docs/developers/push.md). Use this module only on the writer's thread.
 """
 
 from collections import Counter

@@ -1,12 +1,12 @@
 """Compiles a user's push rules and evaluates them on events.
 
 Laws:
-- Pure but for its caches: rules in, actions out.
+- The code does no I/O and has no state but caches.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
   the predefined rules are one object for all. So an event is evaluated once for each different set.
-- The result of a set for `UNMENTIONED` holds for all users whom the event does not mention
-  (`mentioned_users`) and who do not subscribe to its thread, unless the set looks at display names
-  (`uses_display_names`).
+- The result of a set for `UNMENTIONED`, which stands for no particular user, holds for all users
+  whom the event does not mention (`mentioned_users`) and who do not subscribe to its thread, unless
+  the set looks at display names (`uses_display_names`).
 
 spec: client-server-api#push-rules
 """

@@ -2,8 +2,9 @@
 
 A new message writes nothing per member. Instead the event has push flags, and a user whose push
 rules give another result has a push action row. A count combines the flags and rows of the events
-after the user's read marker (docs/developers/push.md). A cached count is updated with the events
-that arrive later, so an open client costs no query for a message. For the reactor thread.
+that the user has not read (docs/developers/push.md). A cached count is updated with the events that
+arrive later, so an ordinary message needs no query for an open client. Use this module only on the
+reactor thread.
 
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """

@@ -1,6 +1,6 @@
 """A cache of users' push rules: compiled, with the history of the notification levels of rooms.
 
-For the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,13 +6,13 @@ message.
 
 Laws:
 - A user is an active reader of a room or thread if they have read all events that were pushed for
-  it, have done so recently, and one of their devices is in a sync. A user who does not read during
-  one delay is no active reader until they read again.
-- Only this process's memory counts; no query is made. Syncs at another node do not delay a push,
-  and nothing is delayed just after a start.
+  it, have done so recently, and a device other than the pusher's is in a sync. A user who does not
+  read during one delay is no active reader until they read again.
+- Only the memory of this node is used, and no query is made. Syncs at another node do not delay a
+  push, and nothing is delayed just after a start.
 - Calls are never delayed.
 
-For the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from typing import Final, Protocol

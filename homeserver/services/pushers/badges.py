@@ -1,8 +1,10 @@
-"""The badge on an app's icon: the number of a user's unread messages in all rooms.
+"""The badge on an app's icon: the number of a user's unread messages, or of rooms with unread
+messages, and of invites.
 
 All rooms of a user are counted once, and later only those in which something changed for the user.
-The stream reader marks these rooms (`invalidate_room_of_user`, `invalidate_user`). One count of a
-user runs at a time; a request for another device waits for it. For the reactor thread.
+The code that reads the stream marks these rooms (`invalidate_room_of_user`, `invalidate_user`). One
+count of a user runs at a time; a request for another device waits for it. Use this module only on
+the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """

@@ -3,15 +3,16 @@
 Laws:
 - Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
   because its user is reading the room, delays no other push.
-- When its turn comes, a push is dropped if it is older than a day, if the event has been read or
-  redacted, or if the user has left the room or ignores the sender.
-- After a failed push the pusher retries after a pause that grows to an hour. The pusher is removed
-  only if its gateway rejects the pushkey (`rejected`).
+- When its turn comes, a push is dropped if it was queued more than a day ago, if the event has been
+  read or redacted, or if the user has left the room or ignores the sender.
+- A failed push is retried after a pause that grows to an hour. It is dropped if a retry is useless,
+  for example because the address policy forbids the gateway. The pusher is removed only if its
+  gateway rejects the pushkey (`rejected`).
 - A push that the gateway refuses is sent once more without the event's content, and then dropped.
-  It delays no other push, but several refused pushes in a row cause the same pause as a failure.
+  One refused push delays no other push, but two in a row cause the same pause as a failure.
 - For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
   is read again from there. So a message writes no row, and a failing pusher does not hold back the
-  position of the lease.
+  position that is stored with the lease (`stream_reader.py`).
 
 spec: push-gateway-api#homeserver-behaviour
 """
@@ -74,7 +75,7 @@ class QueueJob(msgspec.Struct, frozen=True):
 
 
 class PushDeliveries:
-    """The queues of all pushers. For the reactor thread."""
+    """The queues of all pushers. Use this class only on the reactor thread."""
 
     log = Logger()
 

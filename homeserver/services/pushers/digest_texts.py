@@ -1,7 +1,7 @@
 """Texts of an e-mail about missed messages: names, bodies and links, in the user's language.
 
 An edited message is shown as it is now. An encrypted message is only mentioned. If the operator
-allows no content in e-mails, only the number of messages is given.
+allows no content in e-mails, every message is only mentioned, with its sender and time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ MATRIX_TO: Final = "https://matrix.to"
 
 
 class DigestTexts:
-    """Builds the texts. For the reactor thread."""
+    """Builds the texts. Use this class only on the reactor thread."""
 
     def __init__(
         self,

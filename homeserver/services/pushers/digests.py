@@ -1,16 +1,16 @@
 """Sends e-mails about missed messages: decides when an e-mail is written.
 
 Laws:
-- An e-mail is written when a message has been unread for `delay`. Its content is computed at that
-  time, so it leaves out what was read meanwhile.
-- E-mails about one room back off, up to one a day, until the user is seen in the room again or
-  nothing has happened there for two days.
+- An e-mail is written when a message has been unread for the configured delay. Its content is
+  computed at that time, so it leaves out what was read during the delay.
+- E-mails about one room back off, up to one a day, until the user reads something in the room again
+  or the last e-mail about the room is two days old.
 - An e-mail and the state of its pusher are stored in one write: a restart neither loses an e-mail
   nor sends one twice.
 - The sender has the name that the operator configured for the server. The app's name is never the
-  sender. It is in the subject only if the operator configured no name.
-- An e-mail that was not sent yet is dropped when an event in it is redacted or purged.
-  The next e-mail contains the other events.
+  sender, and is in the subject only if the operator configured no name.
+- An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next
+  e-mail contains the other events.
 - An event writes at most one row per pusher, and nothing if the pusher's next e-mail is due at
   least as early anyway.
 """
@@ -56,7 +56,7 @@ class _Data(msgspec.Struct):
 
 
 class EmailDigests:
-    """Sends e-mails about missed messages. For the reactor thread."""
+    """Sends e-mails about missed messages. Use this class only on the reactor thread."""
 
     log = Logger()
 

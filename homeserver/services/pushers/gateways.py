@@ -8,7 +8,7 @@ Laws:
   fast gateways get slots however many others hang. (Users choose gateways, so anybody can add slow
   ones.)
 - An unreachable gateway is tried with one request at a time, after a pause that grows; all its
-  pushes wait for that one. An error status concerns only the one pusher of the request.
+  pushes wait for that request. An error status concerns only the one pusher of the request.
 - An answer with a success status means that the push was accepted, even if the body is invalid or
   never arrives: otherwise a phone would ring for it again and again. An unreadable answer removes
   no pusher: a gateway that rejects a pushkey does so again at the next push.
@@ -114,7 +114,7 @@ class Gateway(msgspec.Struct):
 
 
 class Gateways:
-    """All gateways. For the reactor thread."""
+    """All gateways. Use this class only on the reactor thread."""
 
     log = Logger()
 

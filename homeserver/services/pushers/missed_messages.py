@@ -1,9 +1,9 @@
 """Finds the messages a user has missed: unread events that match a push rule, by room.
 
 They are computed from the unread counts at each call. So nothing is stored for them, and read
-messages are left out. However many other events there are, no missed message is overlooked. Events
-that the current push rules would not push are left out. So are encrypted events that are pushed
-only because a client wants to decrypt all of them (MSC4028).
+messages are left out. Events that do not count as unread are not examined, however many there are.
+Events that the current push rules would not push are left out. So are encrypted events that are
+pushed only because a client wants to decrypt all of them (MSC4028).
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class MissedMessages(msgspec.Struct, frozen=True):
 
 
 class MissedEvents:
-    """Finds missed messages. For the reactor thread."""
+    """Finds missed messages. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ Laws:
 - A pusher of the format `event_id_only` gets IDs and counts, and nothing that a user wrote. It gets
   no tweaks either: they show whether the event mentions the user, and contain whatever the user's
   rules say. The device fetches the event and evaluates the rules itself.
-- The content of an encrypted event is never sent: a gateway cannot use it, and vendors carry only 4
-  KB.
+- The content of an encrypted event is never sent: a gateway cannot use it, and the push services of
+  phone vendors transport only 4 KB.
 
 spec: push-gateway-api#post_matrixpushv1notify
 """

@@ -1,8 +1,8 @@
 """The queue of one pusher: the pushes that wait, in the order of the stream.
 
 A push may be held for a moment, because its user seems to be reading the room
-(`active_readers.py`). Later pushes may then be sent earlier. `first` is the lowest position of all
-pushes that are waiting, held or in flight.
+(`active_readers.py`). Then later pushes may be sent before it. `first` is the lowest position of
+all pushes that are waiting, held or in flight.
 """
 
 from collections import deque
@@ -180,7 +180,8 @@ class PusherQueue(msgspec.Struct, eq=False):
 
 
 class ChangedQueues:
-    """The queues that have changed and are to be woken. For the reactor thread."""
+    """The queues that have changed and are to be woken. Use this class only on the reactor
+    thread."""
 
     log = Logger()
 

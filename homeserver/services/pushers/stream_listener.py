@@ -1,8 +1,8 @@
 """Collects the changes of the stream that concern users with pushers, until they are pushed.
 
 Laws:
-- Without the lease nothing is collected: the next holder of the lease reads the changes from the
-  database.
+- A node that does not hold the lease for pushes collects nothing: the next holder reads the changes
+  from the database.
 - For changes of pushers, only the user IDs are kept in memory; for changes of badges, each user ID
   with the position of the first change. So there are at most as many entries as users, however much
   happens.
@@ -33,7 +33,8 @@ PushChange = PushedEvent | MovedReceipt | MembershipRow
 
 
 class PushStreamListener:
-    """Subscribes to the stream and collects the changes. For the reactor thread."""
+    """Subscribes to the stream and collects the changes. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

@@ -2,18 +2,19 @@
 
 Laws:
 - Pushes come from the stream, never from the code that made the change: an event of another node,
-  or from before a restart, needs no special case. Everything up to the lease's position is sent, or
-  stored with its pusher.
+  or from before a restart, needs no special case.
 - One node pushes at a time: the holder of the lease. On SQLite, which serves only one node, a node
-  takes the lease even if it has not expired.
+  takes the lease even if it has not expired. The row of the lease stores a position: everything up
+  to it is sent, or stored with its pusher.
 - An event that notifies nobody costs nothing (its push flags say so). Neither does an event in a
   room where nobody has a pusher. Any other event is evaluated for all members with pushers, in
   several turns of the reactor if there are many.
-- The stream is read from memory (`stream_listener.py`). The database is read only after a start and
-  for writes of other nodes.
-- A node that stops or loses the lease finishes the current user first. The stored position is lower
-  than that of any push that was not sent. When events are read again after a database error, they
-  are pushed only to users who have not received them.
+- The changes of the stream come from memory (`stream_listener.py`). They are read from the database
+  only after a start or an error, if there are too many for the memory, and for writes of other
+  nodes.
+- A node that stops or loses the lease creates no further pushes. The stored position is lower than
+  that of any push that was not sent. When events are read again after a database error, they are
+  pushed only to users who have not received them.
 
 spec: client-server-api#push-notifications
 """
@@ -72,7 +73,7 @@ class _LeaseLost(Exception):
 
 
 class PushStreamReader:
-    """Reads the stream. For the reactor thread."""
+    """Reads the stream. Use this class only on the reactor thread."""
 
     log = Logger()
 
@@ -179,7 +180,7 @@ class PushStreamReader:
             self._scheduled = False
 
     def _check_lease(self) -> None:
-        """Check that the lease is held, before something is sent. Raises _LeaseGone."""
+        """Check that the lease is held, before something is sent. Raises `_LeaseLost`."""
         if not self._lease.is_held:
             raise _LeaseLost
 

@@ -1,8 +1,8 @@
 """The link that ends the e-mails about missed messages without signing in.
 
 Laws:
-- A link is signed and valid for one pusher as long as that exists: nobody can end another user's
-  e-mails.
+- A link is signed, and valid for one pusher as long as that pusher exists: nobody can end another
+  user's e-mails.
 - Opening the link changes nothing, since programs open links in e-mails. The button on the page
   ends the e-mails, and so does the mail client's own button (RFC 8058).
 """

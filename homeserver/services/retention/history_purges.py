@@ -2,9 +2,11 @@
 administrator, or because all local users have forgotten the room.
 
 Laws:
-- State stays. The newest visible message stays too, with its edits, reactions and votes, and the
-  root of its thread. Redactions of remaining events stay: they explain the missing content. Purged
-  events are gone for all local users; other servers keep theirs.
+- State stays. A purge by an administrator also keeps the newest visible message, with its edits,
+  reactions and votes, and the root of its thread. It keeps the redactions of remaining events,
+  which explain the missing content.
+- Purged content is gone for all local users; other servers keep theirs. Only messages of a
+  forgotten room may be fetched again, for a user who rejoins.
 - Events that arrive after the start of a purge stay. The purge of a forgotten room ends if a local
   user returns to the room.
 - A room has one purge at a time, and purges run one after another. A failed purge does not stop the

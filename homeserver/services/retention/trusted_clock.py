@@ -29,7 +29,7 @@ STORE_INTERVAL_MS: Final = 10 * 60_000
 
 
 class TrustedClock:
-    """Returns the time for purges by age. For the reactor thread."""
+    """Returns the time for purges by age. Use this class only on the reactor thread."""
 
     _log = Logger()
 

@@ -1,5 +1,5 @@
-"""Creation of rooms: the events of a new room are made from the request and written at once, or not
-at all.
+"""Creates rooms: makes the events of a new room from the request, and writes them in one
+transaction. Only the invites of remote users follow later, because their servers have to sign them.
 
 spec: client-server-api#post_matrixclientv3createroom
 """

@@ -18,7 +18,7 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class ForgetOnLeave:
-    """Forgets rooms for users who left them. For the reactor thread."""
+    """Forgets rooms for users who left them. Use this class only on the reactor thread."""
 
     _log = Logger()
 

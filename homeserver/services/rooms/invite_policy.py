@@ -1,5 +1,5 @@
-"""The invites that this server's users accept: by account state, invite permissions and rate
-limits.
+"""Decides which invites this server's users may send and receive, by the state of accounts, the
+users' invite permissions and rate limits.
 
 spec: client-server-api#invite-permission
 """

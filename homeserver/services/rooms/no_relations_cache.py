@@ -1,11 +1,11 @@
-"""A cache of the events that have no children. Most events have none, so it saves most queries for
-children.
+"""A cache of the events that have no children. Most events have none, so the cache saves most
+queries for children.
 
 Laws:
 - An event enters the cache when no children were found for a reader who ignores nobody. It leaves
   the cache when the stream reports a child.
-- An event that a local client sent after this cache subscribed to the stream counts as cached. No
-  earlier event can refer to it, so the stream has reported all its children.
+- An event that a local client sent after this cache subscribed to the stream counts as cached until
+  it has a child. No earlier event can refer to it, so the stream reports all its children.
 - If a child or a write of another node arrives during a read, the read's result is not cached.
 """
 
@@ -17,7 +17,7 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class NoRelationsCache:
-    """Ids of events without children. For the reactor thread.
+    """IDs of events without children. Use this class only on the reactor thread.
 
     No `LRU`: readers test many IDs at once against one set, so it is emptied when it is full.
     """

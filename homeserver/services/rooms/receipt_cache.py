@@ -8,7 +8,7 @@ The cache follows the stream. Only one kind of change is not on the stream: if a
 for more than `storage.rooms.receipts.MAX_THREADS` threads of a room, the oldest are deleted. The
 receipts of such a room are too many to be cached.
 
-For the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence

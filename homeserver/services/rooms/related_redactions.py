@@ -1,11 +1,13 @@
 """Redactions that include related events: edits, thread replies, poll responses.
 
-Related events that exist are redacted before the request is answered, in the name of the sender of
-the redaction and with their permissions; later ones when they arrive. The write that redacts the
-target also stores the redaction of related events as a task, so that other nodes continue if this
-node stops, and so that temporary failures are retried, such as an unavailable policy server. Only
-direct children count, and only valid replacements. If the sender of the redaction has been
-suspended, only their own events are redacted. While the sender is locked, the task waits.
+Related events that exist are redacted before the request is answered. Those that arrive later are
+redacted when they arrive. All this happens in the name of the sender of the redaction and with
+their permissions. Only direct children count, and edits only if they are valid.
+
+The write that redacts the target also stores the redaction of related events as a task. So other
+nodes continue if this node stops, and temporary failures, such as an unavailable policy server, are
+retried. If the sender of the redaction has been suspended, only their own events are redacted.
+While the sender is locked or shadow-banned, the task is retried later.
 
 Follows MSC3912.
 """
@@ -98,7 +100,7 @@ class _Progress(msgspec.Struct):
 
 
 class RelatedRedactions:
-    """Redacts children of redacted events. For the reactor thread."""
+    """Redacts children of redacted events. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Sending events: messages, state, redactions; each request at most once.
+"""Sends events: messages, state and redactions. A repeated request sends no second event.
 
-Events of a shadow-banned user are checked and answered as usual, but not sent. But such a user can
-really leave a room.
+Events of a shadow-banned user are checked and answered as usual, but not sent. Only changes of the
+user's own membership (join, knock, leave) are sent, without a reason that the user wrote.
 
 spec: client-server-api#sending-events-to-a-room
 """

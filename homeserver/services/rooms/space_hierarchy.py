@@ -2,8 +2,7 @@
 
 Laws:
 - Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,
-  which costs a few queries whatever the number of rooms. Any node can answer, and nothing
-  expires.
+  which takes a few queries for each level. Any node can answer, and no token expires.
 - Each room is shown once, at its first place in the walk; so loops end.
 - Rooms are read level by level, ahead of the walk. Other servers are queried only for rooms that
   the page reaches.

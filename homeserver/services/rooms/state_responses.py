@@ -3,7 +3,7 @@
 The key is the root of the state, and a state never changes under its root. But a redaction removes
 the content of an event, and display names come from the table of memberships. So a membership
 change invalidates the responses of its room. A redaction, which is rare, invalidates all responses.
-For the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""The summary of a room for users who are not joined to it.
+"""The summary of a room, which clients show to users before they join it.
 
 spec: client-server-api#get_matrixclientv1room_summaryroomidoralias
 """

@@ -28,7 +28,7 @@ from storage.rooms.rooms import RoomStore
 from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 
 MAX_UPDATES: Final = 100
-"""The max_rows updates of one response."""
+"""The maximum number of threads of one response."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 

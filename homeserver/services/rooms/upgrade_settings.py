@@ -1,8 +1,8 @@
 """Copies a user's personal settings to the room that replaces another: tags, push rules, direct
 chats.
 
-They are copied when the user joins the new room, before the join is acknowledged. Settings that
-exist for the new room are not changed.
+They are copied when the user upgrades the room or joins the new one, before the request is
+answered. Settings that exist for the new room are not changed.
 
 spec: client-server-api#room-upgrades
 """

@@ -1,4 +1,4 @@
-"""Shows scans to administrators and starts rescans."""
+"""Shows the results of malware scans to administrators, and starts rescans."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

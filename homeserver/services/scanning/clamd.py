@@ -1,5 +1,5 @@
-"""The ClamAV daemon. Each file is streamed to it (`INSTREAM`), so it needs no permission to read
-files.
+"""Scans files with the ClamAV daemon. Each file is streamed to it (`INSTREAM`), so the daemon needs
+no permission to read files.
 
 For the protocol see clamd(8): commands end with a zero byte, chunks of a file have a length prefix.
 """

@@ -1,5 +1,5 @@
-"""Rescans of files, for new signatures or by an administrator. `storage.media.rescans` stores their
-progress."""
+"""Rescans of files, when a scanner has new signatures or an administrator asks for one.
+`storage.media.rescans` stores their progress."""
 
 from collections.abc import Callable
 from typing import Final

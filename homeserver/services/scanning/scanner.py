@@ -1,4 +1,4 @@
-"""The interface of scanners."""
+"""The interface of scanners: clamd, ICAP servers, forbidden types and plug-ins."""
 
 from collections.abc import Awaitable
 from typing import Protocol

@@ -7,11 +7,12 @@ quarantined, as by an administrator.
 Laws:
 - No file is served without a verdict, unless the configuration allows it.
 - A file is streamed to the scanners from its storage; it is not written anywhere else.
-- The number of concurrent scans is bounded, and each has a time limit, so no content can delay the
-  scans of others for longer. Scans are scheduled fairly by owner; scans of decrypted files have
-  slots of their own, fair by requester. So nobody who sends or requests much delays others. The job
-  has at most half of the slots.
-- A file that cannot be scanned is retried with increasing delays. A request does not shorten them.
+- The number of concurrent scans is bounded, and each has a time limit. Scans are scheduled fairly
+  among the owners of the files (users and servers). Scans of decrypted files have slots of their
+  own, which are shared fairly among the requesters. So nobody who sends or requests much delays
+  others. The job has at most half of the slots.
+- A file that cannot be scanned is retried with increasing delays. A request for the file does not
+  shorten them.
 - The server stores neither keys of encrypted files nor anything that reveals their content: only a
   verdict, under a hash of content and key.
 """

@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 
 class ConnectionCache(Generic[T]):
-    """One value for each connection; of a device as many as are stored. For the reactor thread."""
+    """One value for each connection, of at most `MAX_DEVICE_CONNECTIONS` connections of a device.
+    Use this class only on the reactor thread."""
 
     def __init__(self, *, streams: Streams, capacity: int) -> None:
         """`capacity`: the weight of all values together."""

@@ -227,7 +227,7 @@ class _CachedConnection(msgspec.Struct):
 
 
 class SlidingConnections:
-    """Reads and stores the state of connections. For the reactor thread."""
+    """Reads and stores the state of connections. Use this class only on the reactor thread."""
 
     def __init__(
         self,

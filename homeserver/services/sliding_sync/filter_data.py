@@ -1,5 +1,5 @@
-"""The data that lists filter by, in memory: users' direct chats and tags, and traits of rooms. For
-the reactor thread."""
+"""The data that lists filter by, in memory: users' direct chats and tags, and the name, type and
+encryption of rooms. Use this module only on the reactor thread."""
 
 from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final

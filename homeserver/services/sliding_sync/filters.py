@@ -1,9 +1,10 @@
 """Applies the filters of lists to a user's rooms.
 
 The result is cached with the order of the user's rooms (`room_order.py`) and updated with it. So a
-list with filters costs no more for a user in thousands of rooms than one without. Only a filter by
-spaces reads all rooms each time. A room that the user has left is filtered by its state at that
-time. For the reactor thread.
+list with filters usually costs no more than one without. All rooms are filtered each time in two
+cases: if a filter names spaces, and while the list differs from the cached order (`RoomLists`). A
+room that the user has left is filtered by its state at that time. Use this module only on the
+reactor thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Selects the rooms of a request: lists with their filters and windows, and room subscriptions.
 
-If the user's room order is cached, no query is needed. The state of rooms outside the windows is
-never read.
+If the user's room order is cached, a list without filters needs no query. The state of rooms
+outside the windows is read only for filters.
 """
 
 from collections.abc import Collection, Mapping, Sequence, Set

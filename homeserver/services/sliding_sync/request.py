@@ -1,4 +1,5 @@
-"""A request of sliding sync, in either of its two forms, parsed.
+"""A request of sliding sync, parsed: in the stable form, or in the unstable one of released
+clients.
 
 Proposal: MSC4186.
 """

@@ -1,7 +1,7 @@
 """The entries of rooms in a response: timeline, state, name, heroes, counts.
 
-All rooms of a response are read together. A room that the user has left is shown as it was then;
-from later changes the client gets only the user's own membership.
+The rooms of a batch (`batches.py`) are read together. A room that the user has left is shown as it
+was then; from later changes the client gets only the user's own membership.
 """
 
 from collections.abc import Mapping, Sequence, Set

@@ -3,7 +3,7 @@
 When an order is read, only the rooms that changed since the last read are moved. So the cost of a
 list does not grow with the number of the user's rooms. An order is a dictionary, which keeps the
 order of insertion: a room with a new event moves to the end, and the room that has had no new event
-for the longest time comes first. For the reactor thread.
+for the longest time comes first. Use this module only on the reactor thread.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,7 +1,8 @@
 """The positions of the newest events of rooms, in memory: lists are sorted by them.
 
-An event that arrives on the stream is the room's newest, so a value is read from the database at
-most once. For the reactor thread.
+An event that arrives on the stream is the room's newest. So a value that was read from the database
+is updated from the stream, and not read again while it is cached. Use this module only on the
+reactor thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -66,7 +66,7 @@ TypingViews = Mapping[str, TypingView]
 
 
 class SentTyping:
-    """Records the views of all connections. For the reactor thread."""
+    """Records the views of all connections. Use this class only on the reactor thread."""
 
     def __init__(self, *, typing: Typing, streams: Streams, capacity: int) -> None:
         """`capacity`: the size in bytes, about."""

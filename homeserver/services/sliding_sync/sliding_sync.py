@@ -1,13 +1,14 @@
 """Sliding sync: returns what is new in the rooms in a client's view; waits until something is new.
 
 Laws:
-- A response covers a range of the stream, like one of /sync. It depends on the request and on the
-  stored state of the connection, and on nothing else.
+- A response covers a range of the stream, like one of /sync. Its content depends on the request and
+  on the stored state of the connection. Only lazily loaded members and typing users also depend on
+  what this node remembers: they may be sent again.
 - A response has a bounded size. Rooms that do not fit are treated like rooms outside the windows;
   the next response, which is sent at once, continues with them.
 - The state of the connection after a response is stored before the response is sent, if it changed.
-- The cost depends on the changes in the windows, not on the number of the user's rooms: the rooms
-  with changes are known from memory, and only these are read.
+- For a client that keeps up, the cost depends on the changes in the windows, not on the number of
+  the user's rooms: the rooms with changes are known from memory, and only these are read.
 
 The parts of a response are made in `lists.py` (which rooms), `room_entries.py` (what is new in
 each) and `extensions.py`.

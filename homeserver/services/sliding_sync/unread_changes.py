@@ -1,7 +1,8 @@
 """Rooms whose unread counts may have changed although no event says so.
 
-The user read the rooms on another device, or changed their ignored users, or messages were purged.
-If none of this happened recently, which is known from memory, there is no query.
+This happens if the user reads the rooms on another device or changes their ignored users, or if
+messages are purged. If none of this happened recently, which is known from memory, there is no
+query.
 """
 
 from collections.abc import Mapping, Set
@@ -21,7 +22,7 @@ NONE: Final[frozenset[int]] = frozenset()
 
 
 class SlidingUnreadChanges:
-    """Finds such rooms. For the reactor thread."""
+    """Finds such rooms. Use this class only on the reactor thread."""
 
     def __init__(
         self,

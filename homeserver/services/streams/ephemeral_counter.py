@@ -18,7 +18,7 @@ clock."""
 
 
 class EphemeralCounter:
-    """Assigns positions. For the reactor thread."""
+    """Assigns positions. Use this class only on the reactor thread."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock

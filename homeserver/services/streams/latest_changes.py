@@ -1,5 +1,5 @@
 """Stores the positions at which users or rooms changed last, and finds those that changed since a
-position. For typing and presence."""
+position. Typing and presence use it."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
@@ -9,7 +9,8 @@ K = TypeVar("K", bound=Hashable)
 
 
 class LatestChanges(Generic[K]):
-    """Holds the positions of the `capacity` keys that changed last. For the reactor thread.
+    """Holds the positions of the `capacity` keys that changed last. Use this class only on the
+    reactor thread.
 
     It is not an `LRU`: a read does not move a key, and an eviction raises `complete_from`.
     """

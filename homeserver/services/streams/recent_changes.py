@@ -1,5 +1,5 @@
 """The recent changes in memory, by rooms and users. They tell a sync with a recent position what to
-read, without a query for each room. For the reactor thread.
+read, without a query for each room. Use this module only on the reactor thread.
 
 The changes after a position are collected once and cached until the next change: the many readers
 that one message wakes usually have the same position.

@@ -3,7 +3,8 @@
 A to-device message is removed when the device sends a later token, which confirms that it has
 received the message. If more messages are pending than fit into one response, all sections of the
 response end at the position of the last message in it, and the next response continues there. An
-initial sync cannot end earlier, so its token has a separate position for to-device messages.
+initial sync shows rooms as they are now, so it cannot end earlier. Its token has a separate
+position for to-device messages.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """

@@ -1,7 +1,8 @@
 """The rooms that a user is in, or has left: timeline, state and summary.
 
-All rooms of a response are read together, so the number of queries does not grow with the number of
-rooms. A client that is up to date costs no query: what it needs is in memory.
+The rooms of a response are read together, usually in one batch, so the number of queries does not
+grow with the number of rooms. A client that is up to date costs no query: what it needs is in
+memory.
 
 A room that the user has left is shown as it was then. From later changes, such as a ban or a
 retracted knock, the client gets only the user's own membership.
@@ -518,7 +519,7 @@ def _members_in(timeline: Sequence[VisibleEvent]) -> list[str]:
 def batches_of(
     updates: Sequence[RoomUpdate], ranges: Mapping[int, ArrivalRange]
 ) -> Iterator[Sequence[RoomUpdate]]:
-    """Split the rooms into batches of at most EVENTS_AT_ONCE events; mostly one."""
+    """Split the rooms into batches of at most `EVENTS_PER_READ` events; mostly one batch."""
     begin = events = 0
     for at, update in enumerate(updates):
         of_room = len(ranges[update.room.room_nid].arrivals)

@@ -36,7 +36,7 @@ class _Device(msgspec.Struct, gc=False):
 
 
 class LazyMembers:
-    """The members that were sent to devices. For the reactor thread."""
+    """The members that were sent to devices. Use this class only on the reactor thread."""
 
     def __init__(self, *, capacity: int) -> None:
         """`capacity`: the number of stored members, of all devices together. A device counts as a

@@ -42,7 +42,8 @@ class PlainTimeline(msgspec.Struct, frozen=True, gc=False):
 
 
 class PlainMessages:
-    """Reads the timelines of rooms with plain messages. For the reactor thread."""
+    """Reads the timelines of rooms with plain messages. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

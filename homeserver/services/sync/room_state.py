@@ -3,8 +3,8 @@ its end.
 
 Clients get the current state as it was at the end of the range. If the DAG of the room is forked,
 state resolution may have changed it without an event, or contrary to one. The state before a
-timeline is the same except for the entries that the timeline sets. The events that these entries
-replaced are stored with them.
+timeline differs from it only in the entries that the timeline sets. Each state event is stored with
+the event that it replaced, so these entries are known without reading another state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -33,7 +33,7 @@ class RoomSummary(msgspec.Struct, frozen=True, gc=False):
 
 
 class RoomSummaries:
-    """Reads and caches summaries. For the reactor thread."""
+    """Reads and caches summaries. Use this class only on the reactor thread."""
 
     def __init__(
         self, *, store: RoomSummaryStore, partial: PartialRooms, streams: Streams, capacity: int

@@ -1,12 +1,12 @@
 """The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
-They are stored in the database too, until the device has received them or is deleted. For the
-reactor thread.
+They are stored in the database too, until the device has received them or is deleted. Use this
+module only on the reactor thread.
 
 Laws:
-- Adding messages costs the same for any number of devices. The next read sorts them by recipient,
-  for several requests together. A request to many recipients is kept apart and has an index of its
-  own. An event is built only when it goes into a response.
+- Adding the messages of a request does not sort them by recipient. This is done later, for several
+  requests together. A request to many recipients is kept apart and has an index of its own. An
+  event is built only when it goes into a response.
 - For each device, the cache records a position. Messages up to it were delivered, or were for a
   deleted device with the same ID, and are never returned again.
 """
@@ -34,8 +34,7 @@ DeviceKey = tuple[str, str]
 """User and device."""
 
 CachedMessage = tuple[int, str, ToDeviceAdded]
-"""The position of a message, the ID of its device, and the request that it came with; for
-`read`."""
+"""The position of a message, the ID of its device, and the request that it came with."""
 
 _position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)

@@ -15,7 +15,8 @@ from storage.rooms.memberships import MembershipRow
 
 
 class UnreadChanges:
-    """Finds rooms whose unread counts may have changed. For the reactor thread."""
+    """Finds rooms whose unread counts may have changed. Use this class only on the reactor
+    thread."""
 
     def __init__(self, *, recent: RecentChanges, unread: UnreadCounts) -> None:
         self._recent = recent

@@ -1,4 +1,4 @@
-"""Parses search queries into terms, ranks texts by them, and finds words to highlight. Pure.
+"""Parses search queries into terms, ranks texts by them, and finds words to highlight.
 
 A text has to contain all words, in any order. A word of three or more characters also matches as a
 prefix, which languages with many endings need. Words in quotes, and runs of characters of scripts
@@ -52,7 +52,8 @@ def matches(terms: Iterable[SearchTerm], words: str) -> bool:
 
 
 def rank(terms: Sequence[SearchTerm], words: str) -> int:
-    """Return the rank of a text that contains the terms, from 0 to SCALE (see `make_ranker`)."""
+    """Return the rank of a text that contains the terms, from 0 to `MAX_RANK` (see
+    `make_ranker`)."""
     return make_ranker(terms)(words)
 
 

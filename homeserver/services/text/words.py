@@ -1,4 +1,4 @@
-"""Folds text into search keys: equivalent spellings of a word have the same key. Pure.
+"""Folds text into search keys: equivalent spellings of a word have the same key.
 
 A word has a key in each of the configured languages; two words match if they have a common key.
 Case, diacritics and apostrophes are ignored. In Uzbek and Karakalpak, Cyrillic text gets the keys

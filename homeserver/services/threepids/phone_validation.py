@@ -1,7 +1,8 @@
 """Validation of telephone numbers by a code in a text message.
 
 Laws:
-- A code is valid for one purpose, for minutes, and for few attempts; it is stored as a hash.
+- A code is valid for one purpose, for some minutes and for `MAX_ATTEMPTS` attempts. It is stored as
+  a hash.
 - Messages cost money: they go to mobile numbers only, with limits per number, per client address
   and per day in total.
 - If the operator hides which numbers belong to accounts, neither the response nor its time reveals

@@ -4,7 +4,8 @@ Below, an address is either of the two.
 
 Laws:
 - A validation counts only for the purpose that its message named.
-- A validation is valid once, within the lifetime of its medium.
+- A validation is valid once, within the lifetime that is configured for its medium (`EMAIL` or
+  `MSISDN`).
 
 spec: client-server-api#adding-account-administrative-contact-information
 """

@@ -6,7 +6,8 @@ A token has a prefix and a checksum:
 - refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
   refresh tokens of a session; 24 of its own; the checksum;
 - application password: `mhp_`, an ID of 12 characters, 24 secret ones, the checksum.
-So scanners for leaked secrets recognise them, and a truncated or invented token costs no query.
+So scanners for leaked secrets recognise tokens. A truncated token, or one that was invented without
+a right checksum, costs no query.
 """
 
 import hashlib

@@ -3,9 +3,9 @@
 Laws:
 - An existing link decides. A name that the provider changes later does not move a user to another
   account.
-- An account that the provider did not create is linked only if the configuration allows it, and to
-  one subject per provider.
-- Account, link and first profile are one write.
+- An account that was not created by a sign-in with the provider is linked only if the configuration
+  allows it, and to one subject per provider.
+- A new account, its link, display name and e-mail addresses are one write. The avatar follows.
 """
 
 from collections.abc import Mapping, Sequence, Set

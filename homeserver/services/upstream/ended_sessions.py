@@ -1,5 +1,5 @@
-"""Ends everything that began with a sign-in at an identity provider, when the provider ends its
-session.
+"""Ends what began with a sign-in at an identity provider, when the provider ends its session. The
+devices of the sign-in are ended by the callers (`oidc/backchannel_logout.py`, `saml/logout.py`).
 
 Laws:
 - Unused login tokens and codes, pending flows and the browser session of that sign-in end in one

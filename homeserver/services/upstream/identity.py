@@ -65,8 +65,8 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """A sign-in to this server's pages. `next_path`: the path to continue at. `again`: the provider
-    must authenticate the user again, even with an existing session."""
+    """A sign-in to this server's pages. `next_path`: the path to continue at. `reauthenticate`: the
+    provider must authenticate the user again, even with an existing session."""
 
     next_path: str
     reauthenticate: bool = False

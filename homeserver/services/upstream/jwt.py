@@ -1,9 +1,9 @@
-"""Signs in users with a JSON Web Token that another program of the institution signed, such as its
-intranet.
+"""Signs in users with a JSON Web Token that was signed by another program that the operator trusts,
+such as an intranet.
 
 Laws:
-- Only the configured algorithm is accepted. Issuer, audience and times are checked if the token or
-  the configuration has them.
+- Only the configured algorithm is accepted. Times are checked if the token has them, the issuer if
+  the configuration names one, and the audience if the token or the configuration has one.
 - The configured claim is the local part of the user ID. The signing program chooses it, so this
   program can sign in to every account.
 

@@ -5,8 +5,9 @@ Laws:
   refused the second time.
 - A flow in which the provider has identified the user ends if the account's credential epoch
   changes, if the session at the provider ends, or if the browser signs out.
-- A request is refused without the cookie of the browser that began the sign-in. So nobody can sign
-  a user in to another account by sending them a link.
+- A sign-in continues only with the cookie of the browser that began it. So nobody can sign a user
+  in to another account by sending them a link. (An answer that a provider's page posts comes
+  without the cookie: it is stored, and the next request has to have it.)
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """

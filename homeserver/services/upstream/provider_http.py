@@ -1,4 +1,4 @@
-"""Requests documents from identity providers over HTTP, with bounds.
+"""Requests documents from identity providers over HTTP, with limits on time and size.
 
 Laws:
 - Every failure is a `SignInRefused`. Its details are for the log; users read that the provider is

@@ -1,9 +1,9 @@
-"""Checks passwords with a directory, behind the same login as local passwords.
+"""Checks passwords with LDAP directories, in the same login as local passwords.
 
 Laws:
-- The password of a linked account is checked at the directory entry of its subject, not of its
-  name: another person may get the same name later.
-- The queue for threads is bounded, so a directory that hangs does not block the server. Client
+- For a linked account, only the directory entry of its subject counts, not an entry with its name:
+  another person may get the same name later.
+- The queue for threads is bounded, so a directory that hangs does not block the server. Client IP
   addresses take turns, and one address gets only a share of the threads.
 """
 

@@ -7,9 +7,10 @@ Laws:
 - If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
   directory counts as faulty: the server only logs an error, until an administrator acts.
 - The directory never unlocks an account that an administrator locked.
-- Names and addresses are imported, each by itself, when they differ from the last known value; a
-  bounded number of users per check. Unchanged values write nothing, so users keep the names they
-  chose. If the last value is unknown, it is recorded and nothing changes.
+- A user's name is imported when it differs from the last known name, and the addresses when they
+  differ from the last known ones, for at most `MAX_CHANGED` users per check. Unchanged values write
+  nothing, so users keep the names they chose. If the last value is unknown, it is recorded and
+  nothing changes.
 - An address that another account still has is retried at each check, together with all other
   changes, so that users who swap addresses, in pairs or rings, all get theirs.
 """

@@ -1,9 +1,10 @@
 """Fetches and caches a provider's discovery document and keys.
 
 Laws:
-- Endpoints are accepted only from a document with the configured issuer, and only with https.
-- A signature that does not verify makes the server fetch the keys again, at most once a minute,
-  also while the provider is down: anybody can send such signatures.
+- Endpoints that are not configured are accepted only from a document with the configured issuer,
+  and all endpoints only with https. The option `skip_verification` turns these checks off.
+- If the signature of a token does not verify, the server fetches the keys again, at most once a
+  minute, also while the provider is down: anybody can send such tokens.
 
 spec: https://openid.net/specs/openid-connect-discovery-1_0.html
 """

@@ -1,8 +1,8 @@
 """Signs in users with an OpenID Connect provider: redirects there and redeems the code that the
 browser brings back.
 
-Authorization code flow, with PKCE if the provider supports it; each sign-in has its own state and
-nonce.
+It uses the authorization code flow, with PKCE if the provider supports it. Each sign-in has its own
+state and nonce.
 
 Law: a code is sent only to the provider that issued it. So a callback is accepted only at the
 redirect URI registered at this provider; if providers share one, only with `iss`. Otherwise a

@@ -62,7 +62,7 @@ class DetachedSignature(msgspec.Struct, frozen=True):
 
 
 class SAMLLogoutMessage(msgspec.Struct, frozen=True):
-    """A logout request as received. `beside`: its detached signature (`HTTP-Redirect`); None for a
+    """A logout request as received. `signature`: the detached one (`HTTP-Redirect`); None for a
     form (`HTTP-POST`). `is_soap`: a SOAP envelope that the provider sent directly."""
 
     request: str

@@ -25,7 +25,7 @@ from storage.federation.signed_documents import SignedDocument, SignedDocumentSt
 SAML_WORK: Final = "SAML"
 """The key of SAML work in the shared threads; other keys are client addresses."""
 PAUSE_SECONDS: Final = 30.0
-"""Pause after a failed fetch. Sign-ins fail at once meanwhile."""
+"""Pause after a failed fetch. Until it ends, sign-ins fail immediately."""
 
 
 class SAMLMetadataLibrary(Protocol):
