@@ -70,8 +70,8 @@ class Hooks:
         self, user_id: str, way: str, address: str
     ) -> Awaitable[str | None] | str | None:
         """Return why this user must not sign in now, as a sentence for the user; None allows it.
-        `way`: `password`, `token` (of another client or an identity provider), `jwt`, `browser` or
-        `application_password`."""
+        `way`: `password`, `token` (of another client or an identity provider), `jwt`, `browser`,
+        `application_password` or `application_service`."""
 
     @hookspec
     def check_captcha(self, solution: str, address: str) -> Awaitable[bool | None] | bool | None:
