@@ -1,4 +1,7 @@
-"""Decides with which servers this server federates. Checks each incoming and outgoing server name.
+"""Decides with which servers this server federates, and which kinds of data each may send.
+
+The configuration has patterns of allowed and denied server names. It may also require a signed list
+of the federation's members (`member_list_refresher.py`).
 
 Laws:
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
@@ -7,6 +10,7 @@ Laws:
 - If the federation has a list of members, all other servers are refused. If no list is in force,
   all servers are refused.
 - Our own name is always allowed.
+- In a simulation nothing is refused. Refusals are only logged.
 - The rules may change at run time, so callers must not cache a decision.
 """
 
@@ -72,7 +76,7 @@ class PolicyRules(msgspec.Struct, frozen=True):
     is_simulation: bool = False
     """Refuse nothing, and log what would be refused."""
     has_member_list: bool = False
-    """Federate only with members of the list; see `Policy.use_list`."""
+    """Federate only with members of the list; see `FederationPolicy.use_list`."""
 
 
 def make_rules(
