@@ -35,7 +35,7 @@ STRIPPED_STATE: Final[tuple[StateKey, ...]] = (
 """The state in a stripped state, the create event first. spec: client-server-api#stripped-state"""
 
 MAX_STRIPPED_EVENTS: Final = 100
-"""How many events are taken from another server; the specification names seven."""
+"""Events that are accepted from another server. The specification names seven."""
 
 
 class StrippedEvent(msgspec.Struct, frozen=True):
