@@ -56,7 +56,7 @@ MAX_EDUS: Final = 100
 MAX_CONCURRENT_ROOMS: Final = 10
 """Rooms of one transaction that are processed at once."""
 MAX_WAITING: Final = 10
-"""Transactions of one server that may wait. A well-behaved server waits for each response."""
+"""Transactions of one server that are processed or wait. A usual server waits for each response."""
 
 MAX_COMMAS_AT_ONCE: Final = 100_000
 """Commas in a body that is parsed at once, which takes a tenth of the time of splitting it. No list

@@ -7,13 +7,14 @@ Laws:
 - An event that the policy server refused is not sent. If it is from another server, it is
   soft-failed. The sender gets the policy server's own error text.
 - A policy server that does not respond is not asked again for half a minute, so that the room is
-  delayed little. Until then, new events count as refused. Past events are not urgent, so they wait
-  until it responds.
+  delayed little. During this pause, new events count as refused. Past events are not urgent, so
+  they wait until it responds.
 - A policy server that rate limits us is not asked before the time that it names. Events from other
   servers wait for that time.
-- It is asked about remote events before their turn in the room's queue, and about several events
-  concurrently. So a slow policy server does not delay the room. A time limit prevents it from
-  delaying the sending server. Its answers are stored for a week (`policy_server_verdicts.py`).
+- The policy server is asked about remote events before their turn in the room's queue, and about
+  several events concurrently. So a slow policy server does not delay the room. A time limit
+  prevents it from delaying the server that sent the events. Its answers are stored for a week
+  (`policy_server_verdicts.py`).
 
 spec: server-server-api#policy-servers
 """
