@@ -7,8 +7,8 @@ Laws:
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
   host without its port, so another port does not evade it. Matching ignores case. A deny pattern
   takes precedence over everything that allows a server.
-- If the federation has a list of members, all other servers are refused. If no list is in force,
-  all servers are refused.
+- If the configuration requires a list of members, all other servers are refused. While no list is
+  in force, all servers are refused.
 - Our own name is always allowed.
 - In a simulation nothing is refused. Refusals are only logged.
 - The rules may change at run time, so callers must not cache a decision.

@@ -3,8 +3,8 @@
 `federation/peers/routes.py` does the lookups, in this order:
 
 1. A name with an IP address or a port is used as it is (`route_by_name`).
-2. Otherwise the well-known file is fetched (`read_well_known`), and the name in it replaces the
-   name of the server. If it has an IP address or a port, it is used as it is.
+2. Otherwise the well-known file is fetched (`read_well_known`), and the name in the file replaces
+   the name of the server. If that name has an IP address or a port, it is used as it is.
 3. Otherwise SRV records are looked up (`service_names`, `route_by_services`).
 4. If there are none, port 8448 of the host is used (`route_by_host`).
 

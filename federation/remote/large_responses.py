@@ -5,8 +5,8 @@ size limit, for which no slot is needed. If the response is longer, it is reques
 slot for a larger size. If it exceeds that size too, the request waits for a slot of the next size.
 It gives up its first slot, so that it does not delay smaller responses.
 
-One machine can pose as many servers. So registered domains get the slots in turns, and each may
-hold one slot of a size.
+One machine can pose as many servers. So registered domains get the slots in turns, and each domain
+may hold one slot of each size.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -11,8 +11,8 @@ longest pause of the schedule. spec: client-server-api#rate-limiting
 If a destination refuses the content of a transaction (400, 413, 422), the content is sent in ever
 smaller parts (`refused_items.py`). An item that is refused on its own is dropped, but only if the
 destination accepts an empty transaction right after it. A destination that refuses the empty
-transaction too, like a proxy that has lost its backend, counts as unresponsive. If a destination
-answers 500 for long, parts are tried too, and an item is dropped if others of its kind are accepted.
+transaction too, like a proxy that has lost its backend, counts as unresponsive. A destination that
+answers 500 for long gets parts too: there an item is dropped if others of its kind are accepted.
 
 A destination that the policy blocks is marked as behind. It is not retried until the policy or the
 signed list of members changes.

@@ -6,10 +6,11 @@ can be received, or expires.
 
 Laws:
 - The inbox is in the database, so it survives a restart. `start` continues the work.
-- A room has one worker at a time. The number of rooms that have a worker is limited, and more
-  strictly for the rooms whose next events come from one domain, because its servers may respond
-  slowly. After an attempt without success the room pauses, longer each time. New events for the
-  room end the pause early, because they may show that a server can be reached again.
+- A node makes one attempt for a room at a time. The number of rooms with an attempt is limited, and
+  more strictly for the rooms whose next events come from servers of one registered domain, because
+  these servers may respond slowly. After an attempt without success the room pauses, longer each
+  time. New events for the room end the pause early, because they may show that a server can be
+  reached again.
 - The events of a room are tried server by server: first those of servers in the room, and among
   these, first the ones with the fewest attempts. So events that nobody can complete do not delay
   the others. Among servers with equally many attempts, the one that has been in the room for

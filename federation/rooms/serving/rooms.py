@@ -8,8 +8,8 @@ Laws:
   contain it without its content. States and auth chains contain all their events in full.
 - A rejected event is never sent. A soft-failed event is sent only if it is requested, or if an
   event that builds upon it is requested.
-- For a room with partial state, no states, auth chains and backfill are served, because other
-  servers have more.
+- For a room with partial state, this server serves neither states nor auth chains nor backfill,
+  because other servers have more.
 - Bytes are sent as they are stored. The number of queries does not grow with the size of the room.
 
 spec: server-server-api#retrieving-events,
