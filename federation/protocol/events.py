@@ -64,9 +64,9 @@ class StateKey(NamedTuple):
 class Event:
     """A well-formed PDU of a known room version, with its id. It is never changed.
 
-        `pdu` is the complete PDU as parsed JSON, with `hashes` and `signatures` and without
-        `unsigned`. All other attributes are views of it. `pdu` and `content` are read-only by
-        convention, and are decoded when they are first read.
+    `pdu` is the complete PDU as parsed JSON, with `hashes` and `signatures` and without
+    `unsigned`. All other attributes are views of it. `pdu` and `content` are read-only by
+    convention, and are decoded when they are first read.
     """
 
     __slots__ = (

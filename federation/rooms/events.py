@@ -137,7 +137,7 @@ class StoredEvent:
 
     def is_expired(self, oldest: int) -> bool:
         """Return whether it is a message older than the oldest one to show
-                (`RoomRetentionCache.get_oldest_shown`)."""
+        (`RoomRetentionCache.get_oldest_shown`)."""
         return self.event.state_key is None and self.aged_from < oldest
 
     @property

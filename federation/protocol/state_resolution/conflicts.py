@@ -15,7 +15,7 @@ from federation.protocol.room_versions import RoomVersion, StateResolution
 
 class Conflicts(msgspec.Struct, frozen=True):
     """The states to resolve, in two parts: the entries on which they agree, and the candidates for
-        each key on which they do not."""
+    each key on which they do not."""
 
     unconflicted: Mapping[StateKey, EventID]
     conflicted: Mapping[StateKey, frozenset[EventID]]

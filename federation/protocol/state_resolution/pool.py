@@ -21,7 +21,7 @@ PowerLevelsOf = Callable[[EventID], EventID | None]
 
 class MissingInput(LookupError):
     """The caller did not load something that the resolution needs. This is always a bug of this
-        server."""
+    server."""
 
 
 class MissingEvent(MissingInput):
@@ -55,7 +55,7 @@ class MissingLineage(MissingInput):
 
 class EventPool:
     """The loaded events by id, always with the room's create event. Parses and caches their power
-        levels."""
+    levels."""
 
     __slots__ = ("_events", "_levels", "create")
 
