@@ -52,7 +52,7 @@ MAX_PREV_EVENTS = 20
 
 
 class RoomBeforeEvent(msgspec.Struct, frozen=True):
-    """The room right before an event."""
+    """The room before an event. Only `member_count` includes the event."""
 
     room_nid: int
     """0 for a room that is not written yet."""

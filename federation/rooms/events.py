@@ -161,7 +161,8 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
     thread.
 
-    The cache is no `StreamCache`. After a write of another node it evicts only the changed events.
+    The cache is no `StreamCache`. After a write of another node it evicts only the events that this
+    write may have changed.
     """
 
     def __init__(

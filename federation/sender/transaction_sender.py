@@ -87,7 +87,7 @@ class SendCounts(msgspec.Struct):
 
 
 class TransactionSender:
-    """Stores all destinations that have something to send or have failed. For the reactor
+    """Sends to all destinations. Holds those that have unsent data or have failed. For the reactor
     thread."""
 
     log = Logger()

@@ -62,7 +62,7 @@ class InviterChecks(Protocol):
 
 
 class PlannedInviteSender:
-    """Sends the invites of newly created rooms. For the reactor thread."""
+    """Sends the invites to rooms that were just created. For the reactor thread."""
 
     _log = Logger()
 

@@ -44,7 +44,7 @@ MAX_NAMED: Final = 100
 """Events that a request may name."""
 PAGE_SIZES: Final = (20, 200, 200, 200, 200)
 """Numbers of events near a time that are checked, page by page, until the server may see one. Many
-may have passed the retention at once."""
+events may be older than the room's retention period."""
 
 Pdus = list[msgspec.Raw]
 
