@@ -6,10 +6,10 @@ Laws:
 - A result is at least as new as what any client has seen on any node. A client may learn of a
   change on another node a moment before this node learns of it. So if several nodes may exist, one
   query asks whether other nodes have written anything. If they have, another query checks that the
-  cached keys are the newest. Therefore this class is no `StreamCache`.
-- Keys that are the same for all readers are encoded once.
+  cached keys are the newest. Therefore `PublishedKeyCache` is no `StreamCache`.
+  - Keys that are the same for all readers are encoded once.
 
-For the reactor thread.
+  The cache is used only on the reactor thread.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

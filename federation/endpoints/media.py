@@ -1,6 +1,7 @@
 """Endpoints that send files of this server to other servers, as a streamed multipart response.
 
-`MediaHandlers` holds the functions of the media service. It is built at start-up.
+`MediaHandlers` holds the functions of the media service. They are passed in at start-up, because
+`federation` does not import `homeserver`.
 
 spec: server-server-api#content-repository
 """

@@ -1,6 +1,7 @@
 """Endpoints with which other servers query profiles, aliases and the public room directory.
 
-`QueryHandlers` holds the functions of the services that answer. It is built at start-up.
+`QueryHandlers` holds the functions of the services that answer. They are passed in at start-up,
+because `federation` does not import `homeserver`.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """

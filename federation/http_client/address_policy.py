@@ -1,8 +1,8 @@
 """Decides to which IP addresses this server may connect.
 
 Callers pass the very address that a socket is opened to, never a name. So DNS rebinding cannot
-evade the policy. An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64, Teredo) is
-checked as both.
+evade the policy. If an IPv6 address contains IPv4 addresses (mapped, compatible, 6to4, NAT64,
+Teredo), these are checked too.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Sends HTTP requests to URLs from other parties, such as push gateways and link previews.
+"""Sends HTTP requests to servers that are not trusted, such as push gateways, web pages for link
+previews, and other Matrix servers.
 
 treq sends the requests on an `IAgent` that checks each address and certificate
 (`federation.http_client.agent`). This module adds limits on the time and on the body, and follows

@@ -1,8 +1,9 @@
 """Opens connections to the addresses of a host, or through a proxy.
 
-All addresses are tried, IPv6 and IPv4 alternately, each a moment after the previous one (RFC 8305).
-So broken IPv6 or an unreachable machine costs a quarter of a second. `AddressPolicy` checks the
-very address that the socket is opened to.
+All allowed addresses are tried until one accepts: IPv6 and IPv4 alternately, each a moment after
+the previous one (RFC 8305). So broken IPv6 or an unreachable machine costs a quarter of a second.
+`AddressPolicy` checks the very address that the socket is opened to. A proxy has to check the
+addresses of host names itself (`proxy.py`).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Opens connections through an HTTP proxy, by CONNECT. The proxy learns the host, but no content.
 
-The proxy looks up the names. So the proxy has to check their addresses, and the `AddressPolicy` is
-not used.
+The proxy looks up host names, so it also has to check their addresses. `AddressPolicy` checks only
+hosts that are given as an IP address.
 """
 
 from base64 import b64encode

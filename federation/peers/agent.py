@@ -1,7 +1,8 @@
-"""The production `Wire`: resolves a server name, connects, and sends a request.
+"""Sends requests to other servers over HTTPS: resolves the server name, connects, and sends.
 
-Redirects are not followed. If no host of a route answers, the server name is resolved again for the
-next request.
+`HttpWire` is the `Wire` (`wire.py`) of a running server; tests use others. Redirects are not
+followed. If no host of a route accepts a connection, the server name is resolved again for the next
+request.
 
 spec: server-server-api#resolving-server-names
 """
@@ -67,7 +68,7 @@ class FederationAgent:
     async def _connect(
         self, destination: ServerName, route: Route, factory: IProtocolFactory
     ) -> IProtocol:
-        """Connect to the first host of a route that answers."""
+        """Connect to the first host of a route that accepts a connection."""
         failure = OutboundError("the server states that it does not federate", retryable=False)
         for hop in route.hops:
             try:

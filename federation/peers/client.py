@@ -2,8 +2,8 @@
 
 Laws:
 - Nothing is sent to a server that the policy blocks.
-- Whatever the other server does, the caller gets a value of the requested type or a `RemoteError`,
-  never another exception.
+- Whatever the other server does, the caller gets a value of the requested type or a `RemoteError`.
+  The only other exception is `Forbidden`, if the policy blocks the server.
 
 spec: server-server-api#request-authentication
 """
@@ -36,8 +36,8 @@ MAX_JSON_BYTES = 10 << 20
 MAX_ERROR_BYTES = 64 << 10
 """Longest error body that is parsed. Parsed JSON may take twenty times its size."""
 LONG_JSON_BYTES, MAX_VALUES = 1 << 20, 1_500_000
-"""A response that is longer and parsed at once may hold this many strings, commas and brackets.
-Keys of users have fewer in 16 MiB."""
+"""A response longer than `LONG_JSON_BYTES` that is parsed at once may have up to `MAX_VALUES`
+strings, commas and brackets. The keys of users have fewer in 16 MiB."""
 MAX_OPENINGS = 200_000
 """Lists and objects in a response that nests too deeply. Replacing the deep values takes two
 microseconds for each."""

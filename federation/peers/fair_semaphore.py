@@ -1,16 +1,17 @@
 """Limits concurrency, and shares the permits fairly among keys such as servers, users or domains.
 
 Laws:
-- No more permits are held than there are, and no key holds more than its share.
+- The number of permits is fixed. A key that holds its share of them gets no further permit.
 - A permit may be held for several keys, such as a remote server and the user who made the request.
-  Then none of these keys may have used up its share.
-- Waiters get permits in rounds. In each round, each set of keys gets one permit. Within a set the
-  order is that of arrival. A waiter whose keys have used up their share delays nobody.
+  It is given only if none of these keys has used up its share.
+- Waiters get permits in rounds. In each round, each set of keys gets one permit. Waiters with the
+  same set of keys are served in the order of arrival. A waiter whose keys have used up their share
+  delays nobody.
 - The queue may be bounded, in total and for each key. If it is full, further waiters are refused
   immediately.
 - A waiter that is cancelled, or has waited too long, leaves the queue without a permit.
-- All keys whose recent work was slow can be limited together to the share of one key. The remaining
-  permits stay free for the other keys.
+- With `WaitLimits.slow_after`, all keys whose recent work was slow are limited together to the
+  share of one key. The remaining permits stay free for the other keys.
 """
 
 from collections import Counter, OrderedDict, deque

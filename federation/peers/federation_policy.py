@@ -1,12 +1,16 @@
-"""Decides with which servers this server federates. Checks each incoming and outgoing server name.
+"""Decides with which servers this server federates, and which kinds of data each may send.
+
+The configuration has patterns of allowed and denied server names. It may also require a signed list
+of the federation's members (`member_list_refresher.py`).
 
 Laws:
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
   host without its port, so another port does not evade it. Matching ignores case. A deny pattern
   takes precedence over everything that allows a server.
-- If the federation has a list of members, all other servers are refused. If no list is in force,
-  all servers are refused.
+- If the configuration requires a list of members, all other servers are refused. While no list is
+  in force, all servers are refused.
 - Our own name is always allowed.
+- In a simulation nothing is refused. Refusals are only logged.
 - The rules may change at run time, so callers must not cache a decision.
 """
 
@@ -72,7 +76,7 @@ class PolicyRules(msgspec.Struct, frozen=True):
     is_simulation: bool = False
     """Refuse nothing, and log what would be refused."""
     has_member_list: bool = False
-    """Federate only with members of the list; see `Policy.use_list`."""
+    """Federate only with members of the list; see `FederationPolicy.use_list`."""
 
 
 def make_rules(

@@ -6,22 +6,21 @@ Laws:
   fetch. Old room versions do not check the validity.
 - Concurrent callers share one fetch. A server that failed, or does not have the requested key, is
   asked again after a pause that doubles up to five minutes. So made-up names cause few requests. A
-  server that has answered is not asked again for some seconds, even for new keys. The number of
-  stored keys per server is limited. A server that responds 429 is not asked before the time it
-  names, but notaries are.
+  server that has answered is not asked again for some seconds, even for new keys. A server that
+  responds 429 is not asked before the time it names, but notaries are asked for its keys.
+- The number of stored keys per server is limited.
 - A key document is accepted if the server has signed it. A document from a notary must also be
-  signed by the notary.
-- Requests from servers that have not sent a valid signature before have slots of their own while
-  they wait for keys. Otherwise anybody could delay all requests with made-up names and slow
-  servers. Such a request holds a slot for its network address and for the registered domain that it
-  names. Each address and each domain may hold at most as many slots as are free at that moment, so
-  a flood from one leaves slots for the others. The key requests to such servers have separate
-  slots, because many requests may wait for the keys of one server. Registered domains get these
-  slots in turns.
+  signed by the notary, unless the configuration accepts this notary without its signature.
+- Requests from servers of which no keys are stored have slots of their own while they wait for
+  keys. Otherwise anybody could delay all requests with made-up names and slow servers. Such a
+  request holds a slot for its network address and for the registered domain that it names. Each
+  address and each domain may hold at most as many slots as are free at that moment, so a flood from
+  one leaves slots for the others. The key requests to such servers have separate slots, because
+  many requests may wait for the keys of one server. Registered domains get these slots in turns.
 - If the keys of a server are pinned, no other keys are accepted and none are requested.
-- The servers themselves are asked first, then the configured notaries. If many servers are needed
-  at the same time, as when joining a large room, the notaries are asked first. That replaces
-  hundreds of requests by one.
+- The servers themselves are asked first, then the configured notaries. If the keys of many servers
+  are needed at the same time, as when joining a large room, the notaries are asked first. One
+  request to a notary replaces up to a hundred requests to servers.
 
 spec: server-server-api#retrieving-server-keys
 """
@@ -322,7 +321,7 @@ class Keyring:
         )
 
     def _lacks(self, server: ServerName, keys: Mapping[KeyID, int]) -> bool:
-        """Return whether none of the keys can be used as it is: one good signature is enough."""
+        """Return whether none of the keys is known and valid: one good signature is enough."""
         if self._get_fixed(server) is not None:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)

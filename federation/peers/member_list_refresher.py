@@ -3,10 +3,12 @@
 Laws:
 - A list that cannot be read or verified changes nothing. The last valid list stays in force until
   it expires.
-- A list with a lower serial number than the one in force is refused, even if it is correctly
-  signed, because it would readmit removed members.
-- An expired list allows no server (`FederationPolicy` enforces that). So the expiry is announced in
-  the log. Near the expiry, and if no list is in force, each run of the job looks for a newer list.
+- A list with a lower serial number than the latest one is refused, even if it is correctly signed,
+  because it could readmit removed members.
+- An expired list allows no other server (`FederationPolicy` enforces that). So the expiry is
+  announced in the log.
+- A job runs each minute. It looks for a newer list at intervals (`refresh_seconds`). Near the
+  expiry, and if no list is in force, it looks for one in each run.
 """
 
 from collections.abc import Awaitable, Callable

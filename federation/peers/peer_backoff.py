@@ -4,15 +4,15 @@ Laws:
 - A server that responds 429 receives no requests of that kind until the time it names. Each kind of
   request has a `PeerBackoff` of its own, because a server that is too busy for one kind may have
   time for another.
-- A server that fails is paused for a time that grows with each consecutive failure. Failures within
-  a pause count as one.
+- A server that fails is paused. The `BackoffSchedule` computes the pauses, which may grow with each
+  consecutive failure. Failures within a pause count as one.
 - When a server responds, its record is deleted. A failure does not count if the server has answered
   another request since the failed one began.
 - Memory is bounded. Made-up server names can evict records. The only effect is that an evicted
   server is tried once before its pause is over.
 
-These records belong to one process. The sender stores the state of its destinations in the database
-(`sender/destination.py`), on the same schedule.
+These records belong to one process. The sender computes its pauses with a `BackoffSchedule` too,
+but stores them in the database (`sender/destination.py`).
 
 spec: client-server-api#rate-limiting
 """
@@ -41,8 +41,8 @@ class _Failing(msgspec.Struct, frozen=True):
 
 
 class PeerBackoff(Generic[K]):
-    """Decides whether a server may be asked now, or whatever else the keys stand for. For the
-    reactor thread."""
+    """Decides whether a server may be asked now. A key is usually a server name. For the reactor
+    thread."""
 
     def __init__(
         self,

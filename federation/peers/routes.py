@@ -1,10 +1,11 @@
 """Resolves server names to routes, through well-known files and SRV records, with caches.
 
 Laws:
-- A well-known file is cached for the time it states, between five minutes and 48 hours.
+- A well-known file is cached for the time that its HTTP headers state, between five minutes and 48
+  hours.
 - A server without a valid file is asked again after a pause that doubles from a minute to an hour.
-  If it does not answer at all, its previous file stays valid for some hours. Otherwise a short
-  outage of a web server would make us connect to port 8448.
+  If it does not answer, or answers with 429 or a server error, its previous file stays valid for
+  some hours. Otherwise a short outage of a web server would make us connect to a wrong address.
 - Concurrent callers share one lookup. The caches are bounded.
 
 spec: server-server-api#resolving-server-names
@@ -42,7 +43,7 @@ MAX_REDIRECTS = 5
 RETRIES = BackoffSchedule(60_000, 3_600_000)
 """Pauses between requests for the file of a server without a valid one."""
 GRACE_SECONDS = 6 * 3600.0
-"""Time after its expiry in which a file stays valid while its server does not answer."""
+"""Time after its expiry in which a file stays valid while its server is unavailable."""
 SRV_SECONDS = 8.0
 MIN_SRV_TTL, MAX_SRV_TTL = 60.0, 3600.0
 MAX_CACHED = 10_000

@@ -12,8 +12,8 @@ from federation.protocol.ids import KeyID, ServerName
 
 SECONDS = 10.0
 MAX_DOCUMENT_BYTES = 64 << 10
-"""More than a hundred keys of each kind take. We pass such documents on to servers that request
-many at once."""
+"""Longest document: a hundred keys of each kind take less. As a notary, this server sends many
+such documents in one response."""
 MAX_QUERY_RESPONSE_BYTES = 8 << 20
 SERVERS_PER_QUERY = 100
 """Servers named in one request to a notary."""

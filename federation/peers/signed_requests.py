@@ -3,13 +3,15 @@
 Most servers send the body in the canonical form that they have signed. So the signature is first
 checked against the body as received, and against its canonical form only if that fails. For a
 request with 50 events, the first check takes a tenth of a millisecond, and the second several
-milliseconds. Both forms encode the same value, because the body is one JSON text. If a body nests
-too deeply to be parsed, only its brackets are checked: they must form one object. Then the parsable
-part of a transaction is accepted.
+milliseconds. Either check is enough, because both forms encode the same value.
 
-An unauthenticated caller can send a long body with an invalid signature. So the canonical form is
-made only of a body with a bounded number of values. It is not made of a long body from an address
-that recently sent a long body with an invalid signature.
+If a body nests too deeply to be parsed, only its brackets are checked: they must form one object.
+Then the parsable part of a transaction is accepted.
+
+An unauthenticated caller can send a long body with an invalid signature, to make this server
+compute its canonical form. So the canonical form of a long body is computed only if the body has a
+bounded number of values, and if its sender's address has not recently sent a long body with an
+invalid signature.
 
 spec: server-server-api#request-authentication
 """

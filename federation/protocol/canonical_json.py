@@ -5,8 +5,8 @@ Laws:
   dicts with string keys, lists, strings without lone surrogates, ints, finite floats, bools and
   None, nested at most `MAX_DEPTH` deep. So other code need not check this again.
 - If an object contains a key twice, the last value counts, as on every other server (RFC 8259
-  leaves this open). Hashes and signatures are made over the parsed value. So a parser that takes
-  the first value cannot be used to evade them.
+  leaves this open). Hashes and signatures are checked against the parsed value. So they protect the
+  value that this server uses, not one that another parser might read.
 
 This module has a fast encoder for events, EDUs and requests. The output of msgspec with sorted keys
 is canonical JSON, except for floats: it writes `1e16`, and all other servers write `1e+16`. So
@@ -26,16 +26,15 @@ from canonicaljson import encode_canonical_json
 from federation.protocol.errors import BadJson, NotJson
 
 MAX_DEPTH: Final = 256
-"""How deep objects and arrays may nest, in what we read and in what we sign. The interpreter's own
-bound is no bound for what is kept: it is a thousand levels in Python 3.11, and ten thousand in
-3.13."""
+"""Highest nesting of objects and arrays in JSON that we read or sign. The interpreter's own limit
+is not usable for stored data: it is a thousand levels in Python 3.11, and ten thousand in 3.13."""
 
 MAX_SENT_DEPTH: Final = 240
-"""Of what our own people send: less than what we read, so that it still travels to other servers,
-inside other things."""
+"""Highest nesting in data that our users send. It is lower than `MAX_DEPTH`, so that other servers
+can still read the data when it is nested in a request or an event."""
 
 LONGEST_INTEGER_BITS: Final = 1023
-"""Integers of more are infinite as doubles, or nearly so."""
+"""Integers with more bits are infinite as doubles, or nearly so."""
 
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 """Integers beyond ± this are no canonical JSON. spec: appendices#canonical-json"""
@@ -92,8 +91,8 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
 
 
 def check_readable(value: object, limit: int = MAX_DEPTH) -> None:
-    """Raises `BadJson` for what not everybody reads whom it reaches: more than `limit` levels, and
-    integers that no double holds, at which some give up the whole text."""
+    """Raises `BadJson` for values that some receivers cannot read: more than `limit` levels, and
+    integers too large for a double. Some parsers then refuse the whole text."""
     check_depth(value, limit)
     items: list[Any] = [value]
     extend = items.extend
@@ -121,8 +120,8 @@ def check_text_depth(text: bytes, limit: int = MAX_DEPTH) -> None:
 
 
 def count_openings(text: bytes) -> int:
-    """How many opening brackets there are, in strings too: JSON nests no deeper. To take them out
-    is much faster than to count them."""
+    """Return the number of opening brackets, including those in strings. JSON nests no deeper than
+    this. Removing the brackets is much faster than counting them."""
     return len(text) - len(text.replace(b"{", b"").replace(b"[", b""))
 
 

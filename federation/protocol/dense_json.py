@@ -1,7 +1,7 @@
 """Scans JSON texts before they are parsed, for too many values and for too deep nesting.
 
-A body that consists of empty objects takes twenty times its size when it is parsed. Honest bodies
-consist mostly of strings.
+A body that consists of empty objects takes twenty times its size in memory when it is parsed.
+Usual bodies consist mostly of strings.
 
 Law: the time of a scan is linear in the length of the text, even if the text is not valid JSON.
 """
@@ -23,12 +23,12 @@ _VALUE: Final = re.compile(STRING_OR_REST + rb"|[\[{,]", re.DOTALL)
 
 
 def has_too_many_values(text: bytes, most: int = MOST_VALUES) -> bool:
-    """Whether there are more strings, brackets and commas in a text than so many."""
+    """Return whether a text has more than `most` strings, brackets and commas."""
     return next(islice(_VALUE.finditer(text), most, None), None) is not None
 
 
 def without_deep(text: bytes, levels: int) -> bytes:
-    """A JSON text with `null` in the place of each list or object that stands within so many
+    """Return a JSON text with `null` in place of each list or object that is nested in `levels`
     others."""
     kept: list[bytes] = []
     depth = begin = deep_from = 0

@@ -15,9 +15,8 @@ from federation.protocol.signing import KEY_BYTES, decode_base64
 
 MAX_KEY_NAME: Final = 255
 MAX_KEY_DEPTH: Final = 100
-"""Levels of objects and arrays in what is published as one key: those of clients have four. Servers
-tell one another of keys, and what nests too deeply for a reader would take all that stands beside
-it along."""
+"""Highest nesting of objects and arrays in one published key; keys of clients have four levels. If
+a server could not parse one key, it would lose all other keys in the same response too."""
 
 
 class IdentityKeys(msgspec.Struct, frozen=True):
@@ -31,8 +30,8 @@ class IdentityKeys(msgspec.Struct, frozen=True):
 
 
 class PublicKey(msgspec.Struct, frozen=True):
-    """A key of cross-signing: the key itself in base64, which is its name, and what was published,
-    canonical JSON."""
+    """A cross-signing key: the public key in base64, which is also its name, and the published
+    object as canonical JSON."""
 
     public_key: str
     content: bytes

@@ -3,8 +3,8 @@
 `federation/peers/routes.py` does the lookups, in this order:
 
 1. A name with an IP address or a port is used as it is (`route_by_name`).
-2. Otherwise the well-known file is fetched (`read_well_known`), and the name in it replaces the
-   name of the server. If it has an IP address or a port, it is used as it is.
+2. Otherwise the well-known file is fetched (`read_well_known`), and the name in the file replaces
+   the name of the server. If that name has an IP address or a port, it is used as it is.
 3. Otherwise SRV records are looked up (`service_names`, `route_by_services`).
 4. If there are none, port 8448 of the host is used (`route_by_host`).
 
@@ -22,10 +22,10 @@ from federation.protocol.ids import ServerName, host_of, is_ip_literal, is_serve
 
 PORT: Final = 8448
 DEFAULT_SECONDS: Final = 24 * 3600.0
-"""How long a well-known file is good that does not say so itself."""
+"""Lifetime of a well-known file whose HTTP headers set none."""
 LONGEST_SECONDS: Final = 48 * 3600.0
 SHORTEST_SECONDS: Final = 300.0
-"""A file that wants to be fetched for every request is not."""
+"""A file is cached for at least this time, whatever its headers say."""
 
 _MAX_AGE = re.compile(r'(?:^|[\s,])max-age\s*=\s*"?([0-9]{1,10})"?\s*(?:$|,)', re.IGNORECASE)
 _NO_CACHE = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)\s*(?:$|,)", re.IGNORECASE)
@@ -37,7 +37,7 @@ class Service(msgspec.Struct, frozen=True):
     priority: int
     weight: int
     host: str
-    """Without the last dot; empty where the record says that the service is decidedly not there."""
+    """Without the last dot. Empty if the record states that the service is not available."""
     port: int
 
 
@@ -122,8 +122,8 @@ def read_well_known(body: bytes) -> ServerName | None:
 
 
 def well_known_seconds(headers: Mapping[str, str], now: float) -> float:
-    """How long a valid well-known file is good by its headers (names in lower case), within our
-    bounds."""
+    """Return the lifetime of a valid well-known file by its headers (names in lower case), within
+    our bounds."""
     control = headers.get("cache-control", "")
     if _NO_CACHE.search(control):
         return SHORTEST_SECONDS

@@ -1,8 +1,8 @@
 """The errors of the Matrix APIs, each with its errcode and its HTTP status.
 
 `MatrixError` is the response to a request that we received. `RemoteError` is the failure of a
-request that we sent to another server. It does not derive from `MatrixError`, so that the error of
-another server is never returned to a client by accident. Any other exception is a bug of ours.
+request that we sent to another server. `RemoteError` does not derive from `MatrixError`, so that
+the error of another server is never returned to a client by accident.
 
 spec: client-server-api#standard-error-response, client-server-api#common-error-codes
 """
@@ -12,15 +12,15 @@ from typing import ClassVar
 
 
 class MatrixError(Exception):
-    """An answer that says no: `errcode`, a text for people, an HTTP status and further fields of
-    the error body."""
+    """An error response: `errcode`, a text for people, an HTTP status, and further fields of the
+    body."""
 
     errcode: ClassVar[str] = "M_UNKNOWN"
     status: ClassVar[int] = 400
     default_text: ClassVar[str] = "The request could not be carried out"
 
     headers: ClassVar[Mapping[str, str]] = {}
-    """Of the answer, besides those of every answer."""
+    """Headers of the response, besides those of every response."""
 
     def __init__(self, text: str | None = None, **fields: object) -> None:
         super().__init__(text or self.default_text)
@@ -105,7 +105,7 @@ class BadJson(MatrixError):
 
 
 class BadEvent(BadJson):
-    """A PDU that is not of its room version's form, or is too large: it is dropped. spec:
+    """A PDU that does not have the form of its room version, or is too large. It is dropped. spec:
     server-server-api#pdus"""
 
     errcode, status, default_text = (
@@ -429,7 +429,7 @@ class OtherServerFailed(MatrixError):
 
 
 class StoreFull(MatrixError):
-    """Files can be read, and no more can come."""
+    """Files can be read, but no new ones can be stored."""
 
     errcode, status, default_text = (
         "M_UNKNOWN",
@@ -474,7 +474,7 @@ class RemoteError(Exception):
 
 
 class AnswerTooLong(RemoteError):
-    """The answer is longer than was to be read."""
+    """The answer is longer than the limit."""
 
     def __init__(self, destination: str, text: str) -> None:
         super().__init__(destination, text, retryable=False)

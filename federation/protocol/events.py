@@ -62,12 +62,11 @@ class StateKey(NamedTuple):
 
 
 class Event:
-    """A well-formed PDU of a known room version, with its id. Made by the functions of this module;
-    never changed.
+    """A well-formed PDU of a known room version, with its id. It is never changed.
 
-    `pdu` is the whole PDU as parsed JSON, with `hashes` and `signatures` and without `unsigned`.
-    All other attributes are views of it. Both it and `content` are read-only by convention, and
-    decoded when first asked for.
+    `pdu` is the complete PDU as parsed JSON, with `hashes` and `signatures` and without
+    `unsigned`. All other attributes are views of it. `pdu` and `content` are read-only by
+    convention, and are decoded when they are first read.
     """
 
     __slots__ = (

@@ -13,7 +13,8 @@ class Globs:
     __slots__ = ("_exact", "_patterns")
 
     def __init__(self, globs: object) -> None:
-        """Of whatever is given; what is no list of texts matches nothing."""
+        """`globs`: any value. A value that is no list, and an entry that is no string, matches
+        nothing."""
         # Case is taken away here and by who asks, so that it costs nothing at each question.
         texts = (
             {glob.lower() for glob in globs if isinstance(glob, str)}
@@ -33,13 +34,13 @@ _STARS = re.compile(r"\*+")
 
 
 class Glob:
-    """One glob: matched against a whole text, or within it from word to word. Texts are in lower
-    case.
+    """One glob. It is matched against a complete text, or against the words in it. Texts are in
+    lower case.
 
-    Each part between the `*` has one length, and is found as early as can be: no backtracking, so a
-    hostile glob takes at most the product of the two lengths, inside the library of regular
-    expressions. That may be much, so who asks looks first for `literal` in the text: most globs
-    match nothing, and that is seen by it at little cost.
+        The glob is split at the `*`. Each part has a fixed length, and is searched from left to
+        right without backtracking. So a hostile glob takes at most the product of the two lengths.
+        That may still be much, so callers first look for `literal` in the text, which is fast. Most
+        globs match nothing.
     """
 
     __slots__ = ("_at_words", "_last_length", "_parts", "length", "literal")
@@ -47,9 +48,10 @@ class Glob:
     def __init__(self, glob: str) -> None:
         texts = _STARS.sub("*", glob.lower()).split("*")
         self.length = sum(map(len, texts))
-        """Of what takes steps: a match takes at most so many for each character of the text."""
+        """Characters besides the `*`. A match takes at most this many steps for each character of
+        the text."""
         self.literal = max((run for text in texts for run in text.split("?")), key=len)
-        """Stands in every text that it matches."""
+        """A string that every matching text contains."""
         parts = [
             "".join("." if letter == "?" else re.escape(letter) for letter in text)
             for text in texts

@@ -32,15 +32,15 @@ KeyID = NewType("KeyID", str)
 """Algorithm and name of a key, such as `ed25519:a_xyz`. spec: appendices#signing-details"""
 
 MAX_ID_BYTES: Final = 255
+"""Length of every identifier with a sigil, including sigil and domain, in UTF-8. spec:
+appendices#identifier-grammar"""
 ALL_DEVICES: Final = "*"
 """Stands for all devices of a user in to-device messages, so no device may have this id."""
-"""Of every identifier with a sigil, sigil and domain included, in UTF-8. spec:
-appendices#identifier-grammar"""
 
 MAX_PORT: Final = 65535
 
 MAX_LABEL: Final = 63
-"""Of a part of a host name."""
+"""Length of a part of a host name."""
 
 _SERVER_NAME = re.compile(
     r"(?P<host>(?P<dns>[0-9A-Za-z.-]{1,255})|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])"

@@ -13,9 +13,9 @@ from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.signing import is_signed_by, parse_public_key
 
 MAX_KEYS: Final = 100
-"""Of one server, and of each kind; what a document has more is passed over."""
+"""Keys of one server, of each kind. Further keys in a document are ignored."""
 LONGEST_VALID_MS: Final = 7 * 24 * 3600 * 1000
-"""How far in the future a key's validity is believed."""
+"""Longest validity of a key from now on, whatever its document states."""
 LONGEST_TIME_MS: Final = (1 << 53) - 1
 
 

@@ -1,4 +1,4 @@
-"""Parses the list of a federation's members. Pure.
+"""Parses the list of a federation's members, without any I/O.
 
 The format is this project's own:
 
@@ -26,23 +26,23 @@ from federation.protocol.signing import parse_public_key
 
 MAX_MEMBERS: Final = 20_000
 MAX_KEYS: Final = 20
-"""Of a member."""
+"""Keys of one member."""
 
 
 class Right(Enum):
     """A right that the federation may deny a member."""
 
     INVITES = "invites"
-    """Inviting our people, and being invited by them."""
+    """Invites to our users, and invites from them."""
     MEDIA = "media"
-    """Files, both ways."""
+    """Files, in both directions."""
     DIRECTORY = "directory"
-    """Room directories, aliases, and what is shown of rooms to those who are not in them; both
-    ways."""
+    """Room directories, aliases and space hierarchies, in both directions."""
     PROFILES = "profiles"
-    """Looking up people, both ways."""
+    """Queries of profiles, in both directions."""
     WRITING = "writing"
-    """That what its people send into rooms is taken in, but for their coming and going."""
+    """Events that the member's users send. Only their own joins, leaves and knocks are accepted
+        without this right."""
 
 
 _RIGHT_OF_PATH: Final[tuple[tuple[str, Right], ...]] = (
@@ -79,12 +79,12 @@ class Member(msgspec.Struct, frozen=True):
 
     server_name: ServerName
     keys: Mapping[KeyID, bytes]
-    """Its keys, where the list pins them; else it is asked for them, as any server."""
+    """Its keys, if the list pins them. Otherwise they are requested from the server, as usual."""
     denied: frozenset[Right]
 
 
 class MemberList(msgspec.Struct, frozen=True):
-    """A list that is right in form. Times are in seconds."""
+    """A list of valid form. Times are in seconds."""
 
     name: str
     serial: int

@@ -29,8 +29,8 @@ MEMBER: Final = "m.room.member"
 JOIN_RULES: Final = StateKey("m.room.join_rules", "")
 
 _MOST_VERIFICATIONS: Final = 256
-"""Pairs of signature and key that are tried for one third-party invite; honest ones have one or
-two. Some 15 ms."""
+"""Pairs of signature and key that are tried for one third-party invite, which takes about 15 ms.
+Usual invites have one or two."""
 
 _TO_STANDARD_ALPHABET: Final = str.maketrans("-_", "+/")
 

@@ -1,9 +1,9 @@
-"""Parses the response with a file of another server: `multipart/mixed` with two parts. Pure.
+"""Parses the `multipart/mixed` response by which another server sends a file, without any I/O.
 
-The first part is JSON about the file. It has no content in the current specification, and is
-skipped. The second part is the file, or has no content and a header with the URL of the file. A
-response of any other form is refused. The response is parsed piece by piece as it arrives, and at
-most some kilobytes are buffered.
+The response has two parts. The first part is JSON about the file. In the current specification it
+is an empty object, so it is skipped. The second part is the file, or has no content and a header
+with the URL of the file. A response of any other form is refused. The response is parsed piece by
+piece as it arrives, and at most some kilobytes are buffered.
 
 spec: server-server-api#get_matrixfederationv1mediadownloadmediaid; RFC 2046 section 5.1
 """
@@ -16,15 +16,15 @@ from enum import Enum
 from typing import Final
 
 MAX_HEAD_BYTES: Final = 16 << 10
-"""Of the headers of a part."""
+"""Length of the headers of a part."""
 MAX_METADATA_BYTES: Final = 64 << 10
-"""Of the first part, and of what stands before it."""
+"""Length of the first part, including anything before it."""
 MAX_PADDING_BYTES: Final = 256
-"""Of the blanks after a boundary."""
+"""Length of the blanks after a boundary."""
 MAX_PARSED_LETTERS: Final = 2048
-"""Of a header whose parameters are read. The standard library's reader takes time with the square
-of the length, while all of the server waits: a second for what a header may have in all, a
-millisecond or two for this. A file's name of 255 bytes fits, written twice and percent-encoded."""
+"""Length of a header whose parameters are parsed. The time of the standard library's parser grows
+with the square of the length, and blocks the server: a second for the longest header, a millisecond
+or two for this length. A file name of 255 bytes fits, even twice and percent-encoded."""
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 _FIELD_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 

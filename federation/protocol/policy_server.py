@@ -1,7 +1,7 @@
 """Reads the policy server that a room's state names, and checks whether it has signed an event.
 
-Rooms created before v1.18 of the specification may name it by an event of another type. The path at
-which it signs is then different, too (MSC4284).
+Rooms created before v1.18 of the specification may name the policy server by an event of another
+type. Then the path of its signing endpoint differs too (MSC4284).
 
 spec: server-server-api#policy-servers
 """
@@ -24,7 +24,7 @@ from federation.protocol.signing import (
 POLICY: Final = StateKey("m.room.policy", "")
 OLD_POLICY: Final = StateKey("org.matrix.msc4284.policy", "")
 NAMING: Final = (POLICY, OLD_POLICY)
-"""The entries of a room's state that may name its policy server: the first of them that is there
+"""The state entries that may name a room's policy server. The first one that the room has
 counts."""
 SIGN_PATHS: Final[Mapping[StateKey, str]] = {
     POLICY: "/_matrix/policy/v1/sign",

@@ -22,8 +22,8 @@ from federation.protocol.ids import UserID
 from federation.protocol.room_versions import RoomVersion
 
 CREATOR_LEVEL: Final = 2**53
-"""The infinite level of creators where they are privileged: above all that an event of such a room
-can say."""
+"""The infinite level of privileged creators: above every level that an event of such a room can
+set."""
 
 LEVEL_DEFAULTS: Final[Mapping[str, int]] = {
     "users_default": 0,

@@ -1,9 +1,10 @@
 """The `X-Matrix` header, by whose signature a server proves that it sent a request.
 
-The signature covers method, path with query, both server names and the body. Headers are made in
-the form that the oldest servers can read. They are parsed strictly by RFC 9110, with the two
-exceptions of the specification (bare values may contain colons, `destination` may be missing). A
-header that contains a parameter twice is refused, because two servers could read it differently.
+The signature covers method, path with query, both server names and the body. This server writes the
+header in the form that the oldest servers can read. It parses received headers strictly by RFC
+9110, with the two exceptions of the specification (bare values may contain colons, `destination`
+may be missing). A header that contains a parameter twice is refused, because two servers could read
+it differently.
 
 spec: server-server-api#request-authentication
 """

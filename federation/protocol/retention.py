@@ -1,4 +1,5 @@
-"""Computes how long the messages of a room are kept, from the room's event and the server's rules.
+"""Computes how long the messages of a room are kept, by its m.room.retention event and the server's
+rules.
 
 Lifetimes are milliseconds since an event's `origin_server_ts`. State events are always kept.
 
@@ -22,10 +23,10 @@ class RetentionRules(msgspec.Struct, frozen=True):
     """The retention rules of the server's configuration. None: no rule."""
 
     default_max: int | None = None
-    """For rooms that say nothing."""
+    """The lifetime in rooms that set none."""
     shortest: int | None = None
     longest: int | None = None
-    """The bounds of what rooms say."""
+    """The bounds of the lifetimes that rooms set."""
 
     def effective(self, of_room: int | None) -> int:
         """The lifetime of a room's messages, by what the room says (None: nothing that counts).

@@ -1,9 +1,9 @@
 """Server access control lists: which servers may take part in a room.
 
-An ACL applies to requests of other servers about the room, and to events and EDUs in their
-transactions. It does not affect authorization. A field of the wrong type counts as absent, and an
-entry that is no string is ignored, so that one malformed value does not disable the rest of the
-list.
+An ACL applies to requests of other servers about the room, and to events, typing and receipts of
+the room in their transactions. It does not affect authorization. A field of the wrong type counts
+as absent, and an entry that is no string is ignored, so that one malformed value does not disable
+the rest of the list.
 
 spec: client-server-api#mroomserver_acl, appendices#glob-style-matching
 """

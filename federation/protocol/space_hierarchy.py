@@ -23,9 +23,9 @@ CHILD: Final = "m.space.child"
 PARENT: Final = "m.space.parent"
 SPACE: Final = "m.space"
 MAX_VIA: Final = 10
-"""How many of the servers that an event names are asked, or passed on."""
+"""Servers that are used, or passed on, of those that an event names."""
 MAX_REMOTE_CHILDREN: Final = 1000
-"""How many children of a space are taken from another server's answer."""
+"""Children of a space that are taken from another server's answer."""
 
 _ORDER: Final = re.compile(r"[\x20-\x7e]{1,50}")
 _TEXTS: Final = (
@@ -80,7 +80,7 @@ class RemoteRoom(msgspec.Struct, frozen=True):
     summary: Mapping[str, Any]
     """As clients get it, without `children_state`."""
     children_state: tuple[Mapping[str, Any], ...] | None
-    """Its m.space.child events, stripped, in order; None where the answer does not tell."""
+    """Its m.space.child events, stripped, in order. None if the answer does not contain them."""
 
 
 class RemoteHierarchy(msgspec.Struct, frozen=True):

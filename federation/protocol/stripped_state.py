@@ -32,10 +32,10 @@ STRIPPED_STATE: Final[tuple[StateKey, ...]] = (
     StateKey("m.room.canonical_alias", ""),
     StateKey("m.room.encryption", ""),
 )
-"""The state in a stripped state, the create event first. spec: client-server-api#stripped-state"""
+"""The entries of stripped state, the create event first. spec: client-server-api#stripped-state"""
 
 MAX_STRIPPED_EVENTS: Final = 100
-"""How many events are taken from another server; the specification names seven."""
+"""Events that are accepted from another server. The specification names seven."""
 
 
 class StrippedEvent(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ a transaction is acknowledged.
 - A repeated transaction gets the same response from a cache. If the response was evicted, the
   transaction is processed again without further effect: stored events are recognized by their ids,
   and EDU handlers accept repeated EDUs.
-- The content is parsed event by event. If it were parsed as a whole, a body that consists of empty
-  objects would take twenty times its size and block the reactor.
+- The content is parsed event by event. If a body that consists of empty objects were parsed as a
+  whole, it would take twenty times its size in memory and block the reactor.
 - Each server has a queue, from which one transaction is processed at a time. A server that sends
   too many concurrently is refused with a time to wait. So no server delays the others.
 
@@ -56,7 +56,7 @@ MAX_EDUS: Final = 100
 MAX_CONCURRENT_ROOMS: Final = 10
 """Rooms of one transaction that are processed at once."""
 MAX_WAITING: Final = 10
-"""Transactions of one server that may wait. A well-behaved server waits for each response."""
+"""Transactions of one server that are processed or wait. A usual server waits for each response."""
 
 MAX_COMMAS_AT_ONCE: Final = 100_000
 """Commas in a body that is parsed at once, which takes a tenth of the time of splitting it. No list

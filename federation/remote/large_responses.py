@@ -1,10 +1,12 @@
-"""Limits concurrent large responses, so that slow servers do not delay requests to other servers.
+"""Limits the memory of concurrent large responses, without letting slow servers delay others.
 
-Requests may go to any server, and one machine can pose as many servers. So a response is first
-requested with a small size limit, for which no slot is needed. If the response is longer, it is
-requested again with a slot for a larger size. If it exceeds that size too, it waits for a slot of
-the next size, and does not delay smaller responses. Registered domains get slots in turns, and each
-may hold one slot of a size.
+A large response needs a slot, of which there are few. A response is first requested with a small
+size limit, for which no slot is needed. If the response is longer, it is requested again with a
+slot for a larger size. If it exceeds that size too, the request waits for a slot of the next size.
+It gives up its first slot, so that it does not delay smaller responses.
+
+One machine can pose as many servers. So registered domains get the slots in turns, and each domain
+may hold one slot of each size.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

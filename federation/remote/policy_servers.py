@@ -11,7 +11,7 @@ from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of
 
 SECONDS = 5.0
-"""Time that a room waits for one that does not answer."""
+"""Time that a room waits for a policy server that does not answer."""
 ANSWER_BYTES = 64 << 10
 
 

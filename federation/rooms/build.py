@@ -1,6 +1,7 @@
-"""Builds events from drafts: a chain of events on a room's head, in memory.
+"""Builds the events of our users from drafts (`event_drafts.py`), in memory.
 
-The state before each event authorizes it.
+The events form a chain: the first follows the forward extremities of the room head, and each
+further event follows the previous one. Each event is authorized by the state before it.
 
 Laws:
 - A chain is built without a lock. The write checks that the head it was built on is still current.
@@ -10,8 +11,8 @@ Laws:
   hash and signature are correct by construction. They follow all forward extremities, so the state
   before them is the current state, from which their auth events are chosen. Therefore one check
   replaces the three state checks of a received event. (If a room has more than MAX_PREV_EVENTS
-  extremities, which no honest room has, the first event of the chain names the oldest of them and
-  the next event names the others.)
+    extremities, which no honest room has, a chain follows only as many of them. The others stay
+    extremities, and later chains follow them.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -51,7 +52,7 @@ MAX_PREV_EVENTS = 20
 
 
 class RoomBeforeEvent(msgspec.Struct, frozen=True):
-    """The room right before an event."""
+    """The room before an event. Only `member_count` includes the event."""
 
     room_nid: int
     """0 for a room that is not written yet."""

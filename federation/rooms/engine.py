@@ -1,11 +1,11 @@
 """The room engine: adds events of our users and of other servers to rooms.
 
 Laws:
-- Optimistic heads: a chain of events is built on a head that was read. The write checks that the
-  head is still current. If it has moved, the chain is built again.
-- One queue per room: all sends that wait for a room become one chain and one write. So concurrent
-  senders on one node never conflict, and never fork the room. No lock is held while waiting,
-  because a queue is a list and a coroutine.
+- Optimistic heads: a chain of events (`build.py`) is built on a room head that was read. The write
+  checks that this head is still current. If the head has moved, the chain is built again.
+- One queue per room and node: the sends that wait for a room are built into one chain, up to a
+  hundred at a time, and written together. So concurrent senders on one node never conflict, and
+  never fork the room. Events from other servers take their turn in the same queue (`in_turn`).
 - A send returns after its events are durable.
 """
 

@@ -137,7 +137,7 @@ class StoredEvent:
 
     def is_expired(self, oldest: int) -> bool:
         """Return whether it is a message older than the oldest one to show
-        (`Lifetimes.get_oldest_shown`)."""
+        (`RoomRetentionCache.get_oldest_shown`)."""
         return self.event.state_key is None and self.aged_from < oldest
 
     @property
@@ -161,7 +161,8 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
     thread.
 
-    The cache is no `StreamCache`. After a write of another node it evicts only the changed events.
+    The cache is no `StreamCache`. After a write of another node it evicts only the events that this
+    write may have changed.
     """
 
     def __init__(

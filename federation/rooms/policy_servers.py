@@ -4,16 +4,18 @@ without its signature.
 Laws:
 - A room has a policy server if its state names one and a user of that server is in the room. The
   event that names it needs no approval.
-- An event that the policy server refused is not sent. If it is from another server, it is
-  soft-failed. The sender gets the policy server's own error text.
+- If the policy server refuses an event of our user, the event is not sent, and the user gets the
+  policy server's own error text. If it refuses an event of another server, the event is
+  soft-failed.
 - A policy server that does not respond is not asked again for half a minute, so that the room is
-  delayed little. Until then, new events count as refused. Past events are not urgent, so they wait
-  until it responds.
+  delayed little. During this pause, new events count as refused. Past events are not urgent, so
+  they wait until it responds.
 - A policy server that rate limits us is not asked before the time that it names. Events from other
   servers wait for that time.
-- It is asked about remote events before their turn in the room's queue, and about several events
-  concurrently. So a slow policy server does not delay the room. A time limit prevents it from
-  delaying the sending server. Its answers are stored for a week (`policy_server_verdicts.py`).
+- The policy server is asked about remote events before their turn in the room's queue, and about
+  several events concurrently. So a slow policy server does not delay the room. A time limit
+  prevents it from delaying the server that sent the events. The answers are stored for a week
+    (`policy_server_verdicts.py`).
 
 spec: server-server-api#policy-servers
 """

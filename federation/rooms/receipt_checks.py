@@ -1,8 +1,8 @@
 """The checks on receipt of an event, in the order of the specification.
 
-The checks read their inputs from `CheckSources`, and each input only if all previous checks have
-passed. The authorization rules are in `federation.protocol.event_auth`. Our own events pass the
-same rules (see `build.py`).
+The checks read their inputs from `CheckSources`. An input is read only if no previous check has
+refused the event. The authorization rules are in `federation.protocol.event_auth`. Our own events
+pass the same rules (see `build.py`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """

@@ -1,10 +1,11 @@
 """Applies our last leaves when we rejoin a room through a server that has not received them.
 
-A local user who is our last member leaves immediately. Other servers receive the leave when they
-can be reached. A local user may then join again through a server that does not have the leave yet.
-The state in its response lacks the leave too. So the events with which we left become forward
-extremities again, beside the join. The state is resolved between them, as the other servers do when
-the leave arrives. Our next events follow both.
+When our last member leaves a room, the leave takes effect here immediately. Other servers receive
+it when they can be reached. A local user may then join again through a server that does not have
+the leave yet. The state in that server's response lacks the leave too. So the events with which we
+left become forward extremities again, beside the join. The current state is the resolution of the
+states after all of them, as on the other servers when the leave arrives. Our next events follow all
+of these extremities.
 
 If the server has the leave, our stored state is outdated, and only the response is used. Resolving
 a state with one of its ancestors would restore outdated entries, on this server and on all servers

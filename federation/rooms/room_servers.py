@@ -1,8 +1,8 @@
-"""A cache of the other servers in each room, to which its events are sent.
+"""A cache of the other servers in each room: the servers to which events of the room are sent.
 
 The database counts the users of each server as they join and leave
 (`storage/rooms/room_servers.py`). When a remote user joins or leaves, the room's entry is
-invalidated. For the reactor thread.
+invalidated. The cache is used only on the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,7 +1,8 @@
 """Sends the same request to several servers, one after the other, until one succeeds.
 
 A server that fails, lies or refuses does not prevent the next request, because anybody may have
-named it. If all fail, the failures are merged into one error.
+named it. But after three refusals with M_FORBIDDEN no further server is asked. If no request
+succeeds, the failures are merged into one error.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ from federation.rooms.rejoins import HasLeftRoom
 
 MAX_CANDIDATES: Final = 20
 MAX_REFUSALS: Final = 3
-"""After so many refusals of servers in a room, the request is refused."""
+"""After this number of refusals (M_FORBIDDEN), no further server is asked."""
 
 T = TypeVar("T")
 _UNABLE: Final = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"})

@@ -1,7 +1,8 @@
 """Finds whether this server is in a room. Only a server in the room has its state and may serve it.
 
 When the last local user leaves a room, its stored state stops changing. Other servers may change
-the room after that, unless it has no members left.
+the room after that, unless it has no members left. So this server is in a room with a local member,
+and in an empty room whose state is complete.
 
 spec: server-server-api#joining-rooms
 """

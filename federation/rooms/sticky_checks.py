@@ -1,4 +1,4 @@
-"""Rechecks soft-failed sticky events, and releases them when the current state allows them.
+"""Rechecks soft-failed sticky events, and delivers them once the current state allows them.
 
 Servers may have different current states when an event arrives, so one server may soft-fail an
 event that another accepts. A sticky event would then never be delivered on the first server. So it
@@ -26,7 +26,7 @@ from storage.rooms.rooms import RoomStore
 from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
 MAX_WAITING: Final = 10_000
-"""Senders in rooms that are tracked; the events of others are not released later."""
+"""Senders in rooms that are tracked. The events of other senders are not delivered later."""
 
 
 class WaitingSenders:

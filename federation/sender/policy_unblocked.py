@@ -5,9 +5,9 @@ pause of an hour or more, or after it receives something from us. Our own unsent
 same effect (`transaction_sender.py`), but there may be none. If the empty transaction fails, the
 server's own retry follows soon enough.
 
-A blocked server is known by its requests, which are refused before their signatures are checked. So
-the server name in a request may be made up. It is stored only if a server with this name shares a
-room with us. So made-up names take no space, and nothing is sent to them.
+This module learns of a blocked server from its requests, which are refused before their signatures
+are checked. So the server name in a request may be made up. The name is stored only if a server of
+this name shares a room with us. So made-up names take no space, and nothing is sent to them.
 """
 
 from collections.abc import Coroutine
@@ -30,7 +30,8 @@ MAX_CONCURRENT: Final = 10
 PAUSE: Final = 1.0
 """Seconds after one transaction before the next one is sent in its place."""
 MAX_NAMES: Final = 500
-"""Server names that are looked up together. Further names are dropped meanwhile."""
+"""Server names that are looked up together. Further names are dropped until the look-up is
+done."""
 MAX_REFUSED: Final = 10_000
 """Blocked servers that are stored. With more of them in our rooms, the others have to wait for
 their own retry."""

@@ -6,8 +6,8 @@ other servers wait for a slot, it releases its slot after one second, unless ver
 running. So the number of running requests is at most the number of slots, multiplied by the time
 limit of a request and divided by the time that it holds its slot.
 
-Servers get slots in the order of their requests. A server that sends us something gets the next
-slot, because it is reachable.
+Servers get slots in the order in which their transactions became ready. A waiting server that sends
+us something gets the next slot, because it is reachable.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,19 +1,22 @@
 """Sends stream changes to the other servers that they concern, with a queue for each destination.
 
 Laws:
-- The content comes from the stream and from tables, never from the code that made the change. So a
-  restart, or a write of another node, needs no special case. The row of the lease has a position:
-  everything up to it is delivered or recorded as missed. A restart reads the stream from there.
+- The content of durable changes comes from the stream and from tables, never from the code that
+  made the change. So a restart, or a write of another node, needs no special case. The row of the
+  lease has a position: everything up to it is delivered or recorded as missed. A restart reads the
+  stream from there. Only typing and presence, which are not in the stream, are passed in directly.
 - Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
   without waiting for its expiry.
 - Each destination has one transaction in progress, which is retried unchanged, with the same id.
+  There are two exceptions: a transaction that the destination refuses is split, and after long
+  pauses its content is sent by the catch-up (`transaction_sender.py`).
 - When one of our users joins a room, servers that shared no room with the user before receive the
   latest change of the user's devices. They may have an old device list, from an earlier shared
   room, and notice by this that they missed changes. A server that is behind does not need this: it
   receives the user's join when it catches up on the room.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
-  which it misses events (`destination.py`), and an occasional retry. So does one that the policy
-  blocks, until the policy allows it again.
+  which it misses events (`destination.py`), and an occasional retry. One that the policy blocks
+  costs such rows too, but it is not retried until the policy allows it again.
 
 Receipts, typing and presence are sent to reachable servers. An unreachable server receives the
 latest receipts and presence when it responds again, if this process still runs.

@@ -1,17 +1,18 @@
 """Sends transactions to destinations, one at a time for each, and schedules retries.
 
-A destination that does not respond is retried after a pause that grows, usually to an hour. If it
-sends us a request, it is retried immediately, or later if such retries failed before. Retries have
-slots of their own (`send_slots.py`), so that unresponsive destinations do not delay the others.
+A destination that does not respond is retried after a pause that grows, by default up to an hour.
+If it sends us a request, it is retried immediately, or later if such retries failed before. Retries
+have slots of their own (`send_slots.py`), so that unresponsive destinations do not delay others.
 
 A destination that responds 429 is reachable and names the time of the next attempt. Its requests to
 us do not shorten this time. The longer one of this time and our usual pause applies, up to the
 longest pause of the schedule. spec: client-server-api#rate-limiting
 
-If a destination refuses a transaction because of its content, it is sent in ever smaller parts
-(`refused_items.py`). An item that is refused on its own is dropped, but only if the destination
-accepts an empty transaction right after it. A destination that refuses the empty transaction too,
-like a proxy that has lost its backend, counts as unresponsive.
+If a destination refuses the content of a transaction (400, 413, 422), the content is sent in ever
+smaller parts (`refused_items.py`). An item that is refused on its own is dropped, but only if the
+destination accepts an empty transaction right after it. A destination that refuses the empty
+transaction too, like a proxy that has lost its backend, counts as unresponsive. A destination that
+answers 500 for long gets parts too: there an item is dropped if others of its kind are accepted.
 
 A destination that the policy blocks is marked as behind. It is not retried until the policy or the
 signed list of members changes.
@@ -51,11 +52,9 @@ from storage.federation.destinations import Backlog, DestinationRow, Destination
 
 DATABASE_PAUSE_MS: Final = 5_000
 DROP_TRANSACTION_PAUSE_MS: Final = 600_000
-"""From this pause on a failed transaction is dropped; the catch-up sends its content later.
-
-A transaction that is being sent in parts is not dropped. Otherwise the search for the refused
-parts would start from the beginning.
-"""
+"""From this pause on a failed transaction is dropped; the catch-up sends its content later. But a
+transaction that is being sent in parts is kept. Otherwise the search for the refused parts would
+start from the beginning."""
 MAX_RETAINED_TRANSACTIONS: Final = 100
 """Split transactions that stay in memory. Each may hold a megabyte."""
 EARLY_RETRY_MS: Final = 1_000
@@ -88,7 +87,7 @@ class SendCounts(msgspec.Struct):
 
 
 class TransactionSender:
-    """Stores all destinations that have something to send or have failed. For the reactor
+    """Sends to all destinations. Holds those that have unsent data or have failed. For the reactor
     thread."""
 
     log = Logger()

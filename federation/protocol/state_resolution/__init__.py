@@ -3,20 +3,22 @@
 Every server must compute the same state. So the result depends only on the given values, and not on
 the order of states, keys or events.
 
-A caller that can find the differences between stored states cheaply uses four steps. Each step is
-one batch of reads. The cost depends on the number of conflicts, not on the size of the room.
+A caller that can find the differences between stored states cheaply uses four steps. Then the cost
+depends on the number of conflicts, not on the size of the room. The undisputed state consists of
+the entries that all states share.
 
 1. Call `find_conflicts` with the states, reduced to the keys in which they differ.
-2. Algorithms 2 and 2.1: read from the auth-chain index the auth difference of the *complete*
+2. For algorithms 2 and 2.1, read from the auth-chain index the auth difference of the *complete*
    states, the conflicted state subgraph of the conflicted events, and the power lineage of all
-   these events. For all algorithms, load the events (`events_in_dispute`).
-3. Call `compute_needs`. Load the entries of the undisputed state and the auth events that it names.
+   these events (`auth_graph.py` defines them). For all algorithms, load the events in dispute
+   (`events_in_dispute`).
+3. Call `compute_needs`. It names entries of the undisputed state and auth events. Load them.
 4. Call `resolve_conflicts`. It returns the entries in which the resolved state differs from the
    undisputed state.
 
 `resolve` does all of this in one call for complete states in memory. Its caller computes the data
-of step 2 with the functions of `auth_graph`. If input is missing, `MissingInput` is raised, which
-names it.
+of step 2 with the functions of `auth_graph.py`. If input is missing, `MissingInput` is raised. The
+error names the missing input.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """

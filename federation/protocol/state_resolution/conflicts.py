@@ -14,8 +14,8 @@ from federation.protocol.room_versions import RoomVersion, StateResolution
 
 
 class Conflicts(msgspec.Struct, frozen=True):
-    """The two halves of the states to resolve: what they agree on, and the candidates for each key
-    they do not."""
+    """The states to resolve, in two parts: the entries on which they agree, and the candidates for
+    each key on which they do not."""
 
     unconflicted: Mapping[StateKey, EventID]
     conflicted: Mapping[StateKey, frozenset[EventID]]

@@ -1,4 +1,4 @@
-"""Holds the input of a resolution: events and undisputed state. Raises an error for missing input.
+"""Gives a state resolution its input: the loaded events, and a function that reads the state.
 
 A result from incomplete input would be wrong, and differ from that of other servers. So missing
 input ends the resolution with an error that names it.
@@ -20,8 +20,8 @@ PowerLevelsOf = Callable[[EventID], EventID | None]
 
 
 class MissingInput(LookupError):
-    """The caller did not load something that the resolution needs. A fault of ours, never of whom
-    we serve."""
+    """The caller did not load something that the resolution needs. This is always a bug of this
+    server."""
 
 
 class MissingEvent(MissingInput):
@@ -54,8 +54,8 @@ class MissingLineage(MissingInput):
 
 
 class EventPool:
-    """The events at hand by id, the room's create event always among them, and what their contents
-    mean."""
+    """The loaded events by id, always with the room's create event. Parses and caches their power
+    levels."""
 
     __slots__ = ("_events", "_levels", "create")
 

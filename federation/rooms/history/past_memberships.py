@@ -1,8 +1,8 @@
 """Finds a user's membership of a room at a past position, by following it back event by event.
 
 Each membership event is stored with the number of the event that it replaced. So this needs no
-query if the events are cached, and it does not read the state tree. For local users the position of
-their last join is stored with their membership.
+query if the events are cached, and it does not read the state tree. The position of a local user's
+last join is stored with their membership, so it is known without these steps.
 """
 
 from typing import Final

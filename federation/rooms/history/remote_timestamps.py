@@ -1,7 +1,7 @@
 """Finds the event closest to a time, with the help of servers that have more of a room's history.
 
-The event that another server names is fetched and checked. It is stored with the state before it,
-like every past event.
+If another server names a closer event, this server fetches and checks that event, and stores it
+like every past event, with the state before it.
 
 spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
 """

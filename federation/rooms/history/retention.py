@@ -1,4 +1,4 @@
-"""Caches the retention periods of rooms. Readers look them up once for each page.
+"""Caches the retention periods of rooms. Readers look one up once for each page of events.
 
 Laws:
 - The room's current retention policy applies to all messages, also to those sent before the policy

@@ -1,4 +1,7 @@
-"""Sends the invites of remote users to a newly created room. Their servers may be slow.
+"""Invites remote users to a room after a local user has created it.
+
+The servers of the invited users may be slow. So the client that creates the room waits only for a
+limited time, and the remaining invites are sent afterwards.
 
 Laws:
 - The invites are written in the transaction that creates the room, so no crash loses any of them.
@@ -59,7 +62,7 @@ class InviterChecks(Protocol):
 
 
 class PlannedInviteSender:
-    """Sends the invites of newly created rooms. For the reactor thread."""
+    """Sends the invites to rooms that were just created. For the reactor thread."""
 
     _log = Logger()
 

@@ -1,10 +1,11 @@
 """Declines invites and withdraws knocks in rooms that this server is not in.
 
 Laws:
-- The user leaves immediately, whether or not another server responds.
-- The leave is sent to each server that sent us the invite. The transaction that stores the leave
-  also stores the servers that have not received it yet. Each is retried for a week with growing
-  pauses. After a 429 it is not retried before the time it names. An outdated leave is not sent.
+- The leave is stored here even if no other server responds.
+- It is sent to each server that sent us an invite or received the knock. The transaction that
+  stores the leave also stores the servers that have not received it yet. Each of them is retried
+  for a week with growing pauses. A server that responds 429 is not retried before the time that it
+  names. If the user has a newer membership in the room, the leave is not sent.
 - Other local users may join the room before the leave is sent. Then the declined invite is still in
   the room's state, and the user's leave is added to the room like that of a local member.
 
@@ -37,7 +38,7 @@ from storage.rooms.rooms import RoomStore
 
 MEMBER: Final = "m.room.member"
 MAX_SERVERS: Final = 3
-"""Servers that are asked while the client waits."""
+"""Servers to which the leave is sent while the client waits."""
 CONCURRENT_SERVERS: Final = 16
 """Servers that leaves are sent to at the same time."""
 RETRIES: Final = BackoffSchedule(5 * 60_000, 6 * 3_600_000)

@@ -3,7 +3,7 @@ arrived since the join, and applies the result in one last write.
 
 Laws:
 - The room is used with its partial state until then. Only the last write delays the room's events.
-- Fetched states and results are stored as they arrive. A restart repeats no finished step.
+- Fetched events are stored as they arrive. So a later attempt fetches only the missing ones.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
   After each failed attempt the pause grows. Attempts continue as long as a local user is in the
   room. But if no server sends the rest any more (`state_sources.py`), requests stop waiting

@@ -1,6 +1,6 @@
-"""The stores that a partial-state resync reads and writes, in one struct.
+"""The stores that the completion of a partial-state room reads and writes, in one struct.
 
-So the parts of the resync take one argument instead of seven.
+So its parts (`completion.py`) take one argument instead of seven.
 """
 
 import msgspec
@@ -15,7 +15,7 @@ from storage.state.state_tree import StateTreeStore
 
 
 class CompletionStores(msgspec.Struct, frozen=True):
-    """The stores of the tables that a partial-state resync reads and writes."""
+    """The stores of the tables that the completion of a room reads and writes."""
 
     database: Database
     rooms: RoomStore

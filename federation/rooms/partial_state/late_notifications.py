@@ -1,9 +1,10 @@
-"""Decides whom to notify of messages that the partial state refused and the complete state allows.
+"""Decides which users to notify of messages that the partial state refused and the complete state
+allows.
 
-Law: a new message is shown to the current members of the room, and counted as unread
-(`visibility.py`). When a late message becomes visible, users may have joined who were not in the
-room when it was sent. These users are not notified. If one of them may not see the message, it is
-not new for anybody, and is shown as part of the history.
+Law: a message that counts as new is shown to all current members of the room (`visibility.py`), and
+counts as unread. When a late message becomes visible, users may have joined who were not in the
+room when it was sent. These users are not notified. If one of them may not see the message, it does
+not count as new for anybody, and is shown as part of the history.
 """
 
 from collections.abc import Mapping, Sequence

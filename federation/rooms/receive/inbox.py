@@ -1,18 +1,22 @@
-"""Stores acknowledged events that lack something: events that they refer to, or a signing key.
+"""Stores acknowledged events that cannot be received in their room yet, and retries them.
 
-They are retried until they can be accepted into the room, or expire.
+Such an event lacks events that it refers to, a signing key, or the answer of the room's policy
+server, or the room has too many forward extremities (`extremity_limit.py`). It is retried until it
+can be received, or expires.
 
 Laws:
 - The inbox is in the database, so it survives a restart. `start` continues the work.
-- A room has one worker at a time. The number of rooms that have a worker is limited, and more
-  strictly for the rooms whose next events come from one domain, because its servers may respond
-  slowly. After an attempt without success the room pauses, longer each time. New events for the
-  room end the pause early, because they may show that a server can be reached again.
-- Servers in the room come first, then servers whose events have the fewest attempts. So events that
-  nobody can complete do not delay the others. Among servers with equally many attempts, the one
-  that has been in the room for longest comes first. The time limit for a server is short on the
-  first attempt and doubles on each further one. A long attempt ends when new events arrive, so that
-  other rooms have their turn.
+- A node makes one attempt for a room at a time. The number of rooms with an attempt is limited, and
+  more strictly for the rooms whose next events come from servers of one registered domain, because
+  these servers may respond slowly. After an attempt without success the room pauses, longer each
+  time. New events for the room end the pause early, because they may show that a server can be
+  reached again.
+- The events of a room are tried server by server: first those of servers in the room, and among
+  these, first the ones with the fewest attempts. So events that nobody can complete do not delay
+  the others. Among servers with equally many attempts, the one that has been in the room for
+  longest comes first. The time limit for the events of a server is short on the first attempt and
+  doubles on each further one. If new events for the room arrive during a long attempt, it ends
+  early. The room then waits for a moment, so that other rooms have their turn.
 - For an event from a server outside the room no requests are sent, unless the event concerns the
   room (`participants.py`). It waits until another server sends what it lacks. All rooms with only
   such events share the limit of one domain.

@@ -11,8 +11,8 @@ Laws:
   half of the remaining time. Events that were not requested are ignored. All events go through the
   checks on receipt.
 - A server that responds 429 is not asked for events of any room before the time it names.
-- A server that invents an endless past costs a bounded number of requests, events and seconds.
-  After that its gap is closed with a state, or stays open. No request repeats endlessly.
+- A server that invents an endless past costs a bounded number of requests, events and seconds. Then
+  the gap is closed with a state, or stays open. No request repeats endlessly.
 - Gaps that cannot be filled are reported, and the caller decides when to retry.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events,
@@ -98,7 +98,7 @@ class GapEvents:
         }
 
     def references(self) -> set[EventID]:
-        """Return the prev_events of the open events that are not in the pool."""
+        """Return the prev_events of the open events that are not among these events."""
         return {
             name
             for event in self.open.values()

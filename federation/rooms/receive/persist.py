@@ -5,8 +5,8 @@ them.
   it, but not the head.
 - A redaction whose sender may not redact its target is stored and never shown, because clients
   would apply it.
-- An accepted event replaces its prev_events among the forward extremities. If others remain, the
-  current state is the resolution of the states after all of them.
+- An accepted event replaces its prev_events among the forward extremities. If other extremities
+  remain, the current state is the resolution of the states after all extremities.
 - State resolution reads stored events. So a state event that creates a fork is stored as an outlier
   first, and then added to the room's graph. After a crash between these steps it is received again,
   like any outlier.

@@ -1,7 +1,8 @@
 """Receives events from other servers: checks them, adds them to the room's graph, and writes them.
 
-This module sends requests only before the events get their turn in the room's queue. It asks the
-room's policy server, and it fetches keys and the unaltered copies of altered events.
+Before the events get their turn in the room's queue, this module asks the room's policy server, and
+fetches keys and the unaltered copies of altered events. During the turn it sends no requests,
+except to a policy server that the room has named only since then.
 
 Laws:
 - Events go through the room's queue, like those of our users. So writes of one node never conflict.

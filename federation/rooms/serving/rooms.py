@@ -4,11 +4,12 @@ Laws:
 - Only a server that is in the room now, and that the room's ACL allows, gets anything. This server
   responds only while it is in the room itself, because otherwise it knows neither the members nor
   the ACL.
-- An event that no user of the server may see, by the history visibility, is sent without its
-  content. A rejected event is never sent. A soft-failed event is sent only if it is requested, or
-  if an event that builds upon it is requested.
-- For a room with partial state, neither states nor history are sent, because other servers have
-  more.
+- If no user of the server may see an event, by the history visibility, single events and history
+  contain it without its content. States and auth chains contain all their events in full.
+- A rejected event is never sent. A soft-failed event is sent only if it is requested, or if an
+  event that builds upon it is requested.
+- For a room with partial state, this server serves neither states nor auth chains nor backfill,
+  because other servers have more.
 - Bytes are sent as they are stored. The number of queries does not grow with the size of the room.
 
 spec: server-server-api#retrieving-events,
@@ -43,7 +44,7 @@ MAX_NAMED: Final = 100
 """Events that a request may name."""
 PAGE_SIZES: Final = (20, 200, 200, 200, 200)
 """Numbers of events near a time that are checked, page by page, until the server may see one. Many
-may have passed the retention at once."""
+events may be older than the room's retention period."""
 
 Pdus = list[msgspec.Raw]
 

@@ -1,5 +1,5 @@
-"""Decides who may see the summary of a room: members, invited users, users who may join, knock or
-read the room, and other servers with such users.
+"""Decides who may see the summary of a room: members, invited users, users who have knocked, users
+who may join, knock or read the room, and other servers with such users.
 
 The summaries contain almost all data that the decision needs, so it is made for many rooms in one
 batch.
