@@ -14,13 +14,13 @@ hits, and cost four calls of Python functions for each key of a batch.
 Why a `StreamCache` never returns a value older than the position of its reader (`Streams.current()`
 at the call):
 
-1. A load reads the database when the stream is at some position P, or later. Everything up to P is
-   visible then, so the value has all changes up to P, and perhaps later ones.
+1. When a load begins, the stream is at some position P. Everything up to P is visible to its read,
+   so the value has all changes up to P, and perhaps later ones.
 2. A change above P is announced after the load began. The announcement removes the cached value of
    each key that it concerns, and detaches the load of that key. The result of a detached load is
    neither stored nor shared nor returned. The key is read again. If the changed keys are unknown,
    all values are removed and all loads are detached.
-3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). No other code runs
+3. An announcement reaches caches before it wakes readers (`Stage.CACHE`). No other code runs
    between the end of a load and the moment when its value is stored.
 
 So a stored value has every change that was announced before it was stored. If it has later changes

@@ -2,7 +2,7 @@
 
 Laws:
 - A row stands for a child that is in its room's timeline and not redacted. It is written with the
-  event and removed with its redaction. An event without a relation needs no row.
+  event, and removed when the event is redacted or purged. An event without a relation needs no row.
 - A child counts only for a parent in its own room. Readers compare the rooms.
 - Conditions on the parent (may this event replace it?) are checked when reading, because a child
   may arrive before its parent.

@@ -1,4 +1,4 @@
-"""Scan results by content, so that each content is scanned once, and no unscanned file is served.
+"""Scan results by content, so that files with the same bytes are scanned once.
 
 Laws:
 - The write that adds a new file also records that it has to be scanned, so no crash loses a scan.

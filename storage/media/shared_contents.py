@@ -5,15 +5,15 @@
     second_copy    has every content              has every content, a minute later
     retired        gets every content back        is emptied
 
-Each write of an object uses a new name: `PREFIX content/ab/cd/HASH-…`. The table `media_objects` is
-the journal. Moves between folder and store are steps of the job `storage.media.rebalancing` and can
-be interrupted at any point.
+Each write of an object uses a new name: `content/ab/cd/HASH-…` after the configured prefix. The
+table `media_objects` is the journal. Moves between folder and store are steps of the job
+`storage.media.rebalancing` and can be interrupted at any point.
 
 Laws:
 - `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
   its row.
 - `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
-  store. The job writes the object, the latest first.
+  store. The job writes the object, recently added contents first.
 - If a content is fetched from the store to the folder, its hash is checked before it is used.
 - No caller waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
   own. The deletion of a file does not wait for the store: the journal lists its object, which is

@@ -1,8 +1,9 @@
-"""Adds events to a room in one write: rows, edges, state, memberships, summary, head, positions.
+"""Adds events to a room in one write, with everything that follows from them: state, auth chains,
+relations, memberships, summary, room head, positions.
 
 Laws:
-- The version of the head is checked. If the head has moved since the caller read it, the caller
-  gets `HeadMoved` and builds the events again.
+- `append` checks the version of the head. If the head has moved since the caller read it, the
+  caller gets `HeadMoved` and builds the events again.
 - Everything is in one savepoint: either every event of the batch is stored, with all its effects,
   or none.
 - This module has no rules of Matrix. Callers pass the meaning of an event, such as the membership

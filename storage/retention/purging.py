@@ -1,4 +1,4 @@
-"""Purges messages: they lose their content for good, in their own row and in all derived data.
+"""Purges messages: deletes their content from their own row and from all derived data.
 
 Laws:
 - A purged event keeps the fields that a redaction keeps, under the same id, because other events
@@ -8,8 +8,8 @@ Laws:
   were purged, and why.
 - Messages to purge are found by an index of unpurged messages (`events_messages_by_time`). So an
   interrupted purge continues by searching again, and also finds messages that arrive late.
-- The thread of a message remains known, as after a redaction, because users mark threads as read up
-  to it.
+- The thread of a message remains known, as after a redaction, because read receipts of the thread
+  may point to the message.
 - State events are not touched.
 """
 

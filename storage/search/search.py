@@ -1,4 +1,5 @@
-"""The searchable texts of events. A job writes them, and a search finds them by their keys.
+"""The searchable texts of events. A job writes them (`homeserver/services/search/indexing.py`), and
+a search finds them by the keys of their words (`storage/engine/text_index.py`).
 
 Laws:
 - A row stands for an event in a timeline that is not redacted and has a text. The text is that of
