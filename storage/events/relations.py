@@ -160,7 +160,7 @@ class RelationStore:
         self, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
     ) -> int:
         """Return the number of steps from the event within which at most `max_descendants`
-        descendants are found: at least one, no more than `wanted.levels`.
+        descendants are found: at least one, no more than `filter.levels`.
 
         Each page of children of children is sorted again among all of them; this reads at most one
         too many.

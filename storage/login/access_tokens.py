@@ -125,7 +125,7 @@ class TokenStore:
     ) -> AccessTokenRow | None:
         """Return the token and its account, in one query.
 
-        `policies`: pairs of policy and version, counted in `agreed`.
+        `policies`: pairs of policy and version, counted in `accepted_policies`.
         """
         return await self._database.read_quickly(
             "get_access_token", self.get_access_token_in, token_hash, policies

@@ -9,10 +9,10 @@ collection of the room, as are nodes that are orphaned during a collection.)
 
 A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
 write creates during the collection are marked with this number. They may refer to nodes that the
-collection has not reached yet. Nodes that the collection reaches from the head and the events of
-the room are marked with the next higher number, so that each is visited once. Then the nodes of the
-room with a mark below the cycle are deleted. All this happens in small steps, while the room is in
-use. No needed node is deleted, for these reasons:
+collection has not reached yet. Nodes that the collection reaches from the head, the events and the
+partial-state tables of the room are marked with the next higher number, so that each is visited
+once. Then the nodes of the room with a mark below the cycle are deleted. All this happens in small
+steps, while the room is in use. No needed node is deleted, for these reasons:
 
 - Writes run one after the other on all nodes, so a step and a write never overlap.
 - During a collection, `StateTreeStore.apply` marks every node it creates with the cycle, even if
@@ -94,7 +94,8 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class StateGarbageCollector:
-    """Collects garbage, room by room. A step reads up to `nodes` state nodes, or as many events."""
+    """Collects garbage, room by room. A step reads up to `nodes_per_step` state nodes, or as many
+    events."""
 
     def __init__(self, nodes_per_step: int = 500) -> None:
         self._nodes = nodes_per_step

@@ -1,9 +1,9 @@
 """The writes that complete the state of a room that was joined with partial state.
 
 Laws:
-- Fetched state and recomputed events are stored in tables of their own (`partial_rooms.py`), chunk
-  by chunk. The room continues with its partial state, and after a restart finished chunks are not
-  repeated.
+- The fetched state and the recomputed columns of events are stored in tables of their own
+  (`partial_rooms.py`), chunk by chunk. The room continues with its partial state, and after a
+  restart finished chunks are not repeated.
 - One final write replaces everything and moves the head, so a reader sees all of it or nothing.
 """
 

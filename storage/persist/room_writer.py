@@ -92,7 +92,8 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     """The current state after a batch, if it differs from the state after its last event.
 
     `effects`: for each entry that differs from the old current state, the event and its effect. An
-    event of the batch is given by ID, any other by number; None means that the entry is removed.
+    event of the batch is given by ID, any other by number. For a removed entry they are the old
+    event and the effect of its absence.
     """
 
     state: StateChange

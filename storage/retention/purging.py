@@ -3,7 +3,8 @@
 Laws:
 - A purged event keeps the fields that a redaction keeps, under the same id, because other events
   refer to it. Servers that request it get these fields. If a server sends the complete event again,
-  it counts as known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
+  it is ignored, because the event is known. (Purges of forgotten rooms can be undone:
+  `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages
   were purged, and why.
 - Messages to purge are found by an index of unpurged messages (`events_messages_by_time`). So an

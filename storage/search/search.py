@@ -2,8 +2,8 @@
 a search finds them by the keys of their words (`storage/engine/text_index.py`).
 
 Laws:
-- A row stands for an event in a timeline that is not redacted and has a text. The text is that of
-  its latest edit.
+- A row stands for an event that is in a timeline, is not redacted and has a text. The text is that
+  of its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
 - Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). So a row
   may be older than the event's latest edit, and readers check each result against the current
