@@ -92,8 +92,8 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     """The current state after a batch, if it differs from the state after its last event.
 
     `effects`: for each entry that differs from the old current state, the event and its effect. An
-    event of the batch is given by ID, any other by number. For a removed entry they are the old
-    event and the effect of its absence.
+    event of the batch is given by ID, any other by number. For a removed entry, the event is the
+    old one, and the effect is that of its absence.
     """
 
     state: StateChange
