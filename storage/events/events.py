@@ -101,7 +101,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """Root of the room's current state after its arrival; None: it was the state after the
     event."""
     thread_root: str | None = None
-    """The root event of its thread; stored only if it notifies somebody or was redacted."""
+    """The root event of its thread; stored only if the event has push flags or push action rows, or
+    lost its content."""
 
 
 class EventSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
