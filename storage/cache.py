@@ -38,9 +38,11 @@ value uses `drop_oldest`. Ordered maps from which each entry is taken once, as i
 Some caches do not use these classes, because a change does not simply invalidate a key:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
-  remove their entries. They ask the database what has changed, or compare a version.
-- `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: these are
-  indexes over the newest changes. Each records the position from which it is complete.
+  remove all their entries, even if its changes are unknown. They ask the database what has changed,
+  or compare a version.
+- `Timelines`, `RecentChanges`, `UnreadCounts`, `NoRelationsCache`: these collect the newest
+  changes. Each records the position from which it is complete.
+- `RoomRuleClasses`: changes are applied when the next event of the room arrives.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
 - `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, so readers get the mapping
   itself. It is emptied when it is full.
