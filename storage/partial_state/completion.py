@@ -152,7 +152,7 @@ class StateCompletion:
         head: RoomHead,
         completed: CompletedRoom,
     ) -> RoomHead:
-        """Move all recomputed events to their place, and move the head. Raises HeadMoved."""
+        """Apply all recomputed columns to the events, and move the head. Raises HeadMoved."""
         position = txn.next_position()
         nid = room.room_nid
         events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))

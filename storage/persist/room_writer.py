@@ -68,7 +68,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     """The state before the event. None: the state after the previous event of the batch; for the
     first, the head's state."""
     outlier_nid: int | None = None
-    """The number of the event if it is stored as an outlier and now gets its place in the room."""
+    """The number of the event if it is stored as an outlier and is now added to the room's graph."""
     redacted_by: int | None = None
     """Number of a redaction that arrived before it. `pdu` then lacks the content."""
     relation: Relation | None = None

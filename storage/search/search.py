@@ -84,7 +84,7 @@ class SearchBatch(msgspec.Struct, frozen=True):
     upto: int
     """All events up to this number are processed with this batch."""
     former_outliers: Sequence[int]
-    """Outliers that were placed in a room later, also processed with this batch."""
+    """Outliers that were added to a room's graph later, also processed with this batch."""
     touched: frozenset[int]
     """Events whose text was added, changed or removed."""
     count: int
