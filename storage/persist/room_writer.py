@@ -68,7 +68,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     """The state before the event. None: the state after the previous event of the batch; for the
     first, the head's state."""
     outlier_nid: int | None = None
-    """The number of the event if it is stored as an outlier and is now added to the room's graph."""
+    """The number of the event if it is stored as an outlier and now added to the room's graph."""
     redacted_by: int | None = None
     """Number of a redaction that arrived before it. `pdu` then lacks the content."""
     relation: Relation | None = None
@@ -230,7 +230,7 @@ class RoomWriter:
     def add_outliers(
         self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
     ) -> list[EventRow]:
-        """Store events as outliers: without a place in the room. They are neither visible nor built
+        """Store events as outliers: outside the room's graph. They are neither visible nor built
         on."""
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]

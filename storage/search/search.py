@@ -249,8 +249,8 @@ class SearchStore:
 
 
 def queue_former_outliers(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """Queue events that were outliers and now have a place in their rooms. The job has already
-    passed their numbers."""
+    """Queue events that were outliers and were added to the graphs of their rooms. The job has
+    already passed their numbers."""
     txn.execute_many(
         "INSERT INTO search_queue (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
         [(nid,) for nid in event_nids],
