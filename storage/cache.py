@@ -14,13 +14,13 @@ hits, and cost four calls of Python functions for each key of a batch.
 Why a `StreamCache` never returns a value older than the position of its reader (`Streams.current()`
 at the call):
 
-1. A load reads the database when the stream is at some position P, or later. Everything up to P is
-   visible then, so the value has all changes up to P, and perhaps later ones.
+1. When a load begins, the stream is at some position P. Everything up to P is visible to its read,
+   so the value has all changes up to P, and perhaps later ones.
 2. A change above P is announced after the load began. The announcement removes the cached value of
    each key that it concerns, and detaches the load of that key. The result of a detached load is
    neither stored nor shared nor returned. The key is read again. If the changed keys are unknown,
    all values are removed and all loads are detached.
-3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). No other code runs
+3. An announcement reaches caches before it wakes readers (`Stage.CACHE`). No other code runs
    between the end of a load and the moment when its value is stored.
 
 So a stored value has every change that was announced before it was stored. If it has later changes
@@ -38,9 +38,11 @@ value uses `drop_oldest`. Ordered maps from which each entry is taken once, as i
 Some caches do not use these classes, because a change does not simply invalidate a key:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
-  remove their entries. They ask the database what has changed, or compare a version.
-- `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: these are
-  indexes over the newest changes. Each records the position from which it is complete.
+  remove all their entries, even if its changes are unknown. They ask the database what has changed,
+  or compare a version.
+- `Timelines`, `RecentChanges`, `UnreadCounts`, `NoRelationsCache`: these collect the newest
+  changes. Each records the position from which it is complete.
+- `RoomRuleClasses`: changes are applied when the next event of the room arrives.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
 - `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, so readers get the mapping
   itself. It is emptied when it is full.

@@ -1,4 +1,4 @@
-"""The context of a scenario, and its type."""
+"""The objects that a scenario works with, and the type of scenarios."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
-"""Measures messages and joins between two servers, on both sides: two of ours, then two of Synapse.
+"""Measures messages and joins between two servers, on both sides: first two of ours, then two
+Synapse servers.
 
 The servers are processes that reach each other over TLS on loopback. A user on the first server
-sends messages, one at a time and then over ten connections, and a user on the second waits for
-them. Then that user joins rooms of the first server, one after another. Each measurement ends when
-both servers are quiet.
+sends messages, one at a time and then over ten connections, and a user on the second server waits
+for them. Then the user on the second server joins rooms of the first server, one after another.
+Each measurement ends when both servers are quiet.
 
 scripts/bench federation [--messages 500] [--rooms 5] [--rounds 3]
 """

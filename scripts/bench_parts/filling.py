@@ -1,7 +1,8 @@
 """Fills rooms with messages without the client-server API. Events are stored as usual, but not
 authorized, hashed or signed.
 
-For amounts that would take too long to send. The server must be stopped meanwhile.
+Scenarios use it for numbers of messages that would take too long to send. The server must be
+stopped meanwhile.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Users who long-poll /sync, and record when a message reaches them."""
+"""Simulated users who long-poll /sync and record when a message reaches them."""
 
 from collections.abc import Sequence
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""The cost of pushing a message to the apps of a room's members."""
+"""Measures the cost of pushing a message to the apps of a room's members."""
 
 from time import perf_counter
 from typing import Any, cast

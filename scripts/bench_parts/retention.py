@@ -1,5 +1,5 @@
-"""Measures what retention costs readers, in one process without a network: without rules, with
-rules, and after a purge; and the cost of a purge.
+"""Measures in one process, without a network, what retention costs: reads without retention rules,
+with rules and after a purge, and the purge itself.
 
 Figures are microseconds of this process, with all caches warm.
 """

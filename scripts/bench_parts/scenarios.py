@@ -1,4 +1,5 @@
-"""The scenarios. Each prepares what it needs, which is not measured, then repeats one operation."""
+"""The scenarios. Each prepares what it needs, which is not measured. Then it repeats one
+operation."""
 
 from collections.abc import Mapping
 from secrets import token_hex

@@ -1,7 +1,8 @@
 """Measures the CPU of a start of the server on SQLite, until it listens.
 
-Prints the best and the median of several starts with a new database, and with one that holds users,
-rooms and messages; and of a command that needs no database.
+Prints the best and the median of several starts with a new database, of several starts with a
+database that holds users, rooms and messages, and of several runs of a command that needs no
+database.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""The costs of sync by the number of rooms of an account. They should grow with the changes, not
-with the rooms."""
+"""Measures the costs of sync by the number of rooms of an account. They should grow with the number
+of changes, not with the number of rooms."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any

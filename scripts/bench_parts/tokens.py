@@ -1,7 +1,8 @@
 """Measures authentication in one process without a network: a cached token, an uncached token, a
 login with the OAuth 2.0 API (code, tokens), and a refresh.
 
-Passwords are not included: they cost what `bcrypt_rounds` says, in threads of their own.
+Checking passwords is not included: its cost depends on `bcrypt_rounds`, and it runs in threads of
+its own.
 """
 
 import sys

@@ -1,5 +1,5 @@
-"""The audit log of accounts, for owners and administrators. Operations write it in their
-transaction.
+"""The audit log of accounts, for their owners and for administrators. A change of an account and
+its audit record are written in one transaction.
 
 A record contains time, event, IP address, device and detail, but no secrets. Records are deleted
 after a retention time.

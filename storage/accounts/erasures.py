@@ -1,5 +1,6 @@
 """Erased accounts, each with the position of its erasure. Rows are never deleted, because the
-events of an erased user stay hidden.
+contents of an erased user's events stay hidden from users and servers that join later
+(`federation/rooms/erased_senders.py`).
 """
 
 from storage.engine.database import Database

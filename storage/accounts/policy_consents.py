@@ -1,4 +1,5 @@
-"""Consents of users to the versions of policies. Rows are added and never changed."""
+"""Consents of users to the server's policies, such as its terms of use, by version of the policy.
+Rows are added and never changed."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Registration tokens, each limited in uses and time.
+"""Registration tokens, with optional limits on the number of uses and on the time.
 
 A use is first *pending*, because the registration may be abandoned, and then *completed*. Both
 count against the allowed number, so that a token for one account never creates two.

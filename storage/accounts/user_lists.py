@@ -1,6 +1,7 @@
 """Lists of this server's accounts for administrators, filtered, ordered and paginated.
 
-A search for a name reads every account, because only Python folds the case of all scripts.
+A search by name reads all accounts that pass the other filters and compares the names in Python,
+because SQLite ignores case only for ASCII characters.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """The changes of local users' devices that are sent to other servers.
 
-Each change of a device has a stream ID, and names the ID of the user's previous change. Only the
-latest changes of each user are stored. A server that missed earlier ones notices the gap, and
-fetches the complete list.
+Each change of a device has a stream ID, and names the stream ID of the user's previous device
+change. Only the latest changes of each user are stored. A server that missed earlier ones notices
+the gap, and fetches the complete list.
 
 spec: server-server-api#device-management
 """

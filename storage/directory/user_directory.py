@@ -1,6 +1,6 @@
 """The user directory: names and avatars of users. A search matches prefixes of words.
 
-A job updates the entries. A change of a name queues the user
+A job updates the entries. A change of a name or avatar queues the user for the job
 (`storage.directory.user_directory_queue`). Which users may find a user is not stored. It is
 computed from the current memberships, so joins and leaves take effect immediately.
 """

@@ -1,8 +1,8 @@
 """The queue of users whose user directory entry is out of date.
 
 The transaction that changes a user's data adds the user to the queue, so that no change is lost. A
-new account and a profile change add a user. A membership change adds a remote user, whose name and
-avatar are only known from rooms.
+new account, the upgrade of a guest account and a profile change add a user. A membership change
+adds a remote user, whose name and avatar are only known from rooms.
 """
 
 from collections.abc import Iterable

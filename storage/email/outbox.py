@@ -3,9 +3,9 @@
 A sender that takes e-mails postpones their due time, so that no other sender takes them. If the
 sender dies, they become due again.
 
-A notification e-mail contains the text of messages. When one of these messages loses its content,
-the same transaction deletes the e-mail and resets the pusher, so that another e-mail reports the
-other messages.
+A notification e-mail contains the text of messages. When one of these messages is redacted or
+purged, the same transaction deletes the e-mail. It also sets the pusher back to the end of the
+previous e-mail, so that another e-mail reports the other messages.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,7 +31,7 @@ class NotificationEmail(msgspec.Struct, frozen=True):
 
     pusher_nid: int
     previous_position: int
-    """The position up to which the previous e-mail covered."""
+    """The previous e-mail covered the events up to this position."""
     event_nids: Collection[int]
 
 

@@ -6,11 +6,12 @@ Laws:
 - A claim of up to CLAIM_CHUNK keys is one write with a fixed number of statements. A larger claim
   is several writes.
 - The announcement of changed key counts contains the new counts or the claimed keys, so that
-  subscribers need not read them.
+  subscribers need not read them. There is one exception: the announcement of a used fallback key
+  names only the users.
 - A change of identity keys is a change of the user's device list.
 - If a device publishes new identity keys, all its other keys are deleted. Its one-time and fallback
-  keys were signed with the old keys and are useless. So are signatures on its old keys and
-  signatures made with them.
+  keys were signed with the old keys and are useless. Signatures on its old keys and signatures made
+  with them are deleted too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,7 +143,7 @@ class DeviceKeyStore:
     def claim_keys(
         self, txn: WriteTransaction, requests: Sequence[KeyRequest], now_ms: int
     ) -> list[bytes | None]:
-        """Do `do_claim` in one write, for at most `CLAIM_CHUNK` requests."""
+        """Do `claim_in_chunks` in one write, for at most `CLAIM_CHUNK` requests."""
         keys = claim_keys(txn, requests, now_ms)
         claimed = [request for request, key in zip(requests, keys, strict=True) if key is not None]
         if claimed:

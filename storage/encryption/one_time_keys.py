@@ -2,7 +2,8 @@
 order.
 
 A block does not change. The number of its claimed keys is in a separate row of a few bytes, the
-mark. The marks of hundreds of devices share a page of the database.
+mark. So a claim writes only a few bytes, and the marks of hundreds of devices share a page of the
+database.
 
 A claimed key stays in its block until all keys of the block are claimed. The next upload then
 replaces the block by digests of its keys. Digests are stored for some time, or until many other
@@ -14,11 +15,13 @@ Laws:
   run one after another, on all nodes (`storage/engine/writer.py`).
 - Keys are claimed in the order in which they were uploaded. spec:
   client-server-api#post_matrixclientv3keysclaim
-- A claim is one statement, however many devices it names.
+- A claim is one query, however many devices it names. (On SQLite, which runs in the process, it is
+  a query for each device and one update.)
 - A block is small, however many keys are uploaded, because SQLite reads the complete block for a
   claim.
-- An upload reads the IDs of the remaining keys, and a bounded number of digests. It reads contents
-  only if an ID is uploaded again, and once to compute the digests.
+- An upload reads the IDs of the remaining keys, and a bounded number of digests. It reads the
+  contents of a block only if one of its IDs is uploaded again, or if all its keys are claimed, to
+  compute the digests.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,8 +1,11 @@
-"""Reads the published keys of local and remote users at one moment, with a fixed number of queries.
+"""Reads the published keys of local and remote users together, with a fixed number of queries.
+
+For local users it reads the positions of their latest changes first. So the keys are never older
+than these positions.
 
 Of the signatures on the keys, only those by the keys' owners are read with them. So any number of
-signatures by other users costs nothing. The signatures that the reader made are read separately
-(`get_positions_and_signatures`).
+signatures by other users costs nothing. The signatures that the requesting user made are read
+separately (`get_positions_and_signatures`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

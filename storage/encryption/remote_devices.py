@@ -1,14 +1,14 @@
-"""A cache of the devices of remote users who share a room with us, once their devices were
-requested.
+"""A cache of the device lists of remote users who share a room with local users. A list is cached
+when it is first requested.
 
 Laws:
-- A device list is either complete up to its stream ID, or stale. It is stale if a change was
-  missed, and then has to be fetched again.
+- A device list is either current up to its stream ID, or stale. It is stale if a change was missed,
+  and then has to be fetched again. Devices above a limit are left out.
 - A change is announced to local users, like a change of local devices. It is not sent to other
   servers.
 - The write that stores a change checks that it follows the stored list. The write that stores a
   fetched list checks that no change arrived since the request. Reads before the write are not
-  enough, because other processes receive changes too.
+  enough, because other nodes receive changes too.
 - When a user begins to share a room with us, the same transaction marks their list as stale.
 """
 

@@ -7,7 +7,7 @@ device that returns after a long time needs the newest keys most.
 Messages are stored by the number of the device, which no later device with the same ID gets. So
 index entries are small and share pages. Messages that are sent in bulk are first stored in the log
 (`to_device_log`). After some minutes a job moves the undelivered ones out of the log, oldest first.
-A message is always in exactly one of the two.
+A message is always either in the log or stored by device, never in both.
 
 A device may have a *floor*: a position up to which neither the queue nor the log is read. A floor
 is set when the device has received messages that are in the log, and when many messages are to be
@@ -15,10 +15,10 @@ deleted. A job deletes the messages below a floor in small steps, and then the f
 never above the latest position of the sequence, whatever token a client sends.
 
 Laws:
-- A read returns each message once: first those stored by device, then those in the log. If a row
-  leaves the log during the read, the read runs again.
-- A reader has the complete content of the log up to the latest position at its read, because rows
-  are committed in order of position, and a position is never reused.
+- A read returns each message once, in order of position, whether it is in the log or stored by
+  device. If a row leaves the log during the read, the read runs again.
+- A reader knows all messages in the log up to the latest position at its read, because rows are
+  committed in order of position, and a position is never reused.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

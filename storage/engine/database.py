@@ -1,8 +1,8 @@
-"""The two operations of storage: `read` and `write`.
+"""The two operations on the database: `read`, which has cheaper variants, and `write`.
 
 Laws:
-- `fn(txn, …)` is a plain function that must not wait for anything. It may run more than once, after
-  a lost connection or a conflict.
+- Callers pass a function `fn(txn, …)`, not a coroutine. It must not wait for anything. It may run
+  more than once, after a lost connection or a conflict.
 - Writes of many callers run in one database transaction, each in its own savepoint. A write that
   fails does not affect the others. A write is acknowledged after the commit.
 - Changes are announced through the transaction and published after the commit, in order of

@@ -8,8 +8,8 @@ Rules for SQL that runs on both:
   code point (a PostgreSQL database with another collation is refused).
 - Truth values are stored as 0 or 1. Bytes are passed and returned as `bytes`.
 - A write cannot continue after one of its statements has failed (a PostgreSQL limitation).
-- PostgreSQL cannot store U+0000 in text. A text with it is found by the same key, but returned with
-  U+10FFFF in its place. Text that has to be exact is stored as bytes.
+- PostgreSQL cannot store U+0000 in text. A text with U+0000 can be looked up by the same text, but
+  is returned with U+10FFFF in its place. Text that has to be exact is stored as bytes.
 - Integers have 64 bits.
 """
 

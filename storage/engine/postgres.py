@@ -1,7 +1,7 @@
 """PostgreSQL, version 13 and later, through psycopg2: the database that several nodes can share.
 
 Connections are in autocommit mode and this module sends BEGIN itself. So BEGIN, SAVEPOINT, RELEASE
-and statements without a needed result travel in the same message as the next statement.
+and statements whose result is not needed travel in the same message as the next statement.
 
 A writer holds an advisory lock from begin to commit. So nodes write one after the other, positions
 of the one sequence are committed in order, and writers cannot deadlock on row locks.

@@ -2,8 +2,8 @@
 
 A write that must take effect on all nodes before it is acknowledged notifies them with its commit.
 Each node responds after it has applied the write. Each node holds an advisory lock while its
-connection lives. The locks show which nodes are running. Ephemeral messages, such as typing, are
-sent as notifications only and are not stored.
+connection for notifications is open. The locks show which nodes are running. Ephemeral messages,
+such as typing, are sent as notifications only and are not stored.
 """
 
 import os

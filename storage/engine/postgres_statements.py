@@ -1,5 +1,5 @@
 """Converts SQL for PostgreSQL, so that one statement handles many keys or many rows of arguments.
-Converts values too: in statements, in rows for COPY, and in results.
+It also converts values: in statements, in rows for COPY, and in results.
 
 SQLite runs the same SQL unchanged, once for each row. See `storage/engine/interface.py`.
 """

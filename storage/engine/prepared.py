@@ -1,8 +1,9 @@
 """Prepared statements of a PostgreSQL session.
 
 Parsing and planning a statement costs several times its execution. So a statement is prepared when
-it is first used on a connection. It is planned once, for any arguments (`PostgresEngine.open`).
-Prepared statements survive a rollback.
+it is first used on a connection. It is planned once, for any arguments (`plan_cache_mode` in
+`postgres_config.py`). Prepared statements survive a rollback to a savepoint, so a failed write does
+not cost the others their statements.
 
 Laws:
 - A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same holds
@@ -97,7 +98,7 @@ class PreparedStatements:
         """Return the text to run before, or an empty string, and the text that executes the
         statement, with `%s` for its arguments.
 
-        Once the first text was run, call `keep`.
+        Once the first text was run, call `record`.
         """
         key = (sql, tuple(map(_type_of, args)))
         call = self._calls.get(key)
@@ -111,8 +112,8 @@ class PreparedStatements:
         return f"{_preparation(name, *key)}{self._deallocation}", _call(name, len(args))
 
     def record(self, sql: str, args: Sequence[Argument], text: str) -> None:
-        """Record that the statement that `find` returned last is prepared, and that `text` executes
-        it."""
+        """Record that the statement that `lookup` returned last is prepared, and that `text`
+        executes it."""
         key = (sql, tuple(map(_type_of, args)))
         self._deallocation = ""
         self._calls[key] = (f"s{self._last}", text)

@@ -1,5 +1,5 @@
-"""Allows only one server at a time on an SQLite file. A second one would not see the first's
-changes.
+"""Allows only one server at a time on an SQLite file. A second server would not be notified of the
+changes of the first, so its caches would be stale.
 
 The lock is on a separate file beside the database, because closing any handle of the database file
 releases SQLite's own locks. The kernel releases the lock when the process ends. Command-line tools

@@ -34,7 +34,8 @@ class Topic(Enum):
     RETENTION = "lifetime"
     """The retention policy of a room changed; `detail` is the `RoomRetention`."""
     OUTLIER_PLACED = "placed"
-    """An outlier got its place in the room; `detail` is its number."""
+    """An outlier was added to the room's graph, or a partial-state resync changed an event;
+    `detail` is its number."""
     RELATION = "related"
     """An event has a new child; `detail` is the ID of the parent, which need not be stored."""
     PARTIAL_STATE = "completeness"

@@ -1,12 +1,14 @@
-"""The auth chains of state events, indexed by a chain cover. So no query walks them event by event.
+"""Auth chains of state events, indexed by a chain cover, so that no query follows them event by
+event.
 
-Theory. The auth events of all events form a directed acyclic graph. It is cut into chains. In a
-chain, every event has all earlier events of the chain in its auth chain, and a *place* (the column
-`sequence_number`) numbers them from 1. A *link* means: from a place of one chain on, another chain
-is in the auth chain up to some place. The auth chain of any set of events is then, in each chain,
+The index works as follows. The auth events of all events form a directed acyclic graph. It is cut
+into chains. In a chain, every event has all earlier events of the chain in its auth chain, and a
+*place* (the column `sequence_number`) numbers them from 1. A *link* leads from a place of one chain
+to a place of another chain. It says: the auth chain of each event from the first place on contains
+the other chain up to the second place. So the auth chain of any set of events is, in each chain,
 everything up to one place. These few numbers are a *reach*. They are found by following links from
-chain to chain, with one query a step. A room of 50,000 members has about as many chains. But the
-state events of other users do not cite the membership of an ordinary member, so most chains are
+chain to chain, with one query for each step. A room of 50,000 members has about as many chains. But
+the state events of other users do not cite the membership of an ordinary member, so most chains are
 never followed.
 
 Laws:

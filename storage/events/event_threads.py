@@ -2,7 +2,7 @@
 
 A redaction or a purge removes the relation of an event. So the transaction that removes the
 relation stores the thread with the event (`events.thread_root`). The thread is also stored with
-every event that notifies a user.
+every event that has push flags or push action rows.
 
 spec: client-server-api#threaded-read-receipts
 """

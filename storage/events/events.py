@@ -1,8 +1,12 @@
 """Stored events: rows of plain values, read in batches.
 
-A redaction or a purge removes the content of a stored event, and the content may be restored. An
-outlier may later be added to the room's graph. A partial-state resync recomputes some columns.
-Nothing else changes a stored event.
+A stored event changes only in these cases:
+
+- A redaction or a purge removes its content, or the content is restored.
+- It is an outlier. The state that a join imports in several writes is stored with the join event.
+  Later an outlier may be added to the room's graph.
+- A partial-state resync recomputes some of its columns, or adds entries to the state after it.
+- The flag `FORGOTTEN` is cleared, because the content is no longer to be fetched.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +44,7 @@ class EventFlag:
     """This server sends it to others: made by a local user in a federated room, or forwarded for
     another server."""
     RESOLVED: Final = 512
-    """Its arrival changed the current state in more, or in something else, than the event sets:
+    """Its arrival changed other entries of the current state than the one that it sets, because
     forks were resolved."""
     STATE_ADDED: Final = 1024
     """The state after it has entries beyond its past, which could be verified only later."""
@@ -97,7 +101,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """Root of the room's current state after its arrival; None: it was the state after the
     event."""
     thread_root: str | None = None
-    """The root event of its thread; stored only if it notifies somebody or was redacted."""
+    """The root event of its thread; stored only if the event has push flags or push action rows, or
+    lost its content."""
 
 
 class EventSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -2,7 +2,7 @@
 
 Laws:
 - A row stands for a child that is in its room's timeline and not redacted. It is written with the
-  event and removed with its redaction. An event without a relation needs no row.
+  event, and removed when the event is redacted or purged. An event without a relation needs no row.
 - A child counts only for a parent in its own room. Readers compare the rooms.
 - Conditions on the parent (may this event replace it?) are checked when reading, because a child
   may arrive before its parent.
@@ -160,7 +160,7 @@ class RelationStore:
         self, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
     ) -> int:
         """Return the number of steps from the event within which at most `max_descendants`
-        descendants are found: at least one, no more than `wanted.levels`.
+        descendants are found: at least one, no more than `filter.levels`.
 
         Each page of children of children is sorted again among all of them; this reads at most one
         too many.

@@ -1,4 +1,5 @@
-"""For each thread and sender, one row: the number of the sender's events and the latest of them.
+"""Stores for each thread and sender how many events the sender sent to the thread, and the latest
+of them. So the aggregation of a thread is read without all its events.
 
 Laws:
 - A row is derived from the children in `relations` only. It is written with them, by the two

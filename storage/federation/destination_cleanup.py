@@ -1,8 +1,9 @@
-"""Deletes messages that have waited too long for an unreachable server, and the rows of such
-servers.
+"""Deletes to-device messages for servers that have been unreachable for too long. Also deletes the
+rows of servers that share no room with us and to which nothing is to be sent any more.
 
 The caller passes the time limits. A server *shares a room* while one of its users is joined to a
-room of ours, or while `send_join` listed it and the room's state is partial (`partial_rooms.py`).
+room that is stored here, or while `send_join` listed it and the room's state is partial
+(`partial_rooms.py`).
 """
 
 from typing import Final

@@ -2,15 +2,16 @@
 
 They are stored until they are accepted, refused, or have waited too long.
 
-Each server has a quota. Only a part of it may be used by events that wait for verdicts of policy
-servers (and other events that the server sent for the same room), a smaller part by events that
-wait for one policy server, and a still smaller part by such events of one room. So a slow policy
-server affects neither rooms without one nor rooms with another one. An event that names the room's
-policy server may end the wait, so only the complete quota limits it.
+Each server has a quota. Smaller limits apply to its events that wait for verdicts of policy
+servers: to all of them together, to those that wait for the same policy server, and to those of the
+same room. So a slow policy server affects neither rooms without one nor rooms with another one.
+While an event of a room waits for a verdict, later events that the server sends for this room count
+as waiting too, because they usually follow it. An event that names the room's policy server may end
+the wait, so only the complete quota limits it.
 
 All servers together have a limit of events and of bytes. When half of it is used, the quota of each
-server becomes small, so only very many servers could use up the rest. Servers that send events for
-rooms that they are not in share a small part. One machine may pose as any number of servers, so the
+server becomes small, so only very many servers could use up the rest. Events of servers that are
+not in the room have separate, small limits. One machine may pose as any number of servers, so the
 servers of one registered domain share a quota too.
 """
 

@@ -1,6 +1,7 @@
 """Signed documents that configure this server, such as the list of a federation's members.
 
-For each purpose, the last valid document is stored.
+For each purpose, the last valid document is stored, so that a restarted server has it even if the
+source is unreachable.
 """
 
 import msgspec

@@ -2,11 +2,11 @@
 
 A refresh issues a new pair and leaves the old one usable, because the response may be lost. The
 first use of either new token ends the old pair: the old refresh token is spent, and the old access
-token expires. (It is then refused with `soft_logout`, not as unknown.) Until then the old refresh
-token may be exchanged again, and each pair from it is valid, because two tabs of a client may
-refresh at the same time. The first use of one of these pairs ends the others. Only those that were
-issued at the same moment stay valid, if they are used within a minute. A later refresh of the
-device, or the removal of the device, deletes expired and spent tokens.
+token expires. (A request with the old access token then gets `soft_logout`.) Until then the old
+refresh token may be exchanged again, and each pair from it is valid, because two tabs of a client
+may refresh at the same time. The first use of one of these pairs ends the others. Only those that
+were issued within `RACE_MS` of it stay valid, if they are used within `GRACE_MS`. The first use of
+a pair from a later refresh, or the removal of the device, deletes expired and spent tokens.
 
 spec: client-server-api#refreshing-access-tokens
 """
@@ -125,7 +125,7 @@ class TokenStore:
     ) -> AccessTokenRow | None:
         """Return the token and its account, in one query.
 
-        `policies`: pairs of policy and version, counted in `agreed`.
+        `policies`: pairs of policy and version, counted in `accepted_policies`.
         """
         return await self._database.read_quickly(
             "get_access_token", self.get_access_token_in, token_hash, policies

@@ -1,4 +1,5 @@
-"""Application passwords, stored as hashes, and the sessions begun with them."""
+"""Application passwords, each for one program that has no other way to sign in, and the sessions
+begun with them. The passwords are stored as hashes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,5 @@
-"""Sessions of user-interactive authentication (UIA), and the last confirmation per device.
+"""Sessions of user-interactive authentication (UIA), and the last confirmation per device, after
+which a device need not confirm again for some time.
 
 A session belongs to one operation and user, and confirms no other. It expires after some minutes. A
 job removes expired sessions.

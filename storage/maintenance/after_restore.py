@@ -16,7 +16,7 @@ Laws:
 - Key backups keep their version, though they lack keys. If the version changed, a client would read
   nothing from its backup until its owner enters the recovery key (docs/adr/0034).
 
-No server may have the database open.
+While this runs, no server may have the database open.
 """
 
 from typing import Final

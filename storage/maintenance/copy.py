@@ -1,4 +1,4 @@
-"""Copies a whole database into an empty one: from SQLite to PostgreSQL, and back.
+"""Copies a whole database into an empty one: from SQLite to PostgreSQL, or the other way.
 
 Laws:
 - No other process uses the two databases during the copy. If a server uses one of them, the copy is
@@ -8,8 +8,8 @@ Laws:
   copy fails, the target stays empty, and the copy can be started again. The source is never
   changed.
 - Memory is bounded by `BATCH` rows.
-- Text with U+0000 is stored by PostgreSQL in its usual form (`storage/engine/interface.py`), and
-  counts as equal.
+- PostgreSQL stores text with U+0000 in another form (`storage/engine/interface.py`). The comparison
+  treats both forms as equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """The interface to the source or target of a copy.
 
-`copy_sqlite.py` and `copy_postgres.py` implement it. A side is one connection that uses the
-database exclusively. Opening it raises `CannotCopy` while a server uses the database. Until it is
-closed, no server can write to the database.
+`copy_sqlite.py` and `copy_postgres.py` implement it. A side is one connection. Opening it raises
+`CannotCopy` while a server uses the database. Until it is closed, no server can write to the
+database.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Reads the events whose stored states are audited, and stores the progress.
 
-They are the events that arrived in rooms with remote servers. `federation/rooms/state_audit.py`
-audits them.
+They are the events that arrived in rooms with remote servers, except rooms with partial state.
+`federation/rooms/state_audit.py` audits them.
 """
 
 from collections.abc import Iterable, Mapping

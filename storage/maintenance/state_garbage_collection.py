@@ -1,24 +1,25 @@
-"""Deletes state nodes that no event and no head of a room needs any more.
+"""Deletes the nodes of a room's state trees that no event, no room head and no partial-state resync
+needs any more.
 
-States are orphaned when events are removed (retention, a purge). Code that removes events calls
-`schedule` for the room in the same transaction, and a job calls `step` until nothing is left to do.
-(A head that was resolved from several states also leaves a few nodes when the next event replaces
-it. They are deleted with the others. Nodes that are orphaned during a collection may be left for
-the next one.)
+A collection runs only in rooms for which `schedule` was called: by code that removes events, in the
+same transaction. Today no code removes events, because purges keep their rows. So the job, which
+calls `step` until nothing is left to do, finds nothing. (A head that was resolved from several
+states also leaves a few nodes when the next event replaces it. They are deleted by the next
+collection of the room, as are nodes that are orphaned during a collection.)
 
 A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
 write creates during the collection are marked with this number. They may refer to nodes that the
-collection has not reached yet. Nodes that the collection reaches from the head and the events of
-the room are marked with the next higher number, so that each is visited once. Then the nodes of the
-room with a mark below the cycle are deleted. All this happens in small steps, while rooms continue.
-No needed node is deleted, for these reasons:
+collection has not reached yet. Nodes that the collection reaches from the head, the events and the
+partial-state tables of the room are marked with the next higher number, so that each is visited
+once. Then the nodes of the room with a mark below the cycle are deleted. All this happens in small
+steps, while the room is in use. No needed node is deleted, for these reasons:
 
 - Writes run one after the other on all nodes, so a step and a write never overlap.
 - During a collection, `StateTreeStore.apply` marks every node it creates with the cycle, even if
   the node exists. It does not rely on its cache for that.
 - All other nodes of a new tree are shared with the tree that was changed. An event or the head
-  needs that tree, so they are marked before anything is deleted. The head is read first and the
-  events after it. So this also holds for a head that is replaced in between: either it was read
+  needs that tree, so these nodes are marked before anything is deleted. The head is read first and
+  the events after it. So this also holds for a head that is replaced in between: either it was read
   itself, or the event that was built on it is among the events that are read.
 - A removal of events during a collection restarts it.
 """
@@ -93,7 +94,8 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class StateGarbageCollector:
-    """Collects garbage, room by room. A step reads up to `nodes` state nodes, or as many events."""
+    """Collects garbage, room by room. A step reads up to `nodes_per_step` state nodes, or as many
+    events."""
 
     def __init__(self, nodes_per_step: int = 500) -> None:
         self._nodes = nodes_per_step

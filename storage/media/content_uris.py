@@ -1,4 +1,4 @@
-"""Content URIs (`mxc://server/id`) anywhere in stored JSON."""
+"""Finds the content URIs (`mxc://server/id`) in stored JSON, in any field."""
 
 import re
 from typing import Final, NamedTuple

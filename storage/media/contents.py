@@ -1,14 +1,14 @@
 """The bytes of files, by their SHA-256. Files with equal bytes share one *content*, stored once.
 
-`MediaContents` is the interface. `LocalContents` stores contents only in a folder. Rows and bytes
-are changed through it together:
+`MediaContents` is the interface. `LocalContents` stores contents only in a folder. Through this
+interface, callers change rows and bytes together:
 - `add`: first the bytes become durable, then the row, in the transaction of `write`. If `write`
   fails, neither is stored.
 - `remove_unused`: `remove_rows` deletes rows and returns, in the same transaction, the contents
-  that no row uses any more. Then their bytes are deleted. No other code may delete bytes.
+  that no row uses any more. Then their bytes are deleted.
 
-After a crash between these steps, `sweep` deletes contents without a row. It runs at start-up and
-as a job.
+After a crash between these steps, `MediaFiles.sweep` deletes contents without a row. It runs at
+start-up and as a job. Outside this package, no code deletes bytes.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Set

@@ -7,10 +7,10 @@
     lock, turn                    locks to add or remove contents (`storage/media/folder_lock.py`)
 
 Laws:
-- A write has this order: bytes written and synced, linked into `content`, folder synced, row
-  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, from
-  which `sweep` knows what to delete. So no row lacks its file, and after the next start no file
-  lacks its row.
+- A write has this order: bytes written and synced, entry named after the hash added to `incoming`,
+  content linked into `content`, folder synced, row committed, entry in `incoming` removed. A crash
+  at any point leaves an entry in `incoming`, from which `sweep` knows what to delete. So no row
+  lacks its file, and after the next start no file lacks its row.
 - A removal has this order: entry in `incoming` added, rows deleted, content deleted, entry removed.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed.
   A remover needs the lock exclusively, or retries later.

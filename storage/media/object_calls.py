@@ -1,4 +1,4 @@
-"""Runs calls of an object store in threads, and limits how long the store may be silent.
+"""Runs calls to an object store in threads, and limits how long the store may be silent.
 
 If the store hangs, its callers do not.
 
@@ -9,7 +9,8 @@ Laws:
 - A call that was abandoned before a thread took it is never made. A running one ends with its next
   bytes, or at its socket timeout (`storage.media.s3`). A result that arrives later is passed to
   `on_late_result`.
-- Long calls get only some of the threads, so that short ones do not wait for them.
+- Long calls, which write large contents, get only some of the threads, so that short ones do not
+  wait for them.
 """
 
 from collections import deque

@@ -1,9 +1,10 @@
 """The journal of the object store: which contents are stored, being uploaded, or being deleted.
 
-`uploading` (before the object is written) → `stored` (in the transaction of the first file's row) →
-`deleting` (in the transaction that deletes the last one) → no row (after the object is deleted). An
-expired `uploading` row becomes `deleting`. If its writer is still alive, it notices that when it
-tries to set `stored`.
+A row passes through these states: `uploading` (before the object is written) → `stored` (in the
+transaction of the first file's row) → `deleting` (in the transaction that deletes the last file's
+row) → no row (after the object is deleted). An `uploading` row that its writer has not renewed in
+time becomes `deleting`. If the writer is still alive, it notices that when it tries to set
+`stored`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -7,7 +7,8 @@ Laws:
 - A remote file may be quarantined before there is a copy of it.
 - A protected file is never quarantined, even if other files have its bytes or a scanner finds it
   harmful.
-- If an administrator releases a file, scanners do not quarantine it again.
+- If an administrator releases a file that a scanner found harmful, scanners do not quarantine it
+  again.
 - Each change has a number. A reader of the changes in order misses none.
 """
 

@@ -1,4 +1,4 @@
-"""Reads events for their references to files, step by step, for a job.
+"""Reads events for their references to files (`references.py`), step by step, for a job.
 
 Events are read in the order of their numbers. Profiles and account data are not read by the job:
 the write that changes them also writes their references.

@@ -5,7 +5,8 @@ Laws:
   while the edited event has its content too. An `m.room.member` refers to them until a later
   membership event of the member, because a user who changes their avatar wants the old one deleted.
 - A reference from a room counts while a local user is in the room, or was in it and has not
-  forgotten it. For local files it also counts while remote users are in the room.
+  forgotten it. For local files it also counts while remote users are in the room. If the uploader's
+  account is erased, membership events do not count.
 - The job that reads events by number writes the references of events (`select_batch`, `put_batch`).
   The write that changes a profile or account data writes their references. A write that may remove
   a reference records a recheck, which the job does later.

@@ -1,4 +1,5 @@
-"""Rescans of scanned contents: their selection, progress, and whether one is due.
+"""Rescans of stored contents, after new virus signatures or on request of an administrator: the
+selection of contents, the progress, and whether a rescan is due.
 
 The contents are marked in the order of their hashes. Each write marks some and stores the progress,
 so a rescan continues after any crash. Marked contents are scanned like new ones, but new ones are

@@ -1,7 +1,7 @@
 """An object store with the S3 protocol: Amazon's, or another one at `endpoint_url`.
 
-boto3 takes 50 MB of memory and a second to load. So this module is imported only where such a store
-is configured (`homeserver.wiring.media_stores`).
+boto3 takes 50 MB of memory and one to two seconds to load. So this module is imported only where
+such a store is configured (`homeserver.wiring.media_stores`).
 """
 
 import threading

@@ -1,8 +1,8 @@
-"""Scan results by content, so that each content is scanned once, and no unscanned file is served.
+"""Scan results by content, so that files with the same bytes are scanned once.
 
 Laws:
 - The write that adds a new file also records that it has to be scanned, so no crash loses a scan.
-- A verdict and its effect (all files with these bytes are quarantined) are one write.
+- A verdict and its effect (a harmful content quarantines all files with these bytes) are one write.
 - A content that an administrator released stays released, whatever is found later. A harmful
   content stays harmful until it is released.
 - Rows are deleted with the last file of the content. A requester can make up keys for an encrypted

@@ -5,19 +5,19 @@
     second_copy    has every content              has every content, a minute later
     retired        gets every content back        is emptied
 
-Each write of an object uses a new name: `PREFIX content/ab/cd/HASH-…`. The table `media_objects` is
-the journal. Moves between folder and store are steps of the job `storage.media.rebalancing` and can
-be interrupted at any point.
+Each write of an object uses a new name: `content/ab/cd/HASH-…` after the configured prefix. The
+table `media_objects` is the journal. Moves between folder and store are steps of the job
+`storage.media.rebalancing` and can be interrupted at any point.
 
 Laws:
 - `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
   its row.
 - `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
-  store. The job writes the object, the latest first.
+  store. The job writes the object, recently added contents first.
 - If a content is fetched from the store to the folder, its hash is checked before it is used.
-- No caller waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
-  own. The deletion of a file does not wait for the store: the journal lists its object, which is
-  deleted right after, or by a later run of the job.
+- No caller waits longer than a limit for a store that hangs (`storage.media.object_calls`). Reads
+  have threads of their own. The deletion of a file does not wait for the store: the journal lists
+  its object, which is deleted right after, or by a later run of the job.
 """
 
 import threading
@@ -170,7 +170,7 @@ class SharedContents:
 
     async def write_object(self, path: Path, hash: bytes, size: int) -> str:
         """Write the content of a file to a new object. Return its name; the journal does not list
-        it as `here` yet."""
+        it as `stored` yet."""
         text = hash.hex()
         name = f"{self._prefix}content/{text[:2]}/{text[2:4]}/{text}-{uuid4().hex}"
         await self._table.add_uploading(name, hash, size, self._until())

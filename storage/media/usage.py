@@ -1,6 +1,6 @@
 """Disk usage of files by user, by room, by server, and in total, for administrators.
 
-These queries read the rows of all files.
+Except for a single room, the queries read the rows of all files.
 """
 
 from collections.abc import Sequence

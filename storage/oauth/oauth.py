@@ -1,4 +1,5 @@
-"""Registered clients, authorization codes, and sessions of the OAuth 2.0 API.
+"""Registered clients, authorization codes, and sessions of the OAuth 2.0 API; also the permissions
+to replace cross-signing keys.
 
 Codes are stored as hashes. Times are milliseconds since 1970.
 """

@@ -1,9 +1,9 @@
 """The writes that complete the state of a room that was joined with partial state.
 
 Laws:
-- Fetched state and recomputed events are stored in tables of their own (`partial_rooms.py`), chunk
-  by chunk. The room continues with its partial state, and after a restart finished chunks are not
-  repeated.
+- The fetched state and the recomputed columns of events are stored in tables of their own
+  (`partial_rooms.py`), chunk by chunk. The room continues with its partial state, and after a
+  restart finished chunks are not repeated.
 - One final write replaces everything and moves the head, so a reader sees all of it or nothing.
 """
 
@@ -152,7 +152,7 @@ class StateCompletion:
         head: RoomHead,
         completed: CompletedRoom,
     ) -> RoomHead:
-        """Move all recomputed events to their place, and move the head. Raises HeadMoved."""
+        """Apply all recomputed columns to the events, and move the head. Raises HeadMoved."""
         position = txn.next_position()
         nid = room.room_nid
         events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))

@@ -1,9 +1,9 @@
 """Events that were left out of room states because their auth chains could not be verified in time.
 
-They are stored until they are verified, and then added to the state. After that they remain
-recorded, because some states of the room were stored without them. If a later event was sent in
-such a state and cites a recorded event, the recorded event is added to the state before the later
-event is checked.
+They are stored and retried (`federation/rooms/receive/unverified_events.py`). Once an event is
+verified, it is added to the state. After that it remains recorded, because some states of the room
+were stored without it. If a later event follows such a state and has the recorded event among its
+auth events, the recorded event is added to that state before the later event is checked.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,8 +1,9 @@
-"""Adds events to a room in one write: rows, edges, state, memberships, summary, head, positions.
+"""Adds events to a room in one write, with everything that follows from them: state, auth chains,
+relations, memberships, summary, room head, positions.
 
 Laws:
-- The version of the head is checked. If the head has moved since the caller read it, the caller
-  gets `HeadMoved` and builds the events again.
+- `append` checks the version of the head. If the head has moved since the caller read it, the
+  caller gets `HeadMoved` and builds the events again.
 - Everything is in one savepoint: either every event of the batch is stored, with all its effects,
   or none.
 - This module has no rules of Matrix. Callers pass the meaning of an event, such as the membership
@@ -67,7 +68,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     """The state before the event. None: the state after the previous event of the batch; for the
     first, the head's state."""
     outlier_nid: int | None = None
-    """The number of the event if it is stored as an outlier and now gets its place in the room."""
+    """The number of the event if it is stored as an outlier and now added to the room's graph."""
     redacted_by: int | None = None
     """Number of a redaction that arrived before it. `pdu` then lacks the content."""
     relation: Relation | None = None
@@ -91,7 +92,8 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     """The current state after a batch, if it differs from the state after its last event.
 
     `effects`: for each entry that differs from the old current state, the event and its effect. An
-    event of the batch is given by ID, any other by number; None means that the entry is removed.
+    event of the batch is given by ID, any other by number. For a removed entry, the event is the
+    old one, and the effect is that of its absence.
     """
 
     state: StateChange
@@ -228,7 +230,7 @@ class RoomWriter:
     def add_outliers(
         self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
     ) -> list[EventRow]:
-        """Store events as outliers: without a place in the room. They are neither visible nor built
+        """Store events as outliers: outside the room's graph. They are neither visible nor built
         on."""
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]

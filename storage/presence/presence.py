@@ -1,5 +1,5 @@
-"""The last presence of each user. Rows take no position, because clients get presence from
-memory."""
+"""The last presence of each user. Writes take no position in the stream, because clients get
+presence from memory."""
 
 from collections.abc import Iterable
 from typing import Final

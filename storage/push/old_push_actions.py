@@ -1,10 +1,10 @@
-"""Deletes push actions (`event_push_actions.py`) of events that were read long ago.
+"""Deletes push action rows (`event_push_actions.py`) of old events that the user has read, so that
+the table stays small.
 
-So the table stays bounded. The position up to which a user's rows of a room are deleted is a
-*floor*.
+The position up to which a user's rows of a room are deleted is a *floor*.
 
-Law: no reader reads events below the floor of a user in a room. Without their rows these events
-would get the default action.
+Law: counts and lists of notifications use no events below the user's floor in the room. Without
+their rows these events would get the default action.
 """
 
 from collections.abc import Mapping, Sequence

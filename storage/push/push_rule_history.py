@@ -2,7 +2,8 @@
 
 Only users with rules of their own have a history. A notification level says how plain messages of a
 room count for the user. Each change of the user's rules adds the new levels at the position of the
-change. So an event always counts by the rules that applied at its arrival.
+change. So an event counts by the rules that applied at its arrival. `MAX_CHANGES` and
+`MAX_ENDED_ROOMS` limit how far back this is exact.
 """
 
 from collections.abc import Iterable, Mapping

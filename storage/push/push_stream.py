@@ -1,5 +1,5 @@
-"""Reads the changes that concern pushes from the database, after a start or a write of another
-node."""
+"""Reads from the database the changes that concern pushes, after a start of this node or a write of
+another node."""
 
 from collections.abc import Sequence
 

@@ -1,15 +1,16 @@
-"""Purges messages: they lose their content for good, in their own row and in all derived data.
+"""Purges messages: deletes their content from their own row and from all derived data.
 
 Laws:
 - A purged event keeps the fields that a redaction keeps, under the same id, because other events
   refer to it. Servers that request it get these fields. If a server sends the complete event again,
-  it counts as known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
+  it is ignored, because the event is known. (Purges of forgotten rooms can be undone:
+  `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages
   were purged, and why.
 - Messages to purge are found by an index of unpurged messages (`events_messages_by_time`). So an
   interrupted purge continues by searching again, and also finds messages that arrive late.
-- The thread of a message remains known, as after a redaction, because users mark threads as read up
-  to it.
+- The thread of a message remains known, as after a redaction, because read receipts of the thread
+  may point to the message.
 - State events are not touched.
 """
 

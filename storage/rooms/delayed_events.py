@@ -1,8 +1,8 @@
 """Delayed events (MSC4140): scheduled ones and, for some time, finalised ones (sent or cancelled).
 
 Laws:
-- A node leases an event in a write before it sends it, so only one node sends it. If a lease has
-  expired, its node died, and another node leases the event.
+- A node leases an event in a write before it sends it, so only one node sends it. If a lease
+  expires, its node has presumably died, and another node leases the event.
 - A leased event can be neither cancelled nor restarted.
 """
 

@@ -1,4 +1,4 @@
-"""Receipts of remote users that arrived before their events.
+"""Receipts of remote users that arrived before the events to which they refer.
 
 A server sends a receipt immediately, while the event may still be on its way from a third server.
 The order and thread of such a receipt are unknown, so it is sent to no client, but stored.

@@ -1,6 +1,7 @@
 """The current memberships of users in rooms. The membership at a past event is in the state tree.
 
-`storage.persist.room_writer` writes them in the transaction that changes a room's state.
+`storage.persist.state_effects` writes them in the transaction that changes a room's state.
+`out_of_room_memberships` writes those in rooms that this server is not in.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,5 +1,5 @@
-"""Memberships of local users in rooms that this server is not in: invites, knocks, and later
-leaves.
+"""Memberships of local users in rooms that this server is not in: invites, knocks, and the leaves
+that follow.
 
 They are rows of `memberships` like all others, with `OUT_OF_ROOM` as their `event_nid`. The event
 itself is stored in a table of its own, not among the room's events. Its auth events and state are
@@ -32,7 +32,8 @@ MAX_QUEUED_INVITES: Final = 5
 
 
 class OutOfRoomRow(msgspec.Struct, frozen=True):
-    """A membership event that another server sent, with the stripped state of its room."""
+    """A membership event of a room that this server is not in, with the stripped state of the
+    room."""
 
     room_nid: int
     user_id: str
@@ -113,7 +114,7 @@ class OutOfRoomMembershipStore:
         """Store a membership and announce it. Return False, and change nothing, if the user has
         joined the room meanwhile.
 
-        An invite that may not replace the stored membership is queued. Raises Untouchable if any
+        An invite that may not replace the stored membership is queued. Raises MayNotReplace if any
         other membership may not replace it, or if the queue is full.
 
         `may_end` runs in a database thread. `pending_servers`: those that still have to receive the

@@ -1,10 +1,10 @@
-"""Invites of remote users to newly created rooms, which are still to be sent.
+"""Invites of remote users that were requested with the creation of a room and are still to be sent.
 
 Laws:
 - They are stored in the write that creates the room, and sent in order.
-- The node that sends a room's invites holds a lease. The first pending invite stores its expiry,
-  which is extended with each sent invite. If the node dies, another node continues after the
-  expiry. If the first node then returns, it finds that it has lost the lease.
+- The node that sends a room's invites holds a lease. The first pending invite stores the expiry of
+  the lease, which is extended with each sent invite. If the node dies, another node continues after
+  the expiry. If the first node then returns, it finds that it has lost the lease.
 """
 
 from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class RoomRow(msgspec.Struct, frozen=True, gc=False):
-    """The immutable data of a room of which at least one event is stored."""
+    """The data of a room. It does not change once an event of the room is stored."""
 
     room_nid: int
     room_id: str

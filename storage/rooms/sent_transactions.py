@@ -2,9 +2,9 @@
 repeated.
 
 The record is written in the transaction of the request itself, so it survives a restart. Its key is
-a hash of user, device, endpoint and transaction id. These names are longer than many messages, and
-a record is written with every message. There is no index by age, because each of these writes would
-pay for it. The clean-up reads all records, in the order of their hashes.
+a hash of user, device, endpoint and transaction id, because these names together are longer than
+many messages, and a record is written with every message. There is no index by age, because each of
+these writes would pay for it. The clean-up reads all records, in the order of their hashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

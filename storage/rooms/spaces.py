@@ -1,6 +1,6 @@
 """The children of spaces.
 
-`storage.persist.room_writer` writes them in the transaction that changes a room's state.
+`storage.persist.state_effects` writes them in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

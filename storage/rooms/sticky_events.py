@@ -1,11 +1,12 @@
 """Sticky events (MSC4354): events that are delivered to all users in their room until they expire.
 
 Laws:
-- A row is written with the event. It is deleted when the event is redacted, or after its expiry.
+- A row is written with the event. It is deleted when the event is redacted or purged, or after its
+  expiry.
 - Each row has a position (`Topic.STICKY`): the position of the event's arrival, or a new one for a
   backfilled event.
-- A soft-failed event is held (not delivered) until a recheck allows it. Then it takes a new
-  position.
+- A soft-failed event is held (not delivered) until a later check against the current state allows
+  it. Then it takes a new position.
 """
 
 from collections.abc import Mapping, Sequence

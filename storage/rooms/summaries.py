@@ -1,5 +1,5 @@
-"""Summaries of rooms for the directory, updated with the room state, and the search in the
-directory."""
+"""Summaries of rooms, for the room directory and for naming rooms, and the search in the directory.
+The write that changes a room's state also updates its summary."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,6 +1,7 @@
-"""Finds the threads of rooms with new events in a range of positions.
+"""Finds the threads that have new events in a range of positions, in some rooms.
 
-Each thread is listed once, with its newest event in the order of the room.
+An event counts if its thread is stored with it (`storage/events/event_threads.py`). Each thread is
+listed with its newest event in the order of the room, and normally once (see `MAX_REPLIES`).
 
 Law: the cost of a page is bounded. It reads a limited number of thread events of the rooms,
 backwards. If these belong to too few threads, the page is short and states the position that it

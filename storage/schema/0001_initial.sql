@@ -6,9 +6,9 @@
 -- `schema_version`.
 --
 -- Conventions:
--- - `…_nid` is an internal number that stands for a long identifier. It never leaves the database.
---   Tables refer to each other by these numbers and by Matrix identifiers. There are no foreign
---   keys, so that `copy-database` may copy tables in any order.
+-- - `…_nid` is an internal number that stands for a long identifier. Clients see few of
+--   them, for example inside tokens. Tables refer to each other by these numbers and by Matrix
+--   identifiers. There are no foreign keys, so that `copy-database` may copy tables in any order.
 -- - `position` is a number in the one sequence of changes (storage/engine/streams.py), unless its
 --   comment names another stream.
 -- - `…_ts`, `…_until` and other times are milliseconds since 1970, UTC; `…_ms` is a duration in
@@ -42,7 +42,7 @@ CREATE TABLE jobs (
     progress TEXT NOT NULL
 );
 
--- Work that exactly one node does at a time, such as sending to other servers. Written by
+-- Work that usually one node does at a time, such as sending to other servers. Written by
 -- storage/cluster/leases.py.
 CREATE TABLE leases (
     -- Name of the work.
@@ -99,7 +99,7 @@ CREATE TABLE rooms (
 CREATE INDEX rooms_in_directory ON rooms (joined_count, room_nid) WHERE is_public = 1;
 
 -- The parts of a room's current state that room directories and summaries show. Updated with the
--- state. Written by storage/rooms/rooms.py.
+-- state. Written by storage/rooms/rooms.py and storage/rooms/summaries.py.
 CREATE TABLE room_summaries (
     -- The room.
     room_nid ROWID NOT NULL PRIMARY KEY,

@@ -1,8 +1,9 @@
-"""The searchable texts of events. A job writes them, and a search finds them by their keys.
+"""The searchable texts of events. A job writes them (`homeserver/services/search/indexing.py`), and
+a search finds them by the keys of their words (`storage/engine/text_index.py`).
 
 Laws:
-- A row stands for an event in a timeline that is not redacted and has a text. The text is that of
-  its latest edit.
+- A row stands for an event that is in a timeline, is not redacted and has a text. The text is that
+  of its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
 - Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). So a row
   may be older than the event's latest edit, and readers check each result against the current
@@ -83,7 +84,7 @@ class SearchBatch(msgspec.Struct, frozen=True):
     upto: int
     """All events up to this number are processed with this batch."""
     former_outliers: Sequence[int]
-    """Outliers that were placed in a room later, also processed with this batch."""
+    """Outliers that were added to a room's graph later, also processed with this batch."""
     touched: frozenset[int]
     """Events whose text was added, changed or removed."""
     count: int
@@ -248,8 +249,8 @@ class SearchStore:
 
 
 def queue_former_outliers(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """Queue events that were outliers and now have a place in their rooms. The job has already
-    passed their numbers."""
+    """Queue events that were outliers and were added to the graphs of their rooms. The job has
+    already passed their numbers."""
     txn.execute_many(
         "INSERT INTO search_queue (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
         [(nid,) for nid in event_nids],

@@ -1,15 +1,15 @@
-"""Numbers the (type, state_key) pairs of each room densely. The numbers are the keys of state
-trees.
+"""Numbers the (type, state_key) pairs of each room densely. A state tree maps these numbers to
+events.
 
 Laws:
 - Numbers are assigned in order from 0 and never released, so the committed ones are always 0 … n-1
-  without a gap. Suppose the first n pairs are cached, and the highest key of a tree is below n.
+  without a gap. Suppose the first n pairs are cached, and the highest number in a tree is below n.
   Then a pair that is not cached is certainly absent from the tree, and no query is needed to know
   that.
 - Pairs that a write has numbered are shared with other transactions only after its commit. After a
   rollback the same number may be assigned to another pair.
-- Only one write runs at a time, on all nodes (`storage/engine/writer.py`). So it reads the
-  numbering of a room once.
+- Only one write runs at a time, on all nodes (`storage/engine/writer.py`). So a write reads the
+  numbering of a room at most once.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -12,10 +12,12 @@ Laws:
   been collected.
 - Nodes may be cached before the commit that stores them, because their ids are hashes. Numbers of
   pairs may be cached only after it.
-- A read costs one query a level (2 to 4 levels) for all roots and keys together, and one query for
-  the pairs that were numbered since the previous read. Methods named `…_in` run inside a read or a
-  write. If everything is cached, the `async` methods use neither the database nor a thread.
-- All methods may be called from any thread.
+- A read costs one query for each level of the tree (1 to 4 levels) for all roots and keys together,
+  and one query for the pairs that were numbered since the previous read. Methods named `…_in` run
+  inside a read or a write. If everything is cached and not too large (`MAX_INLINE_KEYS`), the
+  `async` methods use neither the database nor a thread. Only `get_entries_of_rooms` always reads in
+  a thread.
+- The methods that are not `async` may be called from any thread.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

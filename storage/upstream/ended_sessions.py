@@ -1,7 +1,8 @@
 """Sign-ins that ended at their identity provider, stored for some minutes.
 
-A request that relies on such a sign-in checks them in its own write, on any node. So a request that
-was in progress when the provider ended the session is refused.
+A request that relies on a sign-in at a provider checks in its own write, on any node, that the
+sign-in has not ended. So a request that was in progress when the provider ended the session is
+refused.
 """
 
 from storage.engine.database import Database

@@ -1,9 +1,9 @@
-"""Pending upstream sign-ins (flows), used SAML assertions and used logout tokens.
+"""Pending sign-ins at identity providers (flows), used SAML assertions and used logout tokens.
 
 Laws:
-- A flow is at one step, for one browser, and expires after some minutes. Continuing removes it, so
-  it is used once.
-- A pending flow ends with its session at the provider.
+- A flow is at one step, for one browser, and expires after some minutes. The next step removes it,
+  so it is used once.
+- If the session at the provider ends, its pending flow ends too.
 - An assertion and a logout token are used once, on all nodes.
 """
 

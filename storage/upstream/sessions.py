@@ -1,6 +1,6 @@
-"""The session at an identity provider with which each device signed in.
+"""For each device that signed in through an identity provider: the session at that provider.
 
-A provider's logout names either a session, or a subject, which means all sessions of that subject.
+A provider's logout request names a session, a subject (all sessions of that subject), or both.
 """
 
 from collections.abc import Sequence
