@@ -1,4 +1,5 @@
-"""Options about e-mail: the SMTP server, and the addresses of users."""
+"""Options about e-mail: the SMTP server, and the e-mail addresses and telephone numbers of
+users."""
 
 from dataclasses import dataclass
 from email.message import EmailMessage

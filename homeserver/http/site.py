@@ -7,6 +7,7 @@ exception becomes a response:
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
 - `DatabaseUnavailable`: 503, since a retry may succeed;
+- `CancelledError`: 503, if the client is still connected;
 - anything else is a bug: 500, with an ID in the body and the traceback under that ID in the log.
 
 When a client disconnects, its handler is cancelled if the endpoint is `cancellable`. Other handlers

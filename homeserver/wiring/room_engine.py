@@ -1,4 +1,4 @@
-"""Wires the room engine and what checks that people and servers may be in a room."""
+"""Wires the room engine, and the checks whether users and servers may be in a room."""
 
 from collections.abc import Sequence
 
