@@ -1,6 +1,6 @@
 """Synchronises this process with other nodes on the same database.
 
-Changes of other nodes are visible here within one or two tenths of a second: long polls wake,
+Changes of other nodes are visible here within some hundredths of a second: long polls wake,
 redacted events leave the caches. A node that writes notifies the other nodes
 (`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
 describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
