@@ -5,9 +5,9 @@ pending items sleeps for its interval.
 
 Laws:
 
-- A step should take a tenth of a second; the batch size is adjusted after each step. The pause
-  between two steps is at least as long as the step, so a job uses at most half of the writer's
-  time.
+- A step should take a tenth of a second, and the batch size is adjusted to that. While items are
+  pending, the pause between two steps is at least as long as the step. So a job uses at most half
+  of the writer's time.
 - A step commits its work, and the next step does not find the finished items again. So an
   interrupted job continues where it stopped.
 - A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged.

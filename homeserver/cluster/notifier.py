@@ -1,11 +1,11 @@
-"""Wakes long polls of /sync when a change concerns them.
+"""Wakes long polls of /sync and sliding sync when a change concerns them.
 
 Laws:
 
 - A long poll listens before it reads, so no change between reading and waiting is missed.
 - The cost of a change does not depend on the number of all users. To find whom to wake, the room's
-  local members are compared with the users who have a long poll, and the smaller of the two sets is
-  walked.
+  local members are compared with the users who have a long poll. Only the smaller of the two sets
+  is examined.
 - If the database is unavailable, the users that a change concerns are unknown. They are woken when
   the database is available again.
 - A commit of another node wakes the users that it concerns, as that node describes it

@@ -1,5 +1,4 @@
-"""Options about e-mail: the SMTP server, and the e-mail addresses and telephone numbers of
-users."""
+"""Options about sending e-mail, and about the e-mail addresses and telephone numbers of users."""
 
 from dataclasses import dataclass
 from email.message import EmailMessage

@@ -11,7 +11,7 @@ Laws:
   connection closes while input still arrives.
 - An idle connection is closed. So is one that sends too slowly: a head must be complete within
   `idle_timeout`, and a body must be complete or exceed `FREE_BYTES` within `MAX_SECONDS`
-  (`body_budget.py` limits the time of the rest).
+  (for the rest of a body see `body_budget.py`).
 """
 
 import re

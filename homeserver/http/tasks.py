@@ -1,7 +1,7 @@
-"""Runs a coroutine without wrapping it in a Deferred.
+"""Runs the coroutine of a request without wrapping it in a Deferred.
 
-Runs each request. The coroutine runs synchronously until it has to wait for a Deferred, and resumes
-when this Deferred fires. `Deferred.fromCoroutine` would cost a tenth of the CPU time of a small
+The coroutine runs synchronously until it has to wait for a Deferred, and resumes when this Deferred
+fires. `Deferred.fromCoroutine` would cost a tenth of the CPU time of a small
 request. It is not needed, because no code waits for the result of a request.
 """
 

@@ -1,5 +1,5 @@
-"""Callbacks to which identity providers redirect the browser, and endpoints for the logout requests
-that providers send.
+"""Callbacks to which identity providers redirect the browser, and endpoints for the providers
+themselves: logout requests and this server's SAML metadata.
 
 The paths are those of Synapse, so that a migration from Synapse needs no change at a provider.
 Exception: with several OpenID providers, each has its own path.

@@ -21,7 +21,7 @@ from storage.rooms.sticky_events import StickyEventStore
 
 
 class RoomEngineParts:
-    """The engine, through which every event of this server gets into its room."""
+    """The engine, which adds every event to its room."""
 
     log = Logger()
 
