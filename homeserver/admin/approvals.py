@@ -1,4 +1,5 @@
-"""Accounts that wait for approval, for administrators. spec: MSC3866"""
+"""Lists the accounts that wait for approval, and approves them. For administrators. spec:
+MSC3866"""
 
 from typing import Final
 

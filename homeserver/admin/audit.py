@@ -1,4 +1,4 @@
-"""The audit log of accounts, for administrators."""
+"""The audit log, for administrators: the records of one account, and those that belong to none."""
 
 from typing import Final
 

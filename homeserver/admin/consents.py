@@ -1,4 +1,4 @@
-"""Consents to the terms of service and other policies, for administrators."""
+"""Shows administrators which users agreed to the terms of service and other policies."""
 
 from typing import Annotated, Final
 

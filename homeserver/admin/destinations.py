@@ -1,9 +1,17 @@
-"""The federation queues of other servers. The paths are those of Synapse's administration API.
+"""Deliveries to remote servers, for administrators: show their state, and retry now. The paths are
+those of Synapse's administration API.
 
-Fields in addition to Synapse's: the last error; `asked_until_ts`, until when the server asked us to
-send nothing (it answered, so `failure_ts` is null); why the federation policy refuses the server;
-and how much is queued. `last_successful_stream_ordering` is the stream position up to which the
-server has received every event that concerns it.
+Fields in addition to Synapse's:
+
+- `error`: the last error.
+- `asked_until_ts`: until when the remote server asked us to send nothing. It answered, so
+  `failure_ts` is null.
+- `refused`: why the federation policy refuses the server, if it does.
+- `rooms_missed`, `device_lists_missed`, `messages_to_devices`: how much the server has not
+  received.
+
+`last_successful_stream_ordering` is the stream position up to which the server has received every
+event that concerns it.
 """
 
 from typing import Annotated, Any, Final, Literal

@@ -1,5 +1,5 @@
-"""Links between accounts and identity providers, and the owners of e-mail addresses and telephone
-numbers, for administrators.
+"""For administrators: shows and changes the links between accounts and identity providers, and
+shows who owns an e-mail address or telephone number.
 
 The two paths under `/_synapse` are Synapse's.
 """

@@ -1,4 +1,4 @@
-"""The federation policy that is in force, for administrators."""
+"""Shows the federation policy and the member list, for administrators."""
 
 from collections.abc import Mapping
 from typing import Any

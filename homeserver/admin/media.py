@@ -1,5 +1,5 @@
-"""Media, for administrators. The paths under `/_synapse` are those of Synapse's administration
-API."""
+"""Media, for administrators: list, delete, quarantine and protect files, and show how much space
+they use. The paths under `/_synapse` are those of Synapse's administration API."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal

@@ -1,7 +1,8 @@
 """Bulk actions on media, for administrators. Files are selected by owner, room, time and size.
 
-`GET` lists the files that a selection matches. The actions apply to the same files, one page at a
-time.
+`GET` lists the files that a selection matches. An action applies to one page of these files.
+Deleting skips quarantined and protected files, unless the selection asks for them. Quarantining
+skips protected files.
 """
 
 from typing import Any, Final, Literal
@@ -30,7 +31,7 @@ MAX_NUMBER: Final = 2**53 - 1
 
 class MediaSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A selection of files. Times are milliseconds since 1970, sizes bytes. An unknown field is
-    refused: ignoring a misspelt filter would select too much."""
+    refused, because ignoring a misspelt filter would select too many files."""
 
     of: Literal["local", "remote"] = "local"
     """Local files, or cached copies of remote files."""

@@ -1,4 +1,5 @@
-"""Pushers and push gateways, for administrators. The path of a user's pushers is Synapse's."""
+"""Shows the pushers of a user and the state of push gateways, for administrators. The path of a
+user's pushers is Synapse's."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Register accounts with the shared secret, for scripts and playbooks."""
+"""Registers accounts for scripts and playbooks that know the shared secret
+(`registration_shared_secret`). The path is Synapse's."""
 
 import msgspec
 

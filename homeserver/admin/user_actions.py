@@ -1,5 +1,5 @@
 """Actions on one account, for administrators: deactivate it, reset its password, make it an
-administrator. The paths are Synapse's."""
+administrator. Also checks whether a user name is available. The paths are Synapse's."""
 
 import msgspec
 

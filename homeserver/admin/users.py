@@ -1,5 +1,5 @@
-"""Accounts, for administrators: list, show, create and change them. The paths and names are
-Synapse's.
+"""Accounts, for administrators: list, show, create, change and shadow-ban them. The paths and
+names are Synapse's.
 
 `creation_ts` is in seconds in the details and in milliseconds in the lists, because tools rely on
 that.

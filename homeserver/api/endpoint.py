@@ -6,10 +6,10 @@
                       user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
 
 Positional parameters are services, found by type when the router is built, and `Requester`, `Peer`
-or `RequestContext`. Keyword-only parameters are the request: first the names in the path, then
-`body` (a frozen msgspec Struct; `dict` or `msgspec.Raw` for any JSON object; `bytes` or `BinaryIO`
-if it is not JSON), then query parameters with their defaults. A trailing underscore is not part of
-the name on the wire (`from_`).
+or `RequestContext`. Keyword-only parameters are the request: the names in the path, `body` (a
+frozen msgspec Struct; `dict` or `msgspec.Raw` for any JSON object; `bytes` or `BinaryIO` if it is
+not JSON), and query parameters with their defaults. A trailing underscore is not part of the name
+on the wire (`from_`).
 
 `Annotated[bool, QueryNames("use_state_after", "org.example.use_state_after")]` gives other names on
 the wire; the first one found wins.

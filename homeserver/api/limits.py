@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class Limit(Enum):
-    """The rate limit that an action counts against. Values are option keys.
+    """The rate limit that an action counts against. Its value is the key of the option.
 
     An endpoint's limit counts by user, or by client address if it is in `PER_ADDRESS`. Services
     check further limits themselves, with their own keys (`RateLimiter.check`).

@@ -1,4 +1,4 @@
-"""Matrix errors for failures of the media store."""
+"""Converts failures of the media store into Matrix errors, and logs their causes."""
 
 import errno
 from collections.abc import Iterator

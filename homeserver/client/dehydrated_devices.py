@@ -1,7 +1,7 @@
 """Set, read and delete the dehydrated device of a user. spec: MSC3814
 
-Released clients read messages with GET, where the last page has no `next_batch`. Older clients use
-POST until a page is empty.
+A client reads the device's messages page by page. With GET, the last page has no `next_batch`.
+Older clients use POST, and stop when a page is empty.
 """
 
 from typing import Any

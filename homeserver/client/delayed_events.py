@@ -1,8 +1,10 @@
-"""Delayed events: schedule, list, send, restart and cancel them. Serves both drafts of MSC4140.
+"""Delayed events: schedule, list, send, restart and cancel them. Serves the current form of
+MSC4140, and the earlier forms that released clients use.
 
 Events are scheduled here, or with the `delay` parameter of the send endpoints
-(`homeserver/client/room_events.py`). Managing a delayed event needs no access token: its ID is the
-secret. A client may pass the ID to another service, such as the server of a call.
+(`homeserver/client/room_events.py`). Sending, restarting or cancelling an event needs no access
+token, because its ID is secret. A client may pass the ID to another service, such as the server of
+a call.
 """
 
 from typing import Any, Literal

@@ -1,7 +1,7 @@
 """Log in, and refresh access tokens.
 
-Only logins count against the login rate limit: a whole office behind one address may refresh its
-tokens every few minutes.
+Refreshes have a rate limit of their own, because all clients of an office behind one address may
+refresh their tokens every few minutes.
 
 spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 """

@@ -1,5 +1,5 @@
-"""List the events that relate to an event, and threads. spec: client-server-api#relationships-api,
-client-server-api#threading"""
+"""List the events that relate to an event, the threads of a room and, for all rooms, the threads
+with new events (MSC4360). spec: client-server-api#relationships-api, client-server-api#threading"""
 
 from typing import Annotated, Any, Literal
 

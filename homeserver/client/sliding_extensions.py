@@ -1,4 +1,5 @@
-"""Extension requests of sliding sync. Both of its forms share them.
+"""Parses the extensions in requests of sliding sync. The two forms of sliding sync
+(`sliding_sync.py`) share them.
 
 Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508
 (typing), MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360

@@ -1,4 +1,5 @@
-"""Third-party networks of application services. This server bridges none, so all lookups fail.
+"""Lookups in third-party networks, which application services connect. This server does not support
+them: it lists no protocol, and every lookup is answered with `M_NOT_FOUND`.
 
 spec: client-server-api#third-party-networks
 """

@@ -1,7 +1,7 @@
 """Get and change thread subscriptions. Proposals: MSC4306, MSC4308.
 
-The paths without a prefix are the final ones of the proposals. On prefixed paths, error codes have
-the prefix that released clients know.
+Paths without the unstable prefix are the final ones of the proposals. Error codes on prefixed paths
+have a prefix, too, because released clients expect it.
 """
 
 from typing import Any, Final, Literal

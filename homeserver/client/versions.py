@@ -1,6 +1,7 @@
-"""The supported versions of the specification and unstable features.
+"""Lists the supported versions of the specification and the supported unstable features.
 
-A feature is listed only when it works; tests of the module that serves it check that.
+`homeserver/services/discovery/unstable_features.py` adds the features that depend on the
+configuration.
 
 spec: client-server-api#get_matrixclientversions
 """

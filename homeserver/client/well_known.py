@@ -1,4 +1,5 @@
-"""Well-known documents: discovery for clients and servers, and support contacts.
+"""Well-known documents: discovery for clients and servers, support contacts, and the key of the
+policy server.
 
 spec: client-server-api#well-known-uris, server-server-api#getwell-knownmatrixserver
 """

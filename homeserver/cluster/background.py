@@ -1,4 +1,9 @@
-"""Starts and stops the background work of a server."""
+"""Starts and stops the background work of a server.
+
+When the server stops, work that can be resumed after a restart is cancelled first. Then the other
+parts finish their work and write what is pending. A part that fails to stop does not keep the
+others from stopping.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -33,7 +38,7 @@ class Stops(Protocol):
 
 
 class Background:
-    """Starts and stops the parts, each list in its order."""
+    """Starts and stops the parts of a server, in the order of its lists."""
 
     log = Logger()
 
@@ -51,7 +56,7 @@ class Background:
             part.start()
 
     async def stop(self) -> None:
-        """Stop all parts. A failure of one does not keep the others from it."""
+        """Stop all parts. A part that fails to stop does not keep the others from stopping."""
         for each in self._cancel:
             each.stop()
         for part in self._stop:

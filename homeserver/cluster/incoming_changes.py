@@ -9,12 +9,13 @@ Laws:
 
 - If a range becomes readable before its messages arrive, subscribers receive the changes of each
   message when it arrives. After `LATE_SECONDS` they are notified which part of the range is still
-  unknown: its message counts as lost.
+  unknown: its message counts as lost. If a message says that its changes were too many to describe,
+  subscribers are notified at once.
 - Subscribers receive nothing about positions that are not readable yet.
 - A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
   commit may reuse these positions.
 
-For the reactor thread.
+It is used only on the reactor thread.
 """
 
 from collections.abc import Callable, Sequence

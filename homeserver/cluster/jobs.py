@@ -5,16 +5,16 @@ pending items sleeps for its interval.
 
 Laws:
 
-- A step should take a tenth of a second; the batch size is adjusted after each step. The pause
-  between two steps is at least as long as the step, so a job uses at most half of the writer's
-  time.
-- A step commits its work, and the next step does not find it again. So an interrupted job
-  continues where it stopped.
-- A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged,
-  then failures at intervals that double, and the recovery. So a full disk, with which all jobs
-  fail, does not flood the log.
-- On several nodes, each node runs all jobs. Steps are transactions, so nodes share the work and do
-  nothing twice.
+- A step should take a tenth of a second, and the batch size is adjusted to that. While items are
+  pending, the pause between two steps is at least as long as the step. So a job uses at most half
+  of the writer's time.
+- A step commits its work, and the next step does not find the finished items again. So an
+  interrupted job continues where it stopped.
+- A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged.
+  While the job keeps failing, failures are logged at intervals that double, and at last its
+  recovery. So a full disk, which makes all jobs fail, does not flood the log.
+- On several nodes, each node runs all jobs, so nodes share the work. Steps change the database in
+  transactions. So if two nodes process the same item, it is changed only once.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,12 +1,15 @@
-"""Broadcasts ephemeral state between nodes, such as typing and presence, which the database does
-not hold.
+"""Sends messages to the other nodes: typing, presence, and descriptions of commits
+(`homeserver/cluster/outgoing_changes.py`). The database does not store these messages.
 
 Messages are collected for a moment and sent together through `homeserver/cluster/peer_nodes.py`. So
-a node sends at most fifty times a second, however busy the rooms are. Of messages with the same
-key, only the latest is sent. A message may be lost if the database is down or too many are queued.
-That is acceptable: the state soon expires, is sent again, or is requested by nodes that missed it.
+a node sends at most fifty times a second, however busy the rooms are. A message has a kind and a
+key. Of queued messages with the same kind and key, only the latest is sent.
 
-For the reactor thread.
+A message may be lost if the database is down, or if too many messages are queued. That is
+acceptable. Typing and presence soon expire, are sent again, or are requested by nodes that missed
+them. A commit without its description is found by polling the database.
+
+It is used only on the reactor thread.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence

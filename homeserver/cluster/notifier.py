@@ -1,17 +1,18 @@
-"""Wakes long polls of /sync when a change concerns them.
+"""Wakes long polls of /sync and sliding sync when a change concerns them.
 
 Laws:
 
 - A long poll listens before it reads, so no change between reading and waiting is missed.
-- The cost of a change depends on the users it concerns: of a room's local members, only those with
-  a long poll are visited.
+- The cost of a change does not depend on the number of all users. To find whom to wake, the room's
+  local members are compared with the users who have a long poll. Only the smaller of the two sets
+  is examined.
 - If the database is unavailable, the users that a change concerns are unknown. They are woken when
-  it is available again.
+  the database is available again.
 - A commit of another node wakes the users that it concerns, as that node describes it
-  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes all users.
-- After a wait, the session is checked again before the client receives anything.
-- Listeners are woken in batches, in later turns of the reactor: a message to a thousand of them
-  does not delay other requests, and the work of the writer after its commit comes first.
+  (`homeserver/cluster/incoming_changes.py`). Without a description, it wakes all users.
+- After a wait, the session is checked again before the client receives a change.
+- Listeners are woken in batches, in later turns of the reactor. So a message to a thousand of them
+  delays neither other requests nor the work that the writer does after its commit.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -122,7 +123,8 @@ class Listener:
 
 
 class Notifier:
-    """Holds the listeners, and wakes those that a change concerns. For the reactor thread."""
+    """Holds the listeners, and wakes those that a change concerns. It is used only on the reactor
+    thread."""
 
     _log = Logger()
 

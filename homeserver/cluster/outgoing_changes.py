@@ -1,8 +1,8 @@
 """Describes commits to the other nodes, so that they invalidate and wake only what changed.
 
 A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
-carry them, together with the ranges of positions that this node wrote. For a commit with very many
-changes, other nodes learn only its range.
+carry these changes, together with the ranges of positions that this node wrote. For a commit with
+very many changes, a message carries only the range.
 """
 
 from collections.abc import Iterable, Sequence

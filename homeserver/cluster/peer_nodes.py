@@ -1,20 +1,20 @@
 """Synchronises this process with other nodes on the same database.
 
-Changes of other nodes are visible here within one or two tenths of a second: long polls wake,
+Changes of other nodes are visible here within some hundredths of a second: long polls wake,
 redacted events leave the caches. A node that writes notifies the other nodes
 (`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
 describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
-a second finds the changes. A write also shows a node the changes before it, because positions are
-assigned in order.
+a second finds the changes. A node that writes also reads all earlier changes of other nodes,
+because positions are assigned in order.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
-nodes. They are notified with the write (`storage/engine/postgres_notify.py`), and each confirms
-when it has invalidated its caches. The wait for a node that does not confirm is at most
+nodes. The nodes are notified with the write (`storage/engine/postgres_notify.py`), and each
+confirms when it has invalidated its caches. The wait for a node that does not confirm is at most
 `TRUST_SECONDS` seconds, because no node trusts its caches for longer than that after its last poll.
 
 Laws:
 
-- No node accepts a token after another node has confirmed that it ended.
+- Once a client has the response that a token has ended, no node accepts that token.
 - A node that is disconnected from the database, or hangs, delays others for at most `TRUST_SECONDS`
   seconds, except if it hangs during a write (`write_lock_timeout` in
   `storage/engine/postgres_config.py`).
@@ -65,7 +65,7 @@ class SharedCache(Protocol):
 
 
 class _Waiting:
-    """A write that waits until these nodes have confirmed it."""
+    """A write that waits until the nodes in `missing` have confirmed it."""
 
     def __init__(self, *, position: int, missing: set[int]) -> None:
         self.position = position

@@ -1,4 +1,5 @@
-"""The process: signals, pid file, log file, terminal, garbage collector, running the reactor."""
+"""Manages the process: signals, pid file, log file, terminal, garbage collector, run of the
+reactor."""
 
 import gc
 import os

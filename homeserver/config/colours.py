@@ -1,4 +1,5 @@
-"""Colours of pages and e-mails, and their contrast.
+"""Checks the configured colours of pages and e-mails: computes their contrast, and lighter variants
+for dark pages.
 
 spec: WCAG 2.2, "relative luminance", "contrast ratio" and success criterion 1.4.3
 """

@@ -1,4 +1,4 @@
-"""Options about e-mail: the SMTP server, and the addresses of users."""
+"""Options about sending e-mail, and about the e-mail addresses and telephone numbers of users."""
 
 from dataclasses import dataclass
 from email.message import EmailMessage

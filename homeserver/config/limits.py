@@ -1,4 +1,5 @@
-"""Rate limits: how often one user, one client address or one room may do something.
+"""Options about rate limits: how often one user, client address, room or remote server may do
+something.
 
 A limit is a token bucket with room for `burst_count`, refilled at `per_second`.
 """

@@ -11,7 +11,7 @@ docs. `homeserver.config.read` checks values from YAML against it. A section is 
 whose fields are options or other sections.
 
 Types that an option may have: str, int, float, bool, `Duration`, `Size`, `Permissions`, `Network`,
-`Secret`, `Path` (a relative one starts at the folder of the configuration file), a `Literal`,
+`Secret`, `Path` (a relative one starts at the folder of the first configuration file), a `Literal`,
 `tuple[X, ...]`, `Mapping[str, X]`, `JSON`, another section, and any of these with `| None`.
 """
 

@@ -1,4 +1,5 @@
-"""Options for pushes to gateways: their content, the badge count, a random delay, plain HTTP."""
+"""Options for pushes to gateways: whether they are sent, their content, the badge count, a random
+delay, plain HTTP."""
 
 from dataclasses import dataclass
 

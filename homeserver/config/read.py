@@ -4,10 +4,10 @@ A wrong value is one `Problem`, and the default replaces it, so that one run sho
 file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them. Former keys of
 options are read as the current ones, and go to `ReadState.former`.
 
-Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
-the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
-or `<option>_file` names. Secrets with names (`Mapping[str, Secret]`) are YAML in the environment
-and in a file.
+A secret is looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
+the file that the environment names (`…_FILE`), and the configuration. There, it is either the
+option itself or the file that `<option>_path` or `<option>_file` names; both together are an error.
+Secrets with names (`Mapping[str, Secret]`) are YAML in the environment and in a file.
 """
 
 import ipaddress

@@ -7,11 +7,11 @@ Laws:
 - Answers leave in the order of the requests. While a request is being answered, later ones wait in
   a bounded buffer; when it is full, reading pauses.
 - A malformed, oversized or refused request gets one answer. Further input is then discarded for a
-  moment before the connection closes. If the connection closed while input still arrives, the
-  client's system could drop the answer.
+  moment before the connection closes, because a client's system may drop the answer if the
+  connection closes while input still arrives.
 - An idle connection is closed. So is one that sends too slowly: a head must be complete within
-  `idle_timeout`, and a body must be complete or exceed `FREE_BYTES` within `MAX_SECONDS` (after
-  that, see `body_budget.py`).
+  `idle_timeout`, and a body must be complete or exceed `FREE_BYTES` within `MAX_SECONDS`
+  (for the rest of a body see `body_budget.py`).
 """
 
 import re

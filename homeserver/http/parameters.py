@@ -131,7 +131,6 @@ class _QueryReader:
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._cacheable = cacheable
         self.cached: LRU[str, tuple[str, object]] = LRU(max_entries=CACHED_FIELDS)
-        """Fields that were parsed before, by their text."""
         """Parsed arguments by raw field: clients send the same filter and timeout with each
         /sync."""
 

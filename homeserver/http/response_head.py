@@ -25,8 +25,8 @@ def status_line(status: int) -> bytes:
 
 
 class ResponseHeadCache:
-    """The `Date` header and the head of a usual response, remade each second. The day is remade
-    each day."""
+    """Caches the `Date` header and the head of a usual response, which are remade each second. The
+    part of the date that names the day is remade once a day."""
 
     def __init__(self) -> None:
         self._day = -1

@@ -2,8 +2,9 @@
 
 A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
 `msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A
-`FileBody` body is streamed as it is read, a `StreamedBody` body as it is made. If the listener's
-options and the client allow it, text longer than one packet is compressed with gzip at level 1.
+`FileBody` body is streamed as it is read, a `StreamedBody` body as it is made. Any other body of
+JSON or text that is longer than one packet is compressed with gzip at level 1, if the listener's
+options and the client allow it.
 """
 
 import zlib

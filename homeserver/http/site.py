@@ -1,12 +1,13 @@
 """The site turns requests into responses, without Twisted's tree of resources.
 
 A request is routed as soon as its headers have arrived, so a body that is too long is refused
-before it is read. A complete request runs as one coroutine. This is the only place where an
-exception becomes a response:
+before it is read. A complete request runs as one coroutine. This module is the only place where
+an exception becomes a response:
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
 - `DatabaseUnavailable`: 503, since a retry may succeed;
+- `CancelledError`: 503, if the client is still connected;
 - anything else is a bug: 500, with an ID in the body and the traceback under that ID in the log.
 
 When a client disconnects, its handler is cancelled if the endpoint is `cancellable`. Other handlers

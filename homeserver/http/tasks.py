@@ -1,8 +1,8 @@
-"""Runs a coroutine without wrapping it in a Deferred.
+"""Runs the coroutine of a request without wrapping it in a Deferred.
 
-It runs synchronously up to its first `await`, and resumes when the awaited Deferred fires.
-`Deferred.fromCoroutine` would cost a tenth of the CPU time of a small request, and no code waits
-for the result of a request.
+The coroutine runs synchronously until it has to wait for a Deferred, and resumes when this Deferred
+fires. `Deferred.fromCoroutine` would cost a tenth of the CPU time of a small
+request. It is not needed, because no code waits for the result of a request.
 """
 
 from collections.abc import Callable, Coroutine

@@ -1,5 +1,5 @@
-"""The access log: one line for each request, and a warning for each slow one. Secrets, e-mail
-addresses and telephone numbers in URLs are masked."""
+"""The access log: one line for each request. The line of a slow request is a warning, except that
+of a long poll. Secrets, e-mail addresses and telephone numbers in URLs are masked."""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """The request for which the running code works.
 
-A context variable holds it: it survives every `await`, is separate for each coroutine, and follows
-into threads that run in a copy of the context. Logs take their fields from it.
+A context variable holds the request. The value survives every `await`, is separate for each
+coroutine, and is visible in threads that run in a copy of the context. Logs take their fields from
+it.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Metrics of incoming federation. Labels are fixed words, never text from other servers."""
+"""Metrics of incoming federation, the member list and the state audit
+(`federation/rooms/state_audit.py`). Labels are fixed words, never text from other servers."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 

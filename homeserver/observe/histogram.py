@@ -1,5 +1,6 @@
-"""A cheap histogram, converted to a metric when metrics are read. The client library's histogram
-takes locks and walks its bounds, which costs a tenth of a small commit."""
+"""A cheap histogram, converted to a metric when metrics are read. The histogram of the
+Prometheus library takes locks and compares a value with each bound, which costs a tenth of a small
+commit."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Writes log events, one line each: JSON for machines, or text for people.
 
-The current request is added to every event from its context. Twisted's own messages about factories
-and ports are dropped, except warnings and errors.
+The fields of the current request (`homeserver/observe/context.py`) are added to every event.
+Twisted's own messages, such as those about factories and ports, are dropped, except warnings and
+errors.
 """
 
 from collections import deque

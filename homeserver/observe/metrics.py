@@ -1,4 +1,5 @@
-"""Metrics of HTTP, jobs, e-mails, search and retention, in the server's own registry.
+"""Metrics of HTTP, jobs, e-mails, text messages, search and retention, in the registry of one
+server.
 
 Names follow Prometheus' conventions: seconds, `_total` for counters. Labels are declared names,
 never text from clients.

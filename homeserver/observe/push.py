@@ -1,4 +1,4 @@
-"""Metrics of push notifications. A gateway's name becomes a label when the gateway has accepted a
+"""Metrics of push notifications. A gateway's name becomes a label when the gateway has answered a
 push. The number of such labels is limited, because users choose the gateways."""
 
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +40,7 @@ class PushMetrics(Collector):
         registry.register(self)
 
     def sent(self, gateway: str, outcome: str, seconds: float) -> None:
-        """Count a push that a gateway accepted. `outcome`: one of the constants above."""
+        """Count a push that a gateway answered. `outcome`: one of the constants above."""
         if len(self._gateways) < MAX_GATEWAYS:
             self._gateways.add(gateway)
         self._count(gateway, outcome)

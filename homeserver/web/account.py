@@ -1,5 +1,5 @@
 """The account page: name, sessions, password, e-mail addresses, phone numbers, cross-signing keys,
-deactivation.
+audit log, data export, deactivation.
 
 `?action=…&device_id=…` opens the views of the specification. Other sites may link to them, so
 nothing happens before the user presses a button on a page that describes its effect.

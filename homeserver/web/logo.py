@@ -1,4 +1,4 @@
-"""The operator's logo, for the pages."""
+"""Serves the operator's logo, which the pages show."""
 
 from typing import Final
 

@@ -1,8 +1,9 @@
 """Renders HTML pages from templates in the user's language, with a strict Content-Security-Policy.
 
-A page loads only images of this server and the operator's logo. It runs no script, except the one
-that the specification requires on some pages, and that of a captcha (`ThirdPartyScript`). Its style
-is inline, and the policy allows only this style.
+A page loads images only from this server and from the address of the operator's logo. Its style is
+inline, and the policy allows no other style. It runs no script, except on the pages where the
+specification requires an inline one. A page with a captcha (`ThirdPartyScript`) also loads scripts,
+styles and images of the captcha's hosts.
 """
 
 from base64 import b64encode

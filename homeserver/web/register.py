@@ -1,11 +1,12 @@
-"""The registration page. The configuration decides what it asks for: a registration token, a
-captcha, an e-mail address, a phone number.
+"""The registration page. The configuration decides what it asks for besides user name and password:
+a registration token, a captcha, an e-mail address, a phone number, consent to policies.
 
-An e-mail address is confirmed first. The link in the e-mail leads back here, to name and password,
-in any browser. A required phone number is confirmed with a code before name and password.
+If an e-mail address is asked for, it is confirmed first. The link in the e-mail leads back to this
+page, in any browser, where the user chooses name and password. A required phone number is confirmed
+with a code before that.
 
-The form holds the UIA session, which reserves a use of the registration token, so that completed
-stages stay completed while the user corrects other fields.
+The form contains the ID of the UIA session. So completed stages stay completed while the user
+corrects other fields. The session also reserves a use of the registration token.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,5 @@
-"""The sign-in page of the server's own pages, where users then allow clients and manage their
-account.
+"""The sign-in page of the server's own pages, on which users allow clients and manage their
+accounts.
 
 `GET /_mahalla/sign_in?next=PATH` continues to a path of this server after the sign-in.
 """

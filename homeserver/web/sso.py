@@ -1,10 +1,11 @@
-"""SSO for clients of the older API, on this server's own pages: users sign in or register there and
-return to the client with a login token.
+"""SSO for clients of the legacy login API, on this server's own pages: users sign in or register
+there and return to the client with a login token.
 
 Laws:
-- A login token is sent only to an address of the configuration, or to one that the user has seen
-  and agreed to.
-- The client's `action` selects the first page: sign-in or registration.
+- A login token is sent only to an address that the configuration trusts (`sso.client_whitelist`),
+  or to one that the user has seen and agreed to.
+- The client's `action` selects the first page for a user who is not signed in: sign-in or, if it is
+  open, registration.
 
 spec: client-server-api#sso-client-loginauthentication, client-server-api#oauth-20-aware-clients
 """

@@ -1,4 +1,5 @@
-"""Callbacks of identity providers, and the requests that providers send by themselves.
+"""Callbacks to which identity providers redirect the browser, and endpoints for the providers
+themselves: logout requests and this server's SAML metadata.
 
 The paths are those of Synapse, so that a migration from Synapse needs no change at a provider.
 Exception: with several OpenID providers, each has its own path.

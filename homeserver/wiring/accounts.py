@@ -1,4 +1,5 @@
-"""Wires the account services: stores, sessions, sign-in, registration."""
+"""Wires the stores of accounts and devices, sessions, access tokens, the audit log, and the
+connection to the other nodes."""
 
 from collections.abc import Callable, Sequence
 

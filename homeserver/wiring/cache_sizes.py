@@ -1,4 +1,7 @@
-"""Cache capacities, scaled by the configured factor: the sizes below apply to a factor of 0.5."""
+"""Computes cache capacities from the option `caches.global_factor`.
+
+The numbers below apply to its default, 0.5. The event cache has an option of its own,
+`event_cache_size`, which is multiplied by the factor."""
 
 from homeserver.config.memory import MemoryOptions
 

@@ -1,4 +1,5 @@
-"""Wires the services for calls: delayed events, OpenID tokens, TURN servers."""
+"""Wires the services for calls: delayed events, OpenID tokens, TURN servers, and the job that
+deletes expired sticky events."""
 
 from collections.abc import Sequence
 

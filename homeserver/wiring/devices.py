@@ -1,5 +1,5 @@
-"""Wires devices in end-to-end encryption: their keys, the lists of them, and the messages
-to them."""
+"""Wires the parts of end-to-end encryption that concern devices: device keys, device lists and
+to-device messages."""
 
 from collections.abc import Mapping, Sequence
 

@@ -15,7 +15,7 @@ from storage.encryption.key_backups import KeyBackupStore
 
 
 class EncryptionParts:
-    """Keys that need a confirmation by the user to change. Public attributes are for the router."""
+    """Cross-signing, key backups and dehydrated devices. Public attributes are for the router."""
 
     def __init__(
         self,

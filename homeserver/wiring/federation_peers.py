@@ -1,4 +1,5 @@
-"""Wires what connects to other servers: requests in both directions, signing keys, policy."""
+"""Wires the connections to other servers: requests in both directions, signing keys, federation
+policy."""
 
 from collections.abc import Sequence
 from functools import cache

@@ -14,7 +14,7 @@ from storage.engine.database import Database
 
 
 class Foundation(msgspec.Struct, frozen=True):
-    """The configuration, the clock, the database and the like: no part of any topic."""
+    """The objects that belong to no topic."""
 
     config: Config
     clock: IReactorTime

@@ -1,4 +1,4 @@
-"""Wires the notifier of waiting requests, typing notifications and presence."""
+"""Wires the notifier, which wakes long polls, and typing notifications and presence."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Wires the room engine and what checks that people and servers may be in a room."""
+"""Wires the room engine, and the checks whether users and servers may be in a room."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from storage.rooms.sticky_events import StickyEventStore
 
 
 class RoomEngineParts:
-    """The engine, through which every event of this server gets into its room."""
+    """The engine, which adds every event to its room."""
 
     log = Logger()
 

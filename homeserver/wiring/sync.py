@@ -1,4 +1,5 @@
-"""Wires /sync in its three forms: usual, older endpoints, sliding."""
+"""Wires the three forms of sync: `/sync`, the older endpoints that it replaced, and sliding
+sync."""
 
 from collections.abc import Mapping, Sequence
 

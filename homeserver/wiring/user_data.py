@@ -1,5 +1,5 @@
-"""Wires the account services that need rooms: deactivation, devices, account data, push rules,
-filters."""
+"""Wires the services by which users manage their accounts: deactivation, devices, account data,
+push rules, filters."""
 
 from collections.abc import Mapping, Sequence
 

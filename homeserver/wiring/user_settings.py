@@ -1,4 +1,5 @@
-"""Wires the settings of users that decide what others may do to them."""
+"""Wires the settings by which users restrict what others may do: ignored users, invite
+permissions."""
 
 from homeserver.observe.caches import CountedCache
 from homeserver.services.account_data.ignored_users import IgnoredUsers
