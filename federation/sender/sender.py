@@ -448,7 +448,7 @@ class FederationSender:
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
         with_to_device = await self._to_device.get_servers(0, self._streams.current())
         self._dispatched = lease.position
-        self._deliveries.start(lease.fencing_token, rows, backlogs, with_to_device)
+        self._deliveries.start(lease.epoch, rows, backlogs, with_to_device)
         self._changed |= TOPICS
         self._schedule()
 

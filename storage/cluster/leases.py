@@ -14,8 +14,8 @@ from storage.engine.transaction import Transaction, WriteTransaction
 class Lease(msgspec.Struct, frozen=True):
     """A lease that was taken."""
 
-    fencing_token: int
-    """The fencing token. Increases each time that the lease is taken."""
+    epoch: int
+    """Increases each time that the lease is taken."""
     position: int
 
 
@@ -75,21 +75,19 @@ def _take(
     replacing: str | None,
 ) -> Lease | None:
     row = txn.query_one(
-        "SELECT holder, expires_ts, fencing_token, position FROM leases WHERE name = ?", (name,)
+        "SELECT holder, expires_ts, epoch, position FROM leases WHERE name = ?", (name,)
     )
     if row is None:
         position = txn.next_position()
         txn.execute(
-            "INSERT INTO leases (name, holder, expires_ts, fencing_token, position)"
-            " VALUES (?, ?, ?, 1, ?)",
+            "INSERT INTO leases (name, holder, expires_ts, epoch, position) VALUES (?, ?, ?, 1, ?)",
             (name, holder, expires_ts, position),
         )
         return Lease(1, position)
     if not force and row[0] not in (holder, replacing) and row[1] > now_ms:
         return None
     txn.execute(
-        "UPDATE leases SET holder = ?, expires_ts = ?, fencing_token = fencing_token + 1"
-        " WHERE name = ?",
+        "UPDATE leases SET holder = ?, expires_ts = ?, epoch = epoch + 1 WHERE name = ?",
         (holder, expires_ts, name),
     )
     return Lease(row[2] + 1, row[3])

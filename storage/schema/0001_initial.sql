@@ -53,7 +53,7 @@ CREATE TABLE leases (
     expires_ts BIGINT NOT NULL,
     -- Increases each time that the lease is taken. It is part of the transaction IDs that a sender
     -- uses.
-    fencing_token BIGINT NOT NULL,
+    epoch BIGINT NOT NULL,
     -- All changes up to this position are handled, except those that tables of the work itself
     -- list.
     position BIGINT NOT NULL

@@ -15,14 +15,14 @@ async def test_the_lease_has_one_holder(database: Database) -> None:
 
     second = await lease.take("b", 33_000, 63_000, force=False)
     assert second is not None
-    assert (second.fencing_token, second.position) == (first.fencing_token + 1, first.position + 5)
+    assert (second.epoch, second.position) == (first.epoch + 1, first.position + 5)
     assert not await lease.renew("a", 64_000, 99)
     third = await lease.take("c", 34_000, 64_000, force=True)
     assert third is not None
     assert third.position == first.position + 5
     other = await LeaseStore(database=database, name="push").take("a", 1000, 31_000, force=False)
     assert other is not None
-    assert other.fencing_token == 1
+    assert other.epoch == 1
 
 
 async def test_a_renewal_whose_response_was_lost_can_be_repeated(database: Database) -> None:
