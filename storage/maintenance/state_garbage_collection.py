@@ -1,11 +1,14 @@
 """Deletes the nodes of a room's state trees that no event, no room head and no partial-state resync
 needs any more.
 
-A collection runs only in rooms for which `schedule` was called: by code that removes events, in the
-same transaction. Today no code removes events, because purges keep their rows. So the job, which
-calls `step` until nothing is left to do, finds nothing. (A head that was resolved from several
-states also leaves a few nodes when the next event replaces it. They are deleted by the next
-collection of the room, as are nodes that are orphaned during a collection.)
+States are orphaned when events are removed. Code that removes events calls `schedule` for the room
+in the same transaction, and a job calls `step` until nothing is left to do. No code removes events
+at present: a purge leaves a skeleton of each event, with its state (ADR 25). So the job has no work
+yet.
+
+A collection also deletes other orphaned nodes. A head that was resolved from several states leaves
+a few when the next event replaces it. Nodes that are orphaned during a collection may be left for
+the next one.
 
 A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
 write creates during the collection are marked with this number. They may refer to nodes that the
