@@ -46,7 +46,7 @@ class WaitLimits(msgspec.Struct, frozen=True):
 
 
 class FairSemaphore(Generic[K]):
-    """Hands out permits. For the reactor thread."""
+    """Hands out permits. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ def _parties_of(address: str, server: ServerName) -> tuple[_Party, _Party]:
 
 
 class Keyring:
-    """Finds the keys of servers. For the reactor thread."""
+    """Finds the keys of servers. Use this class only on the reactor thread."""
 
     _log = Logger()
 

@@ -54,7 +54,7 @@ class MemberListSource(msgspec.Struct, frozen=True):
 
 
 class MemberListRefresher:
-    """Refreshes the list. For the reactor thread."""
+    """Refreshes the list. Use this class only on the reactor thread."""
 
     _log = Logger()
 

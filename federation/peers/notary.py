@@ -43,7 +43,7 @@ now. An empty ID: all keys."""
 
 
 class KeyNotaryService:
-    """Returns keys of other servers. For the reactor thread."""
+    """Returns keys of other servers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

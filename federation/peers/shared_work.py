@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class SharedWork(Generic[K, T]):
-    """Runs pieces of work by key. For the reactor thread."""
+    """Runs pieces of work by key. Use this class only on the reactor thread."""
 
     def __init__(self) -> None:
         self._waiters: dict[K, list[Deferred[T]]] = {}

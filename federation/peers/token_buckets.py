@@ -29,7 +29,7 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class TokenBuckets:
-    """The buckets of one limit. For the reactor thread."""
+    """The buckets of one limit. Use this class only on the reactor thread."""
 
     def __init__(
         self, *, now: Callable[[], float], rate: Rate, max_buckets: int = MAX_BUCKETS

@@ -37,7 +37,7 @@ RECEIPT = "m.receipt"
 
 
 class EduReceivers:
-    """Dispatches EDUs to their handlers. For the reactor thread."""
+    """Dispatches EDUs to their handlers. Use this class only on the reactor thread."""
 
     def __init__(self, *, access: ServerACLChecks, handlers: Mapping[str, EduHandler]) -> None:
         """`handlers`: by type of EDU."""

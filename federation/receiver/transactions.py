@@ -94,7 +94,8 @@ class _Kind(msgspec.Struct):
 
 
 class TransactionResponseCache:
-    """A cache of the responses to the latest transactions of each server. For the reactor thread.
+    """A cache of the responses to the latest transactions of each server. Use this class only on
+    the reactor thread.
 
     The sender influences how long a response is, and anybody can run many servers. So all responses
     together have a bound in bytes, and the servers that have sent nothing for longest are evicted
@@ -124,7 +125,7 @@ def _response_bytes(_server: ServerName, responses: dict[str, bytes]) -> int:
 
 
 class TransactionReceiver:
-    """Receives transactions. For the reactor thread."""
+    """Receives transactions. Use this class only on the reactor thread."""
 
     def __init__(
         self,

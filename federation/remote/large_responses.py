@@ -37,7 +37,7 @@ def get_time_limit() -> float:
 
 
 class LargeResponseSlots:
-    """The slots for responses of one kind. For the reactor thread."""
+    """The slots for responses of one kind. Use this class only on the reactor thread."""
 
     def __init__(
         self, *, clock: IReactorTime, short_bytes: int, slots: Sequence[tuple[int, int]]

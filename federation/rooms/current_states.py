@@ -18,7 +18,7 @@ MEMBER: Final = "m.room.member"
 
 
 class CurrentStates:
-    """Finds the state roots of past current states. For the reactor thread."""
+    """Finds the state roots of past current states. Use this class only on the reactor thread."""
 
     def __init__(self, *, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
         self._timelines = timelines

@@ -79,7 +79,7 @@ class _Queue(msgspec.Struct):
 
 
 class RoomEngine:
-    """Reads the current state of rooms, and adds events. For the reactor thread.
+    """Reads the current state of rooms, and adds events. Use this class only on the reactor thread.
 
     The cache of snapshots is no `StreamCache`. A write replaces a snapshot and checks its version.
     After a write of another node, a snapshot is read again.

@@ -31,7 +31,8 @@ _ALL: Final = 2**53
 
 
 class ErasedSenders:
-    """Decides which events are shown without their content. For the reactor thread."""
+    """Decides which events are shown without their content. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self, *, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents

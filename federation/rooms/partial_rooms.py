@@ -21,7 +21,8 @@ MAX_WAIT: Final = 60.0
 
 
 class PartialRooms:
-    """Reads the rooms that were joined with partial state. For the reactor thread."""
+    """Reads the rooms that were joined with partial state. Use this class only on the reactor
+    thread."""
 
     def __init__(self, *, store: PartialRoomStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store

@@ -78,7 +78,7 @@ class _Answers(msgspec.Struct, frozen=True):
 
 
 class PolicyServers:
-    """Asks policy servers. For the reactor thread."""
+    """Asks policy servers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

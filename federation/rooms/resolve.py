@@ -40,7 +40,8 @@ Difference = Mapping[StateKey, tuple[int | None, int | None]]
 
 
 class StateResolver:
-    """Resolves the states of rooms, and caches the results. For the reactor thread."""
+    """Resolves the states of rooms, and caches the results. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

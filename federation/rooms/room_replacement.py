@@ -29,7 +29,7 @@ FindLastEvents = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
 
 
 class RoomReplacement:
-    """Replaces rooms. For the reactor thread."""
+    """Replaces rooms. Use this class only on the reactor thread."""
 
     def __init__(
         self,

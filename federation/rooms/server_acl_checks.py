@@ -22,7 +22,7 @@ MAX_LISTS = 1000
 
 
 class ServerACLChecks:
-    """Evaluates server ACLs through a cache. For the reactor thread."""
+    """Evaluates server ACLs through a cache. Use this class only on the reactor thread."""
 
     def __init__(
         self,

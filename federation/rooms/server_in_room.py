@@ -16,7 +16,7 @@ from federation.rooms.snapshot import RoomSnapshot
 
 
 class ServerInRoom:
-    """Finds rooms that this server is in. For the reactor thread."""
+    """Finds rooms that this server is in. Use this class only on the reactor thread."""
 
     def __init__(
         self, *, engine: RoomEngine, memberships: Memberships, access: ServerACLChecks

@@ -64,7 +64,7 @@ class _Links(msgspec.Struct):
 
 
 class StateAudit:
-    """Audits stored states. For the reactor thread."""
+    """Audits stored states. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ MAX_ENTRIES = 2048
 
 
 class StateView:
-    """The room state after some event. For the reactor thread."""
+    """The room state after some event. Use this class only on the reactor thread."""
 
     __slots__ = ("_entries", "_events", "_trees", "room_nid", "root")
 

@@ -73,7 +73,7 @@ def _server_of(key: tuple[int, str]) -> ServerName:
 
 
 class StickyChecks:
-    """Rechecks soft-failed sticky events. For the reactor thread."""
+    """Rechecks soft-failed sticky events. Use this class only on the reactor thread."""
 
     log = Logger()
 

@@ -26,7 +26,7 @@ MAX_EXTREMITIES: Final = 20
 
 
 class CatchUp:
-    """Chooses the missed events to send to a server. For the reactor thread."""
+    """Chooses the missed events to send to a server. Use this class only on the reactor thread."""
 
     def __init__(
         self,

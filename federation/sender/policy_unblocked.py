@@ -39,7 +39,7 @@ their own retry."""
 
 class UnblockedServerNotifier:
     """Sends the empty transactions. Each node does so for the servers that it has refused itself.
-    For the reactor thread."""
+    Use this class only on the reactor thread."""
 
     _log = Logger()
 

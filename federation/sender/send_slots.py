@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class SendSlots:
-    """Runs requests, one at a time for each server. For the reactor thread."""
+    """Runs requests, one at a time for each server. Use this class only on the reactor thread."""
 
     def __init__(self, *, clock: IReactorTime, size: int) -> None:
         self._clock = clock

@@ -75,7 +75,8 @@ TOPICS: Final = frozenset(
 
 
 class FederationSender:
-    """Dispatches stream changes to the destinations that they concern. For the reactor thread."""
+    """Dispatches stream changes to the destinations that they concern. Use this class only on the
+    reactor thread."""
 
     log = Logger()
 

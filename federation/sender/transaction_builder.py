@@ -48,7 +48,8 @@ class _Edus:
 
 
 class TransactionBuilder:
-    """Builds transactions from the unsent data of destinations. For the reactor thread."""
+    """Builds transactions from the unsent data of destinations. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class LeasedWork(Protocol):
 
 
 class LeaseLoop:
-    """Runs the rounds of one kind of work. For the reactor thread."""
+    """Runs the rounds of one kind of work. Use this class only on the reactor thread."""
 
     log = Logger()
 

@@ -29,7 +29,7 @@ _SEPARATOR: Final = "@"
 
 
 class NodeLease:
-    """This node's hold on the lease. For the reactor thread."""
+    """This node's hold on the lease. Use this class only on the reactor thread."""
 
     def __init__(
         self, *, database: Database, name: str, process: str, get_node: Callable[[], int]

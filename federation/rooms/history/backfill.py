@@ -56,7 +56,7 @@ class Gap(Enum):
 
 
 class Backfill:
-    """Fetches earlier events of rooms. For the reactor thread."""
+    """Fetches earlier events of rooms. Use this class only on the reactor thread."""
 
     def __init__(
         self,

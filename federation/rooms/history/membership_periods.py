@@ -25,7 +25,8 @@ class Departure(msgspec.Struct, frozen=True, gc=False):
 
 
 class MembershipPeriods:
-    """Finds the ends of users' last membership periods. For the reactor thread."""
+    """Finds the ends of users' last membership periods. Use this class only on the reactor
+    thread."""
 
     def __init__(self, *, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
         self._timelines = timelines

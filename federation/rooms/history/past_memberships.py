@@ -18,7 +18,7 @@ followed."""
 
 
 class PastMemberships:
-    """Follows memberships back in time. For the reactor thread."""
+    """Follows memberships back in time. Use this class only on the reactor thread."""
 
     def __init__(self, events: RoomEvents) -> None:
         self._events = events

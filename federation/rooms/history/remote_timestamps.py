@@ -39,7 +39,8 @@ class RemoteTimestamps(Protocol):
 
 
 class RemoteTimestampLookup:
-    """Implements `RemoteTimestamps` with the servers in the room. For the reactor thread."""
+    """Implements `RemoteTimestamps` with the servers in the room. Use this class only on the
+    reactor thread."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from storage.retention.room_retention import RoomRetention, RoomRetentionStore
 
 
 class RoomRetentionCache:
-    """Returns how long messages are stored and shown. For the reactor thread."""
+    """Returns how long messages are stored and shown. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ class ServerReachability(Protocol):
 
 
 class Invitations:
-    """Sends and receives invites. For the reactor thread."""
+    """Sends and receives invites. Use this class only on the reactor thread."""
 
     _log = Logger()
 

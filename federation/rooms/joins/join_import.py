@@ -89,7 +89,7 @@ class RemoteRoomInfo(msgspec.Struct, frozen=True):
 
 
 class JoinImporter:
-    """Imports rooms. For the reactor thread."""
+    """Imports rooms. Use this class only on the reactor thread."""
 
     # More than ten: an import writes to every table of a room.
     def __init__(

@@ -42,7 +42,8 @@ JOINED_OR_INVITED: Final = frozenset({"join", "invite"})
 
 
 class MembershipHandshakes:
-    """Serves make_join, send_join and the other endpoints. For the reactor thread."""
+    """Serves make_join, send_join and the other endpoints. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

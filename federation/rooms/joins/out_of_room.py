@@ -53,7 +53,8 @@ class OutOfRoomInfo(msgspec.Struct, frozen=True):
 
 
 class OutOfRoomMemberships:
-    """Stores memberships in rooms that this server is not in. For the reactor thread."""
+    """Stores memberships in rooms that this server is not in. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

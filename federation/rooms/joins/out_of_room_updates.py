@@ -29,7 +29,8 @@ ENDING_MEMBERSHIPS: Final = frozenset({"leave", "ban"})
 
 
 class OutOfRoomUpdates:
-    """Receives events that end invites and knocks of our users. For the reactor thread."""
+    """Receives events that end invites and knocks of our users. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

@@ -62,7 +62,8 @@ class InviterChecks(Protocol):
 
 
 class PlannedInviteSender:
-    """Sends the invites to rooms that were just created. For the reactor thread."""
+    """Sends the invites to rooms that were just created. Use this class only on the reactor
+    thread."""
 
     _log = Logger()
 

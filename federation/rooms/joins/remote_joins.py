@@ -52,7 +52,7 @@ MAX_SERVERS: Final = 2_000
 
 
 class RemoteJoins:
-    """Joins and knocks through other servers. For the reactor thread."""
+    """Joins and knocks through other servers. Use this class only on the reactor thread."""
 
     _log = Logger()
 

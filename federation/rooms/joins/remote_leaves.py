@@ -48,7 +48,8 @@ _FINAL: Final = frozenset({"M_FORBIDDEN", "M_NOT_FOUND"})
 
 
 class RemoteLeaves:
-    """Lets our users leave rooms that this server is not in. For the reactor thread."""
+    """Lets our users leave rooms that this server is not in. Use this class only on the reactor
+    thread."""
 
     _log = Logger()
 

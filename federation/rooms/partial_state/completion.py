@@ -79,7 +79,7 @@ class PartialRoomObserver(Protocol):
 
 
 class RoomCompletion:
-    """Completes rooms with partial state. For the reactor thread."""
+    """Completes rooms with partial state. Use this class only on the reactor thread."""
 
     _log = Logger()
 

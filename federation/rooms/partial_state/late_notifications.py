@@ -39,7 +39,7 @@ class LateCandidate(msgspec.Struct, frozen=True):
 
 
 class LateNotifications:
-    """Decides which late messages notify which users. For the reactor thread."""
+    """Decides which late messages notify which users. Use this class only on the reactor thread."""
 
     def __init__(
         self,

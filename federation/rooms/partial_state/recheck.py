@@ -73,7 +73,7 @@ class RecheckProgress(msgspec.Struct):
 
 
 class Recheck:
-    """Rechecks events. For the reactor thread."""
+    """Rechecks events. Use this class only on the reactor thread."""
 
     # More than ten: a recheck repeats all checks, and repairs what depends on them.
     def __init__(

@@ -28,7 +28,7 @@ MAX_TRIES = 3
 
 
 class ContentRestorer:
-    """Adds the content to stored events that lack it. For the reactor thread."""
+    """Adds the content to stored events that lack it. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class PduObserver(Protocol):
 
 
 class Inbox:
-    """Stores waiting events and retries them. For the reactor thread."""
+    """Stores waiting events and retries them. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ class GapEvents:
 
 
 class MissingEvents:
-    """Fetches missing events of rooms. For the reactor thread."""
+    """Fetches missing events of rooms. Use this class only on the reactor thread."""
 
     # More than ten: it asks other servers, checks, and places what it gets.
     def __init__(

@@ -30,7 +30,7 @@ CHUNK = 200
 
 
 class Outliers:
-    """Checks and stores outliers. For the reactor thread."""
+    """Checks and stores outliers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

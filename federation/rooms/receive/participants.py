@@ -34,7 +34,7 @@ SELF_MEMBERSHIPS: Final = frozenset({"join", "knock", "leave"})
 
 
 class RoomParticipants:
-    """Finds the events that concern a room. For the reactor thread."""
+    """Finds the events that concern a room. Use this class only on the reactor thread."""
 
     def __init__(
         self,

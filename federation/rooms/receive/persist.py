@@ -86,7 +86,7 @@ class CheckedArrival(msgspec.Struct, frozen=True):
 
 
 class EventPersister:
-    """Persists events from other servers. For the reactor thread."""
+    """Persists events from other servers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

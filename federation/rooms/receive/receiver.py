@@ -87,7 +87,7 @@ class _ReceiveOptions(msgspec.Struct, frozen=True):
 
 
 class Receiver:
-    """Receives events from other servers. For the reactor thread."""
+    """Receives events from other servers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

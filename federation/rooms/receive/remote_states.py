@@ -48,7 +48,7 @@ class RemoteState(msgspec.Struct, frozen=True):
 
 
 class RemoteStates:
-    """Fetches states and auth chains. For the reactor thread."""
+    """Fetches states and auth chains. Use this class only on the reactor thread."""
 
     def __init__(
         self,

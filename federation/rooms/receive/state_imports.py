@@ -49,7 +49,7 @@ class _DepthOnly(msgspec.Struct):
 
 
 class StateImports:
-    """Imports states. For the reactor thread."""
+    """Imports states. Use this class only on the reactor thread."""
 
     def __init__(self, *, outliers: Outliers, store: EventStore, clock: IReactorTime) -> None:
         self._outliers = outliers

@@ -61,7 +61,7 @@ ALTERED: Final = BadEvent(
 
 
 class UnalteredCopies:
-    """Fetches unaltered copies of events. For the reactor thread."""
+    """Fetches unaltered copies of events. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -89,7 +89,8 @@ def is_of_type(event: UnverifiedEvent, type: str) -> bool:
 
 
 class UnverifiedStateEvents:
-    """Stores unverified state events and adds them to the state. For the reactor thread."""
+    """Stores unverified state events and adds them to the state. Use this class only on the reactor
+    thread."""
 
     _log = Logger()
 

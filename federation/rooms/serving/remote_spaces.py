@@ -37,7 +37,8 @@ class _Cached(msgspec.Struct, frozen=True):
 
 
 class RemoteHierarchies:
-    """Implements `RemoteSpaces` with requests to other servers. For the reactor thread."""
+    """Implements `RemoteSpaces` with requests to other servers. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class TransactionForm:
 
 
 class ServedRooms:
-    """Serves rooms to other servers. For the reactor thread."""
+    """Serves rooms to other servers. Use this class only on the reactor thread."""
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ MAX_USERS_CHECKED: Final = 200
 
 
 class ServerVisibility:
-    """Checks which events of a page another server may see. For the reactor thread."""
+    """Checks which events of a page another server may see. Use this class only on the reactor
+    thread."""
 
     def __init__(
         self,
