@@ -46,8 +46,8 @@ from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
 from federation.rooms.memberships import Memberships
 from federation.rooms.receipt_checks import Verdict
 from federation.rooms.receive.inbox import Inbox, PduObserver, must_wait, outcome_label
-from federation.rooms.receive.participants import RoomParticipants, can_be_verified_by
 from federation.rooms.receive.receiver import Receiver
+from federation.rooms.receive.room_participants import RoomParticipants, can_be_verified_by
 from storage.cache import LRU
 from storage.federation.inbox import InboxFull
 

@@ -18,8 +18,8 @@ from federation.rooms.partial_state.recheck import Recheck
 from federation.rooms.partial_state.state_sources import StateSources
 from federation.rooms.receive.inbox import Inbox
 from federation.rooms.receive.missing_events import MissingEvents
-from federation.rooms.receive.participants import RoomParticipants
 from federation.rooms.receive.remote_states import RemoteStates
+from federation.rooms.receive.room_participants import RoomParticipants
 from federation.rooms.resolve import StateResolver
 from federation.rooms.serving.rooms import ServedRooms, TransactionForm
 from federation.rooms.serving.server_visibility import ServerVisibility

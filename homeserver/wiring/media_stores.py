@@ -16,8 +16,8 @@ from storage.engine.executors import Executor
 from storage.media.contents import LocalContents, MediaContents
 from storage.media.files import MediaFiles
 from storage.media.media import MediaStore
-from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, S3Config
+from storage.media.object_store_calls import ObjectCallRunner
 from storage.media.rebalancing import FolderTrimmer, MediaRebalancer
 from storage.media.shared_contents import SharedContents
 

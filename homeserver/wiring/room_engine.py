@@ -12,7 +12,7 @@ from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.server_acl_checks import ServerACLChecks
 from federation.rooms.server_in_room import ServerInRoom
-from federation.rooms.sticky_checks import StickyChecks
+from federation.rooms.sticky_rechecks import StickyRechecks
 from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
@@ -66,7 +66,7 @@ class RoomEngineParts:
             engine=self.engine, memberships=rooms.memberships, access=self.access
         )
         self.restricted = RestrictedJoins(memberships=rooms.memberships, rooms=rooms.store)
-        self.sticky_checks = StickyChecks(
+        self.sticky_rechecks = StickyRechecks(
             store=StickyEventStore(database),
             rooms=rooms.store,
             engine=self.engine,
@@ -77,7 +77,7 @@ class RoomEngineParts:
 
     def start(self) -> None:
         """Load the senders whose soft-failed sticky events wait for their join."""
-        Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
+        Deferred.fromCoroutine(self.sticky_rechecks.start()).addErrback(
             lambda failure: self.log.failure(
                 "cannot load the soft-failed sticky events to recheck", failure
             )

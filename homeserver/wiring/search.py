@@ -10,7 +10,7 @@ from homeserver.services.search import indexing
 from homeserver.services.search.indexing import MessageIndexer
 from homeserver.services.search.results import SearchResponses
 from homeserver.services.search.search import MessageSearch
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.text_folding import TextFolding
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts

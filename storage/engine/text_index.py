@@ -1,9 +1,10 @@
 """Full-text indexes: find the texts that contain certain words.
 
 SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller splits text into words and passes a
-normalized form of each word, its key (`homeserver/services/text/words.py`). Both databases index
-the keys unchanged, so they give the same results. A text is a string of keys, with a space before
-and after each. Two spaces separate words that are not adjacent in the text (`" one two  three "`).
+normalized form of each word, its key (`homeserver/services/text/text_folding.py`). Both databases
+index the keys unchanged, so they give the same results. A text is a string of keys, with a space
+before and after each. Two spaces separate words that are not adjacent in the text (`" one two
+three "`).
 
 The room of a text is indexed as one more key, so that a search in a few rooms reads only their
 index entries.

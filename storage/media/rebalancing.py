@@ -17,7 +17,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.files import MediaFiles
 from storage.media.media import MediaStore, select_used_hashes
-from storage.media.objects import MediaObjectJournal, StoredObject
+from storage.media.object_store_journal import MediaObjectJournal, StoredObject
 from storage.media.shared_contents import SharedContents
 
 FOLDERS: Final = 256

@@ -15,9 +15,9 @@ Laws:
 - `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
   store. The job writes the object, recently added contents first.
 - If a content is fetched from the store to the folder, its hash is checked before it is used.
-- No caller waits longer than a limit for a store that hangs (`storage.media.object_calls`). Reads
-  have threads of their own. The deletion of a file does not wait for the store: the journal lists
-  its object, which is deleted right after, or by a later run of the job.
+- No caller waits longer than a limit for a store that hangs (`storage.media.object_store_calls`).
+  Reads have threads of their own. The deletion of a file does not wait for the store: the journal
+  lists its object, which is deleted right after, or by a later run of the job.
 """
 
 import threading
@@ -38,9 +38,9 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.contents import OpenedContent
 from storage.media.files import MediaFiles, PlacedFile, ReadableBytes, ReceivedFile, StoredThumbnail
-from storage.media.object_calls import ObjectCall, ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
-from storage.media.objects import DeletingObject, MediaObjectJournal, StoredObject
+from storage.media.object_store_calls import ObjectCall, ObjectCallRunner
+from storage.media.object_store_journal import DeletingObject, MediaObjectJournal, StoredObject
 from storage.media.spool import Spool
 
 T = TypeVar("T")

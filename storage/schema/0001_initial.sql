@@ -2423,7 +2423,7 @@ CREATE INDEX remote_media_by_age ON remote_media (created_ts) WHERE quarantined 
 CREATE INDEX remote_media_by_hash ON remote_media (hash);
 
 -- Contents in the object store. The name of an object is never used again. A row exists before its
--- object and until the object is deleted. Written by storage/media/objects.py.
+-- object and until the object is deleted. Written by storage/media/object_store_journal.py.
 CREATE TABLE media_objects (
     -- Name of the object.
     name TEXT NOT NULL PRIMARY KEY,

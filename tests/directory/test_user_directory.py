@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.protocol.ids import RoomID
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.text_folding import TextFolding
 from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
 from storage.rooms.memberships import MembershipRow, put_memberships

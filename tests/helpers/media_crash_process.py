@@ -27,9 +27,9 @@ from storage.engine.executors import InlineExecutor
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.files import MediaFiles
 from storage.media.media import MediaContent, MediaRow, MediaStore
-from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import S3Config
-from storage.media.objects import MediaObjectJournal
+from storage.media.object_store_calls import ObjectCallRunner
+from storage.media.object_store_journal import MediaObjectJournal
 from storage.media.rebalancing import MediaRebalancer
 from storage.media.s3 import S3ObjectStore
 from storage.media.shared_contents import WRITING_SECONDS, Role, SharedContents

@@ -15,8 +15,8 @@ from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.transaction import WriteTransaction
 from storage.media.files import MediaFiles
 from storage.media.media import MediaContent, MediaRow, MediaStore
-from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
+from storage.media.object_store_calls import ObjectCallRunner
 from storage.media.rebalancing import MediaRebalancer
 from storage.media.shared_contents import Role, SharedContents
 from tests.helpers.object_store import Bucket

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from homeserver.services.search import indexing
-from homeserver.services.text.terms import format_words, matches, parse_terms
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import format_words, matches, parse_terms
+from homeserver.services.text.text_folding import TextFolding
 from storage.engine.database import (
     Database,
     DatabaseUnavailable,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.services.text.terms import (
+from homeserver.services.text.search_terms import (
     MAX_RANK,
     find_highlights,
     format_words,
@@ -14,7 +14,7 @@ from homeserver.services.text.terms import (
     parse_terms,
     rank,
 )
-from homeserver.services.text.words import MAX_KEY, MAX_WORDS, TextFolding
+from homeserver.services.text.text_folding import MAX_KEY, MAX_WORDS, TextFolding
 
 DEFAULT = TextFolding(("uz", "kaa", "ru", "en"))
 PLAIN = TextFolding(("en",))

@@ -18,8 +18,8 @@ Laws:
   doubles on each further one. If new events for the room arrive during a long attempt, it ends
   early. The room then waits for a moment, so that other rooms have their turn.
 - For an event from a server outside the room no requests are sent, unless the event concerns the
-  room (`participants.py`). It waits until another server sends what it lacks. All rooms with only
-  such events share the limit of one domain.
+  room (`room_participants.py`). It waits until another server sends what it lacks. All rooms with
+  only such events share the limit of one domain.
 - An event expires after two days. If a later event refers to it, it is fetched again like any
   missing event.
 """
@@ -43,7 +43,7 @@ from federation.protocol.room_versions import EventFormat
 from federation.rooms.engine import RoomEngine
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.missing_events import MAX_SECONDS, MissingEvents
-from federation.rooms.receive.participants import RoomParticipants
+from federation.rooms.receive.room_participants import RoomParticipants
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxRow, InboxStore, NewInboxRow

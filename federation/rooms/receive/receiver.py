@@ -48,8 +48,8 @@ from federation.rooms.receive.check_sources import (
 from federation.rooms.receive.content_restore import ContentRestorer, find_complete
 from federation.rooms.receive.extremity_limit import exceeds_extremity_limit
 from federation.rooms.receive.outliers import Outliers
-from federation.rooms.receive.participants import SELF_MEMBERSHIPS, allows_membership
 from federation.rooms.receive.persist import CheckedArrival, EventPersister
+from federation.rooms.receive.room_participants import SELF_MEMBERSHIPS, allows_membership
 from federation.rooms.receive.unaltered_copies import replace_altered
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver

@@ -21,8 +21,8 @@ from typing import Any, Final
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam
 from homeserver.api.requester import Requester
-from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import format_words
+from homeserver.services.text.text_folding import TextFolding
 from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.directory.user_directory import (
     DirectoryUser,

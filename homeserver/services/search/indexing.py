@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from homeserver.observe.metrics import SearchMetrics
-from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import format_words
+from homeserver.services.text.text_folding import TextFolding
 from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction

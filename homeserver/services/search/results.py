@@ -21,8 +21,8 @@ from homeserver.services.search.request import (
     RoomEventsCriteria,
 )
 from homeserver.services.streams.sync_tokens import format_room_token
-from homeserver.services.text.terms import MAX_RANK, find_highlights, format_words, rank
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import MAX_RANK, find_highlights, format_words, rank
+from homeserver.services.text.text_folding import TextFolding
 from storage.engine.text_index import SearchTerm
 from storage.events.timelines import TimelinePlace, TimelineStore
 from storage.search.search import SearchHit

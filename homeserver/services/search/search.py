@@ -40,8 +40,8 @@ from homeserver.services.search.request import (
     parse_cursor,
 )
 from homeserver.services.search.results import SearchResponses, SearchResult
-from homeserver.services.text.terms import make_ranker, parse_terms
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import make_ranker, parse_terms
+from homeserver.services.text.text_folding import TextFolding
 from storage.engine.text_index import MAX_ROOM_KEYS, SearchTerm
 from storage.events.timelines import TimelinePlace
 from storage.rooms.memberships import MembershipRow

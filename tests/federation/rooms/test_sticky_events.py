@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from federation.protocol.ids import EventID
-from federation.rooms.sticky_checks import WaitingSenders
+from federation.rooms.sticky_rechecks import WaitingSenders
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.federated_rooms import NORTH, Shared, create_room, shared
@@ -136,10 +136,10 @@ async def test_an_event_soft_failed_by_another_process_is_shown_when_its_sender_
 ) -> None:
     room = await shared(network)
     event_id = await soft_fail(room)
-    checks = room.north.room_engine.sticky_checks
+    rechecks = room.north.room_engine.sticky_rechecks
     # private: as in a process that only knows that another one wrote
-    checks._waiting = WaitingSenders()
-    checks._on_remote_write(0, 0)  # private: as above
+    rechecks._waiting = WaitingSenders()
+    rechecks._on_remote_write(0, 0)  # private: as above
     await adopt_again(room)
     assert sticky_in(room.alice, room.room_id) == [event_id]
 

@@ -14,8 +14,8 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from storage.engine.database import Database
-from storage.media.object_calls import MIN_BYTES, ObjectCall, ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
+from storage.media.object_store_calls import MIN_BYTES, ObjectCall, ObjectCallRunner
 from storage.media.s3 import JOINED_PER_SECOND, PART_BYTES
 from storage.media.shared_contents import MAX_FAILURES, MAX_FETCHED_BYTES, WRITING_SECONDS
 from tests.helpers.executors import ManualExecutor

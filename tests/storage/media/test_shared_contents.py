@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs, formatEvent
 
 from storage.engine.database import Database
 from storage.media.object_store import ObjectStore, ObjectStoreFailed, UploadProgress
-from storage.media.objects import MediaObjectJournal
+from storage.media.object_store_journal import MediaObjectJournal
 from storage.media.rebalancing import FOLDERS, FolderTrimmer
 from storage.media.s3 import PART_BYTES
 from storage.media.shared_contents import MAX_FETCHED_BYTES, WRITING_SECONDS

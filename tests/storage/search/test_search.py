@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.search import indexing
 from homeserver.services.search.indexing import MessageIndexer
-from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import TextFolding
+from homeserver.services.text.search_terms import format_words
+from homeserver.services.text.text_folding import TextFolding
 from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database, Transaction, WriteTransaction
 from storage.engine.text_index import MAX_ROOM_KEYS, SearchTerm

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from homeserver.services.text.words import MAX_KEY, TextFolding, is_unspaced
+from homeserver.services.text.text_folding import MAX_KEY, TextFolding, is_unspaced
 from storage.engine.text_index import SearchTerm
 
 MIN_PREFIX: Final = 3

@@ -72,7 +72,7 @@ def _server_of(key: tuple[int, str]) -> ServerName:
     return domain_of(UserID(key[1]))
 
 
-class StickyChecks:
+class StickyRechecks:
     """Rechecks soft-failed sticky events. Use this class only on the reactor thread."""
 
     log = Logger()
