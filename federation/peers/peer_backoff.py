@@ -1,15 +1,16 @@
 """Records which remote servers are backed off, because they did not respond or responded 429.
 
 Laws:
-- A server that responds 429 receives no requests of that kind until the time it names. Each kind of
-  request has a `PeerBackoff` of its own, because a server that is too busy for one kind may have
-  time for another.
+- A server that responds 429 to a request receives no more requests of the same kind until the time
+  it names. Each kind of request has a `PeerBackoff` of its own, because a server that is too busy
+  for one kind may have time for another.
 - A server that fails is paused. The `BackoffSchedule` computes the pauses, which may grow with each
   consecutive failure. Failures within a pause count as one.
-- When a server responds, its record is deleted. A failure does not count if the server has answered
-  another request since the failed one began.
+- `record_answer` deletes the record of a server, because the server has responded or has sent us a
+  request. Where only 429 counts, nothing calls it. A failure does not count if the server has
+  answered another request since the failed one began.
 - Memory is bounded. Made-up server names can evict records. The only effect is that an evicted
-  server is tried once before its pause is over.
+  server is tried before its pause is over, and that its pauses start with the shortest again.
 
 These records belong to one process. The sender computes its pauses with a `BackoffSchedule` too,
 but stores them in the database (`sender/destination.py`).

@@ -1,7 +1,7 @@
 """Rate limits: token buckets, one for each key.
 
-A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again
-is stored (GCRA), so a full bucket needs no memory.
+A bucket of `burst_count` tokens refills by `per_second` tokens a second. Only the time when it will
+be full again is stored (GCRA), so a full bucket needs no memory.
 """
 
 from collections.abc import Callable

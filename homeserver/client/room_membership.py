@@ -1,4 +1,8 @@
-"""Join, leave, invite, kick and ban. spec: client-server-api#room-membership"""
+"""Changes of membership (join, knock, leave, forget, invite, kick, ban, unban), and the list of
+joined rooms.
+
+spec: client-server-api#room-membership
+"""
 
 from typing import Annotated, Any
 

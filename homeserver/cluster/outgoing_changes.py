@@ -1,4 +1,4 @@
-"""Describes commits to the other nodes, so that they invalidate and wake only what changed.
+"""Tells the other nodes what each commit changed, so that they invalidate and wake only that.
 
 A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
 carry these changes, together with the ranges of positions that this node wrote. For a commit with

@@ -3,10 +3,11 @@
 A refresh issues a new pair and leaves the old one usable, because the response may be lost. The
 first use of either new token ends the old pair: the old refresh token is spent, and the old access
 token expires. (A request with the old access token then gets `soft_logout`.) Until then the old
-refresh token may be exchanged again, and each pair from it is valid, because two tabs of a client
-may refresh at the same time. The first use of one of these pairs ends the others. Only those that
-were issued within `RACE_MS` of it stay valid, if they are used within `GRACE_MS`. The first use of
-a pair from a later refresh, or the removal of the device, deletes expired and spent tokens.
+refresh token may be exchanged again, and the newest `MAX_UNUSED_PAIRS` pairs from it are valid,
+because two tabs of a client may refresh at the same time. The first use of one of these pairs ends
+the others, except those that were issued less than `RACE_MS` before or after the used one. They
+stay valid if they are used within `GRACE_MS` of that first use. The first use of a pair from a
+later refresh, or the removal of the device, deletes expired and spent tokens.
 
 spec: client-server-api#refreshing-access-tokens
 """

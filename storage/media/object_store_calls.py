@@ -3,12 +3,12 @@
 If the store hangs, its callers do not.
 
 Laws:
-- Each caller fails within a time limit after the store becomes silent. Silent means that no bytes
-  of its call move or, while no thread is free, no bytes of any call. While a store joins uploaded
-  parts, the limit is longer.
-- A call that was abandoned before a thread took it is never made. A running one ends with its next
-  bytes, or at its socket timeout (`storage.media.s3`). A result that arrives later is passed to
-  `on_late_result`.
+- Each caller fails within a time limit after the store becomes silent. Silent means that fewer than
+  `MIN_BYTES` of its call move or, while the call waits for a thread, of any call. While a store
+  joins uploaded parts, the limit is longer.
+- A call that was abandoned before a thread took it is never made. An abandoned call that runs ends
+  with its next bytes, or at its socket timeout (`storage.media.s3`). A result that arrives later is
+  passed to `on_late_result`.
 - Long calls, which write large contents, get only some of the threads, so that short ones do not
   wait for them.
 """

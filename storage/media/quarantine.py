@@ -3,10 +3,10 @@
 Laws:
 - A quarantine applies to a content: to all files with the same bytes, local and remote, and to
   those that arrive later. If such files are deleted and arrive again, the quarantine by an
-  administrator still applies.
+  administrator still applies. Scanners scan the file again.
 - A remote file may be quarantined before there is a copy of it.
-- A protected file is never quarantined, even if other files have its bytes or a scanner finds it
-  harmful.
+- While a file is protected, nothing quarantines it: neither a quarantine of another file with the
+  same bytes nor a scanner that finds it harmful.
 - If an administrator releases a file that a scanner found harmful, scanners do not quarantine it
   again.
 - Each change has a number. A reader of the changes in order misses none.

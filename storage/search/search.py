@@ -2,12 +2,12 @@
 a search finds them by the keys of their words (`storage/engine/text_index.py`).
 
 Laws:
-- A row stands for an event that is in a timeline, is not redacted and has a text. The text is that
-  of its latest edit.
+- When the job has processed an event, the event has a row if it is in a timeline, is not redacted
+  and has a text. The text is that of its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
-- Only the job that reads the events by number writes rows (`select_batch`, `set_texts`). So a row
-  may be older than the event's latest edit, and readers check each result against the current
-  event.
+- Only the job adds and changes rows. It processes the events in the order of their numbers
+  (`select_batch`, `set_texts`). So a row may be older than the latest edit or a redaction of its
+  event, and readers check each result against the current event.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

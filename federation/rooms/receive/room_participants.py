@@ -6,8 +6,8 @@ owner of one machine may run any number of servers. So we fetch events and keys 
 - the server that sent it, or the server of its sender, is in the room,
 - or its sender has, or once had, a membership in the room,
 - or it cites a stored join of its sender, which may be an outlier,
-- or it cites an unverified event of a state that a server in the room sent
-  (`unverified_events.py`),
+- or it cites an event from the state that a server in the room once sent, which could not be
+  verified at that time (`unverified_events.py`),
 - or it is a membership that the current state of the room allows.
 
 Other events wait in the inbox without requests (`inbox.py`). For example, the first events of a new

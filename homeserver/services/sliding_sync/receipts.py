@@ -3,7 +3,8 @@
 If a room is new to the client, or the client gets older events of it, the response has the receipts
 on the events in the timeline, and the user's own receipts. Later responses have new receipts,
 including those from the time when the room was out of view. An m.receipt event can hold one receipt
-of a user on an event. Further ones are in the next response, which is sent immediately.
+of each type of a user on an event. If a user has several, for several threads, the others are in
+the next response, which is sent immediately.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

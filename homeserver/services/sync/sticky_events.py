@@ -1,4 +1,4 @@
-"""Sticky events: all new ones of a room, also those that do not fit into the timeline.
+"""The new sticky events of a room that the timeline of the response does not contain.
 
 Every member of the room gets them, also events from before the member joined: history visibility
 does not apply. Events of ignored users and expired events are left out.
