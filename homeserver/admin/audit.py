@@ -1,4 +1,5 @@
-"""The audit log, for administrators: the records of one account, and those that belong to none."""
+"""The audit log, for administrators: the records of one account, and the records that belong to no
+account."""
 
 from typing import Final
 

@@ -4,11 +4,11 @@ those of Synapse's administration API.
 Fields in addition to Synapse's:
 
 - `error`: the last error.
-- `asked_until_ts`: until when the remote server asked us to send nothing. It answered, so
-  `failure_ts` is null.
+- `asked_until_ts`: until when the remote server, by a status 429, asked us to send nothing. Such a
+  server is reachable, so `failure_ts` is null.
 - `refused`: why the federation policy refuses the server, if it does.
-- `rooms_missed`, `device_lists_missed`, `messages_to_devices`: how much the server has not
-  received.
+- `rooms_missed`, `device_lists_missed`, `messages_to_devices`: the numbers of rooms with events, of
+  users with device list changes, and of to-device messages that the server has not received.
 
 `last_successful_stream_ordering` is the stream position up to which the server has received every
 event that concerns it.

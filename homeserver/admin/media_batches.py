@@ -1,8 +1,8 @@
 """Bulk actions on media, for administrators. Files are selected by owner, room, time and size.
 
 `GET` lists the files that a selection matches. An action applies to one page of these files.
-Deleting skips quarantined and protected files, unless the selection asks for them. Quarantining
-skips protected files.
+Deleting skips quarantined files unless `quarantined` is true in the selection, and protected files
+unless `protected` is true. Quarantining skips protected files.
 """
 
 from typing import Any, Final, Literal

@@ -1,8 +1,8 @@
 """Reports of events, users and rooms, for administrators. The paths for reports of events and users
 are those of Synapse's administration API. The paths for reports of rooms are this server's own.
 
-`from` is an offset in the requested order. With `dir=f` (oldest first), new reports do not shift
-pages, but deleted reports do. Clients no longer send a `score`, so it is null.
+`from` is an offset in the requested order. With `dir=f` (oldest first), a new report does not
+shift the pages, but the deletion of a report does. Clients no longer send a `score`, so it is null.
 """
 
 from typing import Annotated, Any, Final, Literal

@@ -12,11 +12,11 @@ not JSON), and query parameters with their defaults. A trailing underscore is no
 on the wire (`from_`).
 
 `Annotated[bool, QueryNames("use_state_after", "org.example.use_state_after")]` gives other names on
-the wire; the first one found wins.
+the wire. If a request contains several of these names, the first in this list counts.
 
 A name in a path for which the handler has no parameter, or an unknown service, stops start-up with
-an error message. An endpoint may have several paths. Some may leave out a name whose parameter has
-a default. An empty segment of a request's path matches only the name of such a parameter.
+an error message. An endpoint may have several paths. A path may leave out a name whose parameter
+has a default. An empty segment of a request's path matches only such a name.
 """
 
 from collections.abc import Awaitable, Callable

@@ -8,12 +8,13 @@ its changes), later, or never.
 Laws:
 
 - If a range becomes readable before its messages arrive, subscribers receive the changes of each
-  message when it arrives. After `LATE_SECONDS` they are notified which part of the range is still
-  unknown: its message counts as lost. If a message says that its changes were too many to describe,
-  subscribers are notified at once.
+  message when it arrives. After `LATE_SECONDS`, messages that have not arrived count as lost, and
+  subscribers are notified of the part of the range whose changes are unknown. They are notified at
+  once if this node is disconnected from the others, or if a message says that its changes were too
+  many to describe.
 - Subscribers receive nothing about positions that are not readable yet.
-- A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
-  commit may reuse these positions.
+- A message about positions that do not become readable within `PENDING_SECONDS` is dropped. If the
+  database lost that commit, for example in a failover, a later commit takes these positions.
 
 It is used only on the reactor thread.
 """

@@ -10,9 +10,10 @@ Laws:
   of the writer's time.
 - A step commits its work, and the next step does not find the finished items again. So an
   interrupted job continues where it stopped.
-- A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged.
-  While the job keeps failing, failures are logged at intervals that double, and at last its
-  recovery. So a full disk, which makes all jobs fail, does not flood the log.
+- A failed job sleeps, retries later, and does not affect other jobs.
+- The first failure of each kind is logged, and further ones at intervals that double. When the job
+  works again, that is logged too. So a full disk, which makes all jobs fail, does not flood the
+  log.
 - On several nodes, each node runs all jobs, so nodes share the work. Steps change the database in
   transactions. So if two nodes process the same item, it is changed only once.
 """

@@ -1,8 +1,9 @@
-"""Tells the other nodes what each commit changed, so that they invalidate and wake only that.
+"""Tells the other nodes what each commit changed, so that they invalidate and wake only what it
+concerns.
 
 A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
 carry these changes, together with the ranges of positions that this node wrote. For a commit with
-very many changes, a message carries only the range.
+more than `MAX_CHANGES` changes, a message carries only the range.
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,7 +4,7 @@ Changes of other nodes are visible here within some hundredths of a second: long
 redacted events leave the caches. A node that writes notifies the other nodes
 (`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
 describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
-a second finds the changes. A node that writes also reads all earlier changes of other nodes,
+a second finds the changes. When a node writes, it also reads all earlier changes of other nodes,
 because positions are assigned in order.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
@@ -15,9 +15,9 @@ confirms when it has invalidated its caches. The wait for a node that does not c
 Laws:
 
 - Once a client has the response that a token has ended, no node accepts that token.
-- A node that is disconnected from the database, or hangs, delays others for at most `TRUST_SECONDS`
-  seconds, except if it hangs during a write (`write_lock_timeout` in
-  `storage/engine/postgres_config.py`).
+- A node that is disconnected from the database, or hangs, delays the writes of other nodes for at
+  most `TRUST_SECONDS` seconds. If it hangs during a write, they wait until the database ends that
+  write (`write_lock_timeout` in `storage/engine/postgres_config.py`).
 """
 
 from collections import deque

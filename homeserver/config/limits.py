@@ -1,7 +1,8 @@
 """Options about rate limits: how often one user, client address, room or remote server may do
 something.
 
-A limit is a token bucket with room for `burst_count`, refilled at `per_second`.
+A limit is a token bucket with room for `burst_count` tokens. It is refilled with `per_second`
+tokens a second.
 """
 
 from dataclasses import dataclass

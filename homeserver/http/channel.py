@@ -9,9 +9,9 @@ Laws:
 - A malformed, oversized or refused request gets one answer. Further input is then discarded for a
   moment before the connection closes, because a client's system may drop the answer if the
   connection closes while input still arrives.
-- An idle connection is closed. So is one that sends too slowly: a head must be complete within
-  `idle_timeout`, and a body must be complete or exceed `FREE_BYTES` within `MAX_SECONDS`
-  (for the rest of a body see `body_budget.py`).
+- An idle connection is closed, and so is a connection that sends too slowly. A head must be
+  complete within `idle_timeout`. A body must be complete or exceed `FREE_BYTES` within
+  `MAX_SECONDS`; both are in `body_budget.py`, which limits the rest of a longer body.
 """
 
 import re

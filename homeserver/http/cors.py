@@ -1,5 +1,5 @@
-"""Cross-origin headers of responses, including errors, and of preflight responses, which run no
-endpoint code.
+"""Cross-origin headers of responses, including errors, and of preflight responses, for which no
+endpoint code runs.
 
 Only pages below `/_mahalla/` have none (`allows_cors` in `page_paths.py`).
 

@@ -2,9 +2,10 @@
 
 Laws:
 
-- A script of another site must not read a page on which a user makes a decision, such as to allow a
-  sign-in. So pages below `/_mahalla/` have no cross-origin headers (RFC 9700 section 2.6, on the
-  authorization endpoint). APIs have them, and so have the pages below `/_matrix/` and `/_synapse/`.
+- Pages below `/_mahalla/`, such as the page on which a user allows a client, have no cross-origin
+  headers. So a script of another site cannot read them (RFC 9700 section 2.6, on the authorization
+  endpoint).
+- APIs have these headers, and so have the pages below `/_matrix/` and `/_synapse/`.
 """
 
 import re

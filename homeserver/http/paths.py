@@ -1,7 +1,8 @@
 """Maps request paths to declared paths and their parameter values.
 
 A path is split before it is decoded, so an encoded slash stays inside its segment. A literal
-segment wins over a parameter. An extra slash at the end is ignored.
+segment wins over a parameter. An extra slash at the end is ignored, except before
+a parameter that may be empty.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """The router finds the endpoint of a request and calls its handler.
 
-The order of a request: find the endpoint, authenticate the caller, count it against the rate limit,
-parse path, query and body into typed values, call the handler. Exceptions pass through; the site
-turns them into responses.
+The steps of a request: find the endpoint, authenticate the caller, count the request against the
+rate limit, parse path, query and body into typed values, call the handler. Exceptions pass through;
+the site turns them into responses.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Streams a long response, with at most one piece and the connection's buffer in memory.
 
-A client that reads nothing for `STALL_SECONDS` is disconnected; otherwise it could keep a file open
-forever.
+A client that needs more than `STALL_SECONDS` to read what the connection's buffer holds is
+disconnected; otherwise it could keep a file open forever.
 """
 
 from collections.abc import AsyncIterator, Sequence

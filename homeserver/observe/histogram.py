@@ -1,6 +1,6 @@
 """A cheap histogram, converted to a metric when metrics are read. The histogram of the
-Prometheus library takes locks and compares a value with each bound, which costs a tenth of a small
-commit."""
+Prometheus library takes locks and compares a value with each bound, which takes a tenth of the
+time of a small commit."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 a registration token, a captcha, an e-mail address, a phone number, consent to policies.
 
 If an e-mail address is asked for, it is confirmed first. The link in the e-mail leads back to this
-page, in any browser, where the user chooses name and password. A required phone number is confirmed
-with a code before that.
+page, in any browser, where the user chooses name and password. If a phone number is
+required, it is confirmed with a code before the user chooses name and password.
 
 The form contains the ID of the UIA session. So completed stages stay completed while the user
 corrects other fields. The session also reserves a use of the registration token.
