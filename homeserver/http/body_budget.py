@@ -3,8 +3,8 @@
 A signature covers the whole body, so the sender is known only when all of it has arrived. Anybody
 who can reach a listener can therefore make the server buffer bytes. The budget limits these bytes,
 for each address and in total, and the time that a body may take. The first `FREE_BYTES` of a body
-do not count, and neither do uploaded files, which are buffered on disk. After authentication, rate
-limits and queues apply instead.
+do not count. The budget does not apply to uploaded files, which are buffered on disk. After
+authentication, rate limits and queues apply instead of the budget.
 """
 
 from typing import Final

@@ -10,8 +10,8 @@ Laws:
   moment before the connection closes, because a client's system may drop the answer if the
   connection closes while input still arrives.
 - An idle connection is closed, and so is a connection that sends too slowly. A head must be
-  complete within `idle_timeout`. A body must be complete or exceed `FREE_BYTES` within
-  `MAX_SECONDS`; both are in `body_budget.py`, which limits the rest of a longer body.
+  complete within `idle_timeout`, and a body within `MAX_SECONDS` (`body_budget.py`). An uploaded
+  file may take longer if more than `FREE_BYTES` of it have arrived by then.
 """
 
 import re

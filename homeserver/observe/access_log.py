@@ -1,5 +1,6 @@
-"""The access log: one line for each request. The line of a slow request is a warning, except that
-of a long poll. Secrets, e-mail addresses and telephone numbers in URLs are masked."""
+"""The access log: one line for each request. If a request that is no long poll is slow, its line is
+a warning. If `log.level` is above `info`, only these warnings are logged. Secrets, e-mail addresses
+and telephone numbers in URLs are masked."""
 
 import re
 from collections.abc import Callable

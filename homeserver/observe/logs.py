@@ -1,4 +1,5 @@
-"""Writes log events, one line each: JSON for machines, or text for people.
+"""Writes log events: for machines as JSON, one line each, or for people as text, with tracebacks on
+further lines.
 
 The fields of the current request (`homeserver/observe/context.py`) are added to every event.
 Twisted's own messages, such as those about factories and ports, are dropped, except warnings and

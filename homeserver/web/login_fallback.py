@@ -1,9 +1,9 @@
 """The login fallback page, for clients that support none of this server's login types.
 
 The client opens it in a web view and defines `window.matrixLogin.onLogin`; the page calls this
-function with the response of `POST /login`. Parameters in the URL (`device_id`, …) are forwarded. A
-user who returns from an identity provider presses one more button, so that a URL by itself does not
-sign a user in.
+function with the response of `POST /login`. The parameters `device_id` and
+`initial_device_display_name` of the URL apply to this login. A user who returns from an identity
+provider presses one more button, so that a URL by itself does not sign a user in.
 
 spec: client-server-api#login-fallback
 """

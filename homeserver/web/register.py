@@ -1,9 +1,9 @@
-"""The registration page. The configuration decides what it asks for besides user name and password:
-a registration token, a captcha, an e-mail address, a phone number, consent to policies.
+"""The registration page. The configuration decides what the page asks for besides user name and
+password: a registration token, a captcha, an e-mail address, a phone number, consent to policies.
 
-If an e-mail address is asked for, it is confirmed first. The link in the e-mail leads back to this
-page, in any browser, where the user chooses name and password. If a phone number is
-required, it is confirmed with a code before the user chooses name and password.
+If the user enters an e-mail address, it is confirmed first. The link in the e-mail leads back to
+this page, in any browser. A required phone number is confirmed next, with a code. Last, the user
+chooses name and password.
 
 The form contains the ID of the UIA session. So completed stages stay completed while the user
 corrects other fields. The session also reserves a use of the registration token.
