@@ -1,8 +1,8 @@
 """Upload and download files, and make thumbnails. spec: client-server-api#content-repository
 
 The download paths under `/_matrix/media` need no access token. If the server requires authenticated
-media, they serve only files from before that requirement. Files are streamed, never read into
-memory as a whole.
+media, these paths serve only files from before that requirement. Files are streamed, never read
+into memory as a whole.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """List and delete the caller's own uploads. The specification has no such endpoints.
 
-The server cannot see the files of an encrypted message, so redacting it does not delete them. Its
-sender can delete them here.
+The server cannot see the files of an encrypted message, so redacting the message does not
+delete its files. The sender can delete them here.
 """
 
 from typing import Annotated, Any

@@ -14,7 +14,7 @@ Laws:
   many to describe.
 - Subscribers receive nothing about positions that are not readable yet.
 - A message about positions that do not become readable within `PENDING_SECONDS` is dropped. If the
-  database lost that commit, for example in a failover, a later commit takes these positions.
+  database lost that commit, for example in a failover, a later commit may take these positions.
 
 It is used only on the reactor thread.
 """

@@ -5,8 +5,9 @@ file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them. Form
 options are read as the current ones, and go to `ReadState.former`.
 
 A secret is looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
-the file that the environment names (`…_FILE`), and the configuration. There, it is either the
-option itself or the file that `<option>_path` or `<option>_file` names; both together are an error.
+the file that the environment names (`…_FILE`), and the configuration. In the configuration,
+the secret is either the option itself or in the file that `<option>_path` or `<option>_file` names;
+both together are an error.
 Secrets with names (`Mapping[str, Secret]`) are YAML in the environment and in a file.
 """
 
