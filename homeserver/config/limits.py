@@ -164,7 +164,7 @@ class FederationLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:
-    """Rate limits. Each is a bucket of `burst_count` that refills at `per_second`."""
+    """Rate limits. Each allows `burst_count` actions at once, and `per_second` in the long run."""
 
     rc_message: RateLimit = limit(0.2, 10, "Messages and other events that one user sends.")
     rc_memberships: RateLimit = limit(

@@ -76,7 +76,7 @@ class FederationBehaviourOptions:
     destination_min_retry_interval: Duration = option(
         Duration(5_000),
         "The first pause before an unreachable server is retried. A server that contacts us is "
-        "retried immediately.",
+        "retried at once, or within a minute if such a retry has just failed.",
         minimum=1000,
         example="5s",
     )

@@ -27,7 +27,7 @@ class RoomOptions:
     encryption_enabled_by_default_for_room_type: Literal["off", "invite", "all"] = option(
         "off",
         "The new rooms that are encrypted even if their creators did not request it: none "
-        "(`off`), rooms for invited people, or all.",
+        "(`off`), rooms that only invited people can join, or all.",
     )
     default_power_level_content_override: Mapping[str, JSON] = option(
         {},
