@@ -10,8 +10,8 @@ Laws:
   to any server.
 - Only a few servers get one request each, with a time limit, and only some events of a batch are
   requested at a time. So altering many events does not exhaust the limits. Events that no server
-  had, and servers that did not respond, are not asked again for a while. After a 429 a server is
-  not asked before the time it names.
+  had are not requested again for a while, and servers that did not respond are not asked again for
+  a while. After a 429 a server is not asked before the time it names.
 - The sender's own server is trusted: if it sends the event without the content, the event has none.
   Most such events were redacted. So for past events and states a copy is requested only where the
   room may depend on the content (`needs_unaltered_copy`).
