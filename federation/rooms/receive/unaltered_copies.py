@@ -1,9 +1,10 @@
 """Fetches the unaltered copy of an event whose content does not match its content hash.
 
 Any server that has an event can send it with another content. The signatures stay valid, because
-they cover only the fields that a redaction keeps. By the specification we redact such an event.
-Then the sender's own copy, when it arrives, would be ignored as a duplicate. So before we drop the
-content, we ask the sender's server for the event, and then a few other servers in the room.
+they cover only the fields that a redaction keeps. By the specification we redact such an event. It
+then lacks its content until an unaltered copy happens to arrive (`content_restore.py`). So before
+we drop the content, we ask the sender's server for the event, and then a few other servers in the
+room.
 
 Laws:
 - We ask only for events with all required signatures. Otherwise anybody could make us send requests
