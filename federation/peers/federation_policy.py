@@ -10,7 +10,6 @@ Laws:
   takes precedence over allow patterns and the list of members.
 - If the configuration requires a list of members, servers that are not on it are refused. While no
   list is in force, all servers but our own are refused.
-- Our own name is always allowed.
 - If the configuration asks for a simulation (`PolicyRules.is_simulation`), nothing is refused. What
   the rules would refuse is only logged.
 - The rules may change at run time, so callers must not cache a decision.
