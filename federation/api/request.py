@@ -1,5 +1,5 @@
-"""The parts of a request that handlers may use: the server that sent it, and the request's
-context."""
+"""The parts of a request that handlers may use: the remote server that sent it, and a request
+context (`RequestContext`)."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -34,8 +34,8 @@ USERS_PER_TURN: Final = 200
 
 
 class LocalDevices:
-    """Serves device lists and keys of our users, and describes their changes. For the reactor
-    thread."""
+    """Serves device lists and keys of our users, and describes their changes. Use this class
+    only on the reactor thread."""
 
     def __init__(
         self,

@@ -1,15 +1,15 @@
 """Reads the published encryption keys of users. Caches the keys of our users.
 
 Laws:
-- A change of a user's devices or keys invalidates the user's entry. If a key changes while it is
+- A change of a user's devices or keys invalidates the user's entry. If any key changes during a
   read, the result is not cached. Keys of other servers' users are read each time.
 - A result is at least as new as what any client has seen on any node. A client may learn of a
   change on another node a moment before this node learns of it. So if several nodes may exist, one
   query asks whether other nodes have written anything. If they have, another query checks that the
-  cached keys are the newest. Therefore `PublishedKeyCache` is no `StreamCache`.
-  - Keys that are the same for all readers are encoded once.
+  cached keys are the newest. A `StreamCache` (`storage/cache.py`) could not do this.
+- Keys that are the same for all readers are encoded once.
 
-  The cache is used only on the reactor thread.
+The cache is used only on the reactor thread.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 - The head of a response has a size limit.
 - Data that was not requested ends the connection.
-- A certificate for another name ends the connection before anything is sent.
+- A certificate that is not for the requested name ends the connection before anything is sent.
 """
 
 from collections.abc import Callable

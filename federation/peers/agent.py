@@ -1,8 +1,8 @@
 """Sends requests to other servers over HTTPS: resolves the server name, connects, and sends.
 
-`HttpWire` is the `Wire` (`wire.py`) of a running server; tests use others. Redirects are not
-followed. If no host of a route accepts a connection, the server name is resolved again for the next
-request.
+`HttpWire` is the `Wire` (`wire.py`) of a running server; tests use other wires. Redirects are not
+followed. If no host of a route accepts a connection, the next request looks up the SRV records
+again, and the well-known file is fetched again after a minute at the latest (`routes.py`).
 
 spec: server-server-api#resolving-server-names
 """

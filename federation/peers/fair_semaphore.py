@@ -6,7 +6,7 @@ Laws:
   It is given only if none of these keys has used up its share.
 - Waiters get permits in rounds. In each round, each set of keys gets one permit. Waiters with the
   same set of keys are served in the order of arrival. A waiter whose keys have used up their share
-  delays nobody.
+  delays nobody. (`prioritize` moves a set of keys to the front.)
 - The queue may be bounded, in total and for each key. If it is full, further waiters are refused
   immediately.
 - A waiter that is cancelled, or has waited too long, leaves the queue without a permit.

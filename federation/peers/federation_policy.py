@@ -4,13 +4,14 @@ The configuration has patterns of allowed and denied server names. It may also r
 of the federation's members (`member_list_refresher.py`).
 
 Laws:
+- Our own name is allowed, whatever the rules are.
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
   host without its port, so another port does not evade it. Matching ignores case. A deny pattern
-  takes precedence over everything that allows a server.
-- If the configuration requires a list of members, all other servers are refused. While no list is
-  in force, all servers are refused.
-- Our own name is always allowed.
-- In a simulation nothing is refused. Refusals are only logged.
+  takes precedence over allow patterns and the list of members.
+- If the configuration requires a list of members, servers that are not on it are refused. While no
+  list is in force, all servers but our own are refused.
+- If the configuration asks for a simulation (`PolicyRules.is_simulation`), nothing is refused. What
+  the rules would refuse is only logged.
 - The rules may change at run time, so callers must not cache a decision.
 """
 

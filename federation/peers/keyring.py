@@ -2,12 +2,12 @@
 expiry.
 
 Laws:
-- A key is valid for signatures up to the end of its validity, but no longer than a week after the
-  fetch. Old room versions do not check the validity.
+- A key counts for signatures up to the end of validity that its document names, but no longer than
+  a week after the document was fetched. In old room versions, a key counts for events of any time.
 - Concurrent callers share one fetch. A server that failed, or does not have the requested key, is
   asked again after a pause that doubles up to five minutes. So made-up names cause few requests. A
-  server that has answered is not asked again for some seconds, even for new keys. A server that
-  responds 429 is not asked before the time it names, but notaries are asked for its keys.
+  server that has sent its keys is not asked again for some seconds, even for further keys. A server
+  that responds 429 is not asked before the time it names, but notaries are asked for its keys.
 - The number of stored keys per server is limited.
 - A key document is accepted if the server has signed it. A document from a notary must also be
   signed by the notary, unless the configuration accepts this notary without its signature.
@@ -17,7 +17,8 @@ Laws:
   address and each domain may hold at most as many slots as are free at that moment, so a flood from
   one leaves slots for the others. The key requests to such servers have separate slots, because
   many requests may wait for the keys of one server. Registered domains get these slots in turns.
-- If the keys of a server are pinned, no other keys are accepted and none are requested.
+- If the list of the federation's members pins the keys of a server, no other keys of it are
+  accepted and none are requested.
 - The servers themselves are asked first, then the configured notaries. If the keys of many servers
   are needed at the same time, as when joining a large room, the notaries are asked first. One
   request to a notary replaces up to a hundred requests to servers.

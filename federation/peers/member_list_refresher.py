@@ -3,12 +3,12 @@
 Laws:
 - A list that cannot be read or verified changes nothing. The last valid list stays in force until
   it expires.
-- A list with a lower serial number than the latest one is refused, even if it is correctly signed,
-  because it could readmit removed members.
-- An expired list allows no other server (`FederationPolicy` enforces that). So the expiry is
-  announced in the log.
+- A list with a lower serial number than the latest accepted one is refused, even if it is correctly
+  signed, because it could readmit removed members.
+- When the list has expired, all other servers are refused (`FederationPolicy` enforces that). So
+  the log warns before the expiry and after it.
 - A job runs each minute. It looks for a newer list at intervals (`refresh_seconds`). Near the
-  expiry, and if no list is in force, it looks for one in each run.
+  expiry, and while no list is in force, it looks for a newer list in each run.
 """
 
 from collections.abc import Awaitable, Callable

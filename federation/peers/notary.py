@@ -1,9 +1,9 @@
 """Answers, as a notary, requests for the keys of other servers.
 
 Anybody may send such a request, and a small one could make us contact a hundred servers. So stored
-keys are returned. A server is contacted only if its keys are not stored or out of date, or if a
-requested key is not among them. Each request refreshes the keys of a few servers only, the total
-rate is limited, and the pauses of the keyring apply.
+keys are returned. The server with the keys is contacted only if none of its keys are stored, if
+they are out of date, or if a requested key is not among them. Each request refreshes the keys of a
+few servers only, the total rate is limited, and the pauses of the keyring apply (`keyring.py`).
 
 spec: server-server-api#querying-keys-through-another-server
 """

@@ -42,8 +42,8 @@ class _Failing(msgspec.Struct, frozen=True):
 
 
 class PeerBackoff(Generic[K]):
-    """Decides whether a server may be asked now. A key is usually a server name. For the reactor
-    thread."""
+    """Decides whether a server may be asked now. A key is usually a server name. Use this class
+    only on the reactor thread."""
 
     def __init__(
         self,

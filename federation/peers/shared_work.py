@@ -1,10 +1,9 @@
 """Does a piece of work once for all callers that need it at the same time.
 
 Laws:
-- While the work for a key runs, further callers wait for it. Each caller gets its result, or its
-  error.
-- A caller that is cancelled stops waiting. The work continues for the others, and also when no
-  caller is left.
+- While the work for a key runs, further callers wait for it. All these callers get the result of
+  the work, or its error.
+- A caller that is cancelled stops waiting. The work continues, also when no caller is left.
 - Nothing is cached after the work is done.
 """
 

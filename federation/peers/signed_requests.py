@@ -5,13 +5,14 @@ checked against the body as received, and against its canonical form only if tha
 request with 50 events, the first check takes a tenth of a millisecond, and the second several
 milliseconds. Either check is enough, because both forms encode the same value.
 
-If a body nests too deeply to be parsed, only its brackets are checked: they must form one object.
-Then the parsable part of a transaction is accepted.
+If a body nests too deeply to be parsed, this module checks only its brackets: they must form one
+object. If it is a transaction, its receiver skips the values that nest too deeply and accepts the
+others (`federation/receiver/transactions.py`).
 
 An unauthenticated caller can send a long body with an invalid signature, to make this server
 compute its canonical form. So the canonical form of a long body is computed only if the body has a
-bounded number of values, and if its sender's address has not recently sent a long body with an
-invalid signature.
+bounded number of values, and if no long body with an invalid signature came from the caller's
+network address recently.
 
 spec: server-server-api#request-authentication
 """

@@ -2,8 +2,9 @@
 
 The format is this project's own:
 
-    {"name": "…", "serial": 7, "issued": 1790000000, "expires": 1790600000, "members": [{"server":
-     "north.example", "verify_keys": {"ed25519:a": "…"}, "deny": ["invites", "media"]}]}
+    {"name": "…", "serial": 7, "issued": 1790000000, "expires": 1790600000, "members": [
+        {"server": "north.example", "verify_keys": {"ed25519:a": "…"}, "deny": ["invites", "media"]}
+    ]}
 
 Laws:
 - A list with any invalid entry is refused as a whole. If only the invalid member were left out, its

@@ -4,14 +4,15 @@
 
 Laws for a handler:
 - The transaction is acknowledged after the handler has returned. So the handler makes its data
-  durable before it returns; only typing and presence are not stored. A handler must not wait for
-    other servers, because that would block all transactions of the sending server.
-- It may receive the same EDU again, because an unacknowledged transaction is repeated.
-- It raises a MatrixError for an invalid EDU, or ignores it. In both cases the other EDUs are
-  processed. LimitExceeded ends the transaction, which the sending server repeats later, so nothing
-  is lost.
-- Typing and receipts are filtered before their handler is called. Rooms whose server ACL denies the
-  sending server, or that it is not in, are removed.
+  durable before it returns; only typing and presence are not stored.
+- A handler must not wait for other servers, because that would block all transactions of the
+  sending server.
+- A handler may receive the same EDU again, because an unacknowledged transaction is repeated.
+- A handler raises a MatrixError for an invalid EDU, or ignores the EDU. In both cases the other
+  EDUs are processed. LimitExceeded ends the transaction, which the sending server repeats later, so
+  nothing is lost.
+- Typing and receipts are filtered before their handler is called. Rooms are removed if their server
+  ACL denies the sending server, or if the sending server is not in them.
 
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """

@@ -4,13 +4,14 @@ a transaction is acknowledged.
 - An event whose predecessors are known is stored during the request, in one write. An event that
   waits for something is stored in the inbox, also during the request. Missing data is fetched
   afterwards.
-- A repeated transaction gets the same response from a cache. If the response was evicted, the
-  transaction is processed again without further effect: stored events are recognized by their ids,
-  and EDU handlers accept repeated EDUs.
+- A repeated transaction gets the same response from a cache. If the response is no longer cached,
+  for example after a restart, the transaction is processed again without further effect: stored
+  events are recognized by their ids, and EDU handlers accept repeated EDUs.
 - The content is parsed event by event. If a body that consists of empty objects were parsed as a
   whole, it would take twenty times its size in memory and block the reactor.
-- Each server has a queue, from which one transaction is processed at a time. A server that sends
-  too many concurrently is refused with a time to wait. So no server delays the others.
+- Each server has a queue, from which one transaction is processed at a time. So no server delays
+  the others. If a server sends too many transactions concurrently, the excess ones are refused with
+  429.
 
 spec: server-server-api#transactions
 """

@@ -10,9 +10,9 @@ Laws:
 - Our own events pass the same authorization rules as all others (`receipt_checks.py`). Their form,
   hash and signature are correct by construction. They follow all forward extremities, so the state
   before them is the current state, from which their auth events are chosen. Therefore one check
-  replaces the three state checks of a received event. (If a room has more than MAX_PREV_EVENTS
-    extremities, which no honest room has, a chain follows only as many of them. The others stay
-    extremities, and later chains follow them.)
+  replaces the three state checks of a received event. (If hostile servers give a room more than
+  `MAX_PREV_EVENTS` extremities, a chain follows that many of them. The others stay extremities, and
+  later chains follow them.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

@@ -2,7 +2,7 @@
 synced up to that position.
 
 While a room's history is forked, its current state differs from the state after its newest event,
-which includes only one branch. So code that compares two positions uses this module.
+which includes only one branch. So code that compares the states at two positions uses this module.
 """
 
 from collections.abc import Collection, Iterable, Mapping

@@ -1,13 +1,14 @@
 """Hides the content of erased users' events from users and servers that joined after the erasure.
 
 Laws:
-- A user or a server that joins a room after the erasure gets the erased user's events in redacted
-  form, except for state events. Users who were in the room before the erasure still see the
-  content. No redaction event is sent.
-- A user sees the content of an event if they were in the room when the event arrived. They also see
-  it if they were joined at the time of the erasure, or if they were joined before the erasure and
-  left after the event. A guest of a world-readable room and an invited user were not in the room.
-- The erased users are cached. A page without events of erased users costs no query. Otherwise it
+- State events keep their content. No redaction event is sent.
+- A user sees the content of an event if they were joined when it arrived, or at the time of the
+  erasure. They also see it if they were joined before the erasure and left after the event. All
+  other users get the event in redacted form, also guests of a world-readable room and invited
+  users.
+- A server gets all events with their content if it joined before the erasure. If it joined later,
+  it gets the events from before its join in redacted form.
+- The erased users are cached. A page without events of erased users costs no query. Any other page
   costs a few queries, however many events it has.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)

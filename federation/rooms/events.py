@@ -158,8 +158,8 @@ class StoredEvent:
 
 
 class RoomEvents:
-    """Reads events in batches through a cache of the most recently used ones. For the reactor
-    thread.
+    """Reads events in batches through a cache of the most recently used ones. Use this class
+    only on the reactor thread.
 
     The cache is no `StreamCache`. After a write of another node it evicts only the events that this
     write may have changed.

@@ -1,7 +1,7 @@
 """Caches of memberships: the rooms of a user, and the local users in a room.
 
-The stream updates both caches. So no query is needed to wake clients or to answer their syncs. The
-caches are used only on the reactor thread.
+The stream updates both caches. So for cached users and rooms, no query is needed to wake clients or
+to answer their syncs. The caches are used only on the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -7,15 +7,15 @@ Laws:
 - If the policy server refuses an event of our user, the event is not sent, and the user gets the
   policy server's own error text. If it refuses an event of another server, the event is
   soft-failed.
-- A policy server that does not respond is not asked again for half a minute, so that the room is
-  delayed little. During this pause, new events count as refused. Past events are not urgent, so
-  they wait until it responds.
-- A policy server that rate limits us is not asked before the time that it names. Events from other
-  servers wait for that time.
+- A policy server that does not respond, or responds with a server error (5xx), is not asked again
+  for half a minute, so that the room is delayed little. During this pause, new events count as
+  refused. Past events are not urgent, so they wait until the policy server responds.
+- A policy server that responds 429 is not asked before the time that it names. Events from other
+  servers wait in the inbox until then, and events of our users are refused with 429.
 - The policy server is asked about remote events before their turn in the room's queue, and about
-  several events concurrently. So a slow policy server does not delay the room. A time limit
-  prevents it from delaying the server that sent the events. The answers are stored for a week
-    (`policy_server_verdicts.py`).
+  several events concurrently. So a slow policy server does not delay the room. After a time limit,
+  the remaining events wait in the inbox, so that the server that sent them is not delayed. The
+  answers are stored for a week (`storage/federation/policy_server_verdicts.py`).
 
 spec: server-server-api#policy-servers
 """

@@ -30,8 +30,8 @@ class HasLeftRoom(Forbidden):
 
 
 class UnacknowledgedLeaves:
-    """Compares states to find leaves that another server has not received. For the reactor
-    thread."""
+    """Compares states to find leaves that another server has not received. Use this class
+    only on the reactor thread."""
 
     def __init__(
         self, *, events: RoomEvents, resolver: StateResolver, identity: ServerIdentity

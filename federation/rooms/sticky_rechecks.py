@@ -1,9 +1,10 @@
 """Rechecks soft-failed sticky events, and delivers them once the current state allows them.
 
 Servers may have different current states when an event arrives, so one server may soft-fail an
-event that another accepts. A sticky event would then never be delivered on the first server. So it
-is rechecked whenever its sender joins the room. It stays soft-failed: our events do not follow it,
-and no timeline shows it.
+event that another accepts. A sticky event would then never be delivered on the first server. So
+until it expires, it is rechecked whenever its sender joins the room. (The number of senders that
+wait for this is bounded.) A delivered event stays soft-failed: our events do not follow it, and no
+timeline shows it.
 
 Proposal: MSC4354
 """

@@ -4,8 +4,8 @@ For each room in which it missed events, it receives the newest of them and the 
 of the room. Sticky events of our users have precedence over other events. All of these have to fit
 into one transaction; older missed events are left out. The server sees from the extremities which
 events it lacks, and fetches them
-(server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the catch-up takes a bounded
-number of transactions, however many events there were.
+(server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the number of transactions
+depends on the number of rooms, not of missed events.
 
 If the server has left the room in the meantime, it receives only missed events up to its leave.
 """

@@ -6,8 +6,9 @@ same effect (`transaction_sender.py`), but there may be none. If the empty trans
 server's own retry follows soon enough.
 
 This module learns of a blocked server from its requests, which are refused before their signatures
-are checked. So the server name in a request may be made up. The name is stored only if a server of
-this name shares a room with us. So made-up names take no space, and nothing is sent to them.
+are checked. So the server name in a request may be made up. The name is kept in memory, until a
+restart, only if a server of this name shares a room with us. So made-up names take no space, and
+nothing is sent to them.
 """
 
 from collections.abc import Coroutine

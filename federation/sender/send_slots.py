@@ -3,8 +3,8 @@ others.
 
 A request releases its slot after some seconds without a response, and continues without one. If
 other servers wait for a slot, it releases its slot after one second, unless very many requests are
-running. So the number of running requests is at most the number of slots, multiplied by the time
-limit of a request and divided by the time that it holds its slot.
+running. So the number of running requests is bounded: with very many, a slot starts one request in
+`MAX_SLOT_SECONDS`, and each request has a time limit.
 
 Servers get slots in the order in which their transactions became ready. A waiting server that sends
 us something gets the next slot, because it is reachable.

@@ -7,13 +7,13 @@ Laws:
   stream from there. Only typing and presence, which are not in the stream, are passed in directly.
 - Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
   without waiting for its expiry.
-- Each destination has one transaction in progress, which is retried unchanged, with the same id.
-  There are two exceptions: a transaction that the destination refuses is split, and after long
-  pauses its content is sent by the catch-up (`transaction_sender.py`).
-- When one of our users joins a room, servers that shared no room with the user before receive the
-  latest change of the user's devices. They may have an old device list, from an earlier shared
-  room, and notice by this that they missed changes. A server that is behind does not need this: it
-  receives the user's join when it catches up on the room.
+- Each destination has at most one transaction in progress, which is retried unchanged, with the
+  same id. There are two exceptions: a transaction that the destination refuses is split, and after
+  long pauses the catch-up sends the content in other transactions (`transaction_sender.py`).
+- When one of our users joins a room, servers that share no other room with the user receive the
+  latest change of the user's devices. They may have a device list from a room that they shared
+  earlier, and notice by this change that they missed others. A server that is behind receives the
+  join only when it catches up on the room, and sees by the join that its list may be old.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
   which it misses events (`destination.py`), and an occasional retry. One that the policy blocks
   costs such rows too, but it is not retried until the policy allows it again.

@@ -87,8 +87,8 @@ class SendCounts(msgspec.Struct):
 
 
 class TransactionSender:
-    """Sends to all destinations. Holds those that have unsent data or have failed. For the reactor
-    thread."""
+    """Sends to all destinations. Holds those that have unsent data or have failed. Use this class
+    only on the reactor thread."""
 
     log = Logger()
 

@@ -2,9 +2,9 @@
 differences.
 
 Algorithm 2.1 also replays the events between conflicted events in the auth graph, and it starts
-from the empty state. Algorithm 2 starts from the unconflicted state. It uses the events in between
-only to follow auth chains: an auth chain may leave the full conflicted set and return to it, and
-the events after the return still belong to the chain.
+from the empty state. Algorithm 2 starts from the unconflicted state. Algorithm 2 uses the events in
+between only to follow auth chains: an auth chain may leave the full conflicted set and return to
+it, and the events after the return still belong to the chain.
 
 spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """

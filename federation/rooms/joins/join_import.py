@@ -1,8 +1,8 @@
 """Imports a room from another server: the state before our join, its auth chain, and the join.
 
-- All events are first stored as outliers, in chunks. The state tree under the join and the
-  memberships of remote users are written in chunks, too. Then one small write adds the join to the
-  room's graph and moves the head. Until then no local user is in the room, and no client sees it.
+- All events are first stored as outliers, in chunks. The state before the join and the memberships
+  of remote users are written in chunks, too. Then one small write adds the join to the room's graph
+  and moves the head. Until then no local user is in the room, and no client sees it.
 - After a restart all steps run again. They skip what is already stored.
 - The state of a large room may be partial, without most memberships. The user joins with the
   partial state, and the room's head records that it is partial. `completion.py` fetches the rest.

@@ -6,10 +6,10 @@ arrived stays in force until it is ended legitimately:
 
 - An invite is ended by the user, by the server that sent it, or by any event that cites it. Only
   servers in the room know the id of the invite.
-- Invites from other servers are queued. If another user ends the first invite, the next one is
-  shown. A user who accepts an invite joins through the servers of all queued invites.
-- Any server may send an invite after a knock, and the invite need not cite the knock. After that,
-  the server that received the knock may still send an invite of its own.
+- Further invites from other servers are queued. If the first invite is retracted, the next one is
+  shown. A user who accepts an invite joins through the servers of all these invites.
+- After a knock, any server may send an invite, and the invite need not cite the knock. If it does
+  not cite the knock, the server that received the knock may still replace it.
 - Each membership is stored with the room version that its server named.
 
 spec: server-server-api#inviting-to-a-room

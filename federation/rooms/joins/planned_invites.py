@@ -8,9 +8,9 @@ Laws:
 - The invites of one room are sent one after the other. Concurrent invites would fork the room.
 - An invite is sent only while the room's creator may still invite. Their account is checked before
   each invite, and the room's rules are checked with the event.
-- An invite that is refused or fails does not make the creation of the room fail, and does not delay
-  the other invites. A user who has any membership but a knock is not invited again. They may have
-  been invited before a crash and have declined.
+- An invite that is refused or fails does not make the creation of the room fail, and does not
+  prevent the other invites. A user who has any membership but a knock is not invited again. They
+  may have been invited before a crash and have declined.
 """
 
 from collections.abc import Callable, Mapping, Sequence

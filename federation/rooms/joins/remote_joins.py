@@ -4,7 +4,8 @@ Leaving such rooms is in `remote_leaves.py`.
 
 Laws:
 - A server's response is trusted only as far as its events prove it (`join_import.py`). If the
-  response is invalid, we try to undo our join, and no local user is in the room.
+  response is invalid, the user does not join here. We then try to let the user leave through the
+  same server, because other servers count them as joined.
 - If two of our users join the same room at the same time, the first joins through the other server.
   The second then joins like any local user.
 

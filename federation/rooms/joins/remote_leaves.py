@@ -2,10 +2,11 @@
 
 Laws:
 - The leave is stored here even if no other server responds.
-- It is sent to each server that sent us an invite or received the knock. The transaction that
-  stores the leave also stores the servers that have not received it yet. Each of them is retried
-  for a week with growing pauses. A server that responds 429 is not retried before the time that it
-  names. If the user has a newer membership in the room, the leave is not sent.
+- The leave is sent to each server that sent us an invite or received the knock. The transaction
+  that stores the leave also stores the servers that have not received it yet. Each of them is
+  retried for a week with growing pauses, unless it refuses the leave with M_FORBIDDEN or
+  M_NOT_FOUND. A server that responds 429 is not retried before the time that it names. If the user
+  has a newer membership in the room, the leave is not sent any more.
 - Other local users may join the room before the leave is sent. Then the declined invite is still in
   the room's state, and the user's leave is added to the room like that of a local member.
 

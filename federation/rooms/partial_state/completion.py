@@ -2,12 +2,13 @@
 arrived since the join, and applies the result in one last write.
 
 Laws:
-- The room is used with its partial state until then. Only the last write delays the room's events.
+- Until the last write, the room is used with its partial state. Only that write delays the room's
+  events.
 - Fetched events are stored as they arrive. So a later attempt fetches only the missing ones.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
   After each failed attempt the pause grows. Attempts continue as long as a local user is in the
-  room. But if no server sends the rest any more (`state_sources.py`), requests stop waiting
-  for it, and we retry once an hour.
+  room. If no server sends the rest any more (`state_sources.py`), requests stop waiting for it, and
+  we retry only once an hour.
 - Events that cannot be verified because keys are unavailable are left out and stored
   (`unverified_events.py`). They are added once they are verified.
 - Requests that wait for the room continue after the last write (`PartialRooms`).

@@ -1,6 +1,6 @@
 """The stores that the completion of a partial-state room reads and writes, in one struct.
 
-So its parts (`completion.py`) take one argument instead of seven.
+With it, `RoomCompletion` (`completion.py`) takes one argument instead of seven.
 """
 
 import msgspec

@@ -1,10 +1,12 @@
-"""Decides which users to notify of messages that the partial state refused and the complete state
-allows.
+"""Decides which late messages count as new, and whom they notify.
 
-Law: a message that counts as new is shown to all current members of the room (`visibility.py`), and
-counts as unread. When a late message becomes visible, users may have joined who were not in the
-room when it was sent. These users are not notified. If one of them may not see the message, it does
-not count as new for anybody, and is shown as part of the history.
+A late message is one that the partial state refused and the complete state allows. When it becomes
+visible, local users may have joined who were not in the room when it was sent. These users are not
+notified.
+
+Law: a message that counts as new is shown to all local members of the room and counts as unread. So
+if one of the users who joined later may not see the late message, it counts as new for nobody, and
+becomes part of the history.
 """
 
 from collections.abc import Mapping, Sequence

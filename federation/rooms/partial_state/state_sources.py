@@ -1,13 +1,14 @@
 """Chooses the servers to fetch the rest of a room's state from, and decides when to stop waiting.
 
 If our users were removed from a room, or the room's ACL denies this server, all servers in the room
-refuse to send this server the state. It may never learn the reason, because no server sends it
-events any more. Then requests stop waiting for the rest of the state, and the partial state is used
-as if it were complete. The same happens if the state is still incomplete two days after the join,
-whatever the reason.
+refuse to send this server the state. This server may never learn the reason, because no server
+sends it events any more. Then requests stop waiting for the rest of the state, and the partial
+state is used as if it were complete. The same happens if the state is still incomplete two days
+after the join, whatever the reason.
 
-This need not be final. The ACL may change, or a local user may be invited again. So the servers are
-still asked from time to time. After a 429 a server is not asked before the time it names.
+The refusal need not be final. The ACL may change, or a local user may be invited again. So the
+servers are still asked from time to time. After a 429 a server is not asked before the time it
+names.
 
 spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this open
 """

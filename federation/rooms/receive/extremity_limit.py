@@ -5,8 +5,8 @@ makes every further event more expensive. Honest servers build upon all extremit
 received, so there is rarely more than one per server. But a server in the room may send any number
 of events with the same `prev_events`.
 
-Therefore each server may have a few extremities, and the room a larger number. Events that replace
-or merge extremities are always accepted, and reduce the number.
+Therefore each server may have a few extremities, and the room a larger number. An event that
+follows an extremity replaces it, so it is always accepted.
 
 The specification has no such limit, but a delay is harmless: the position of an event in the room's
 graph depends on its `prev_events`, not on its arrival.

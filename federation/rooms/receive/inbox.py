@@ -6,20 +6,20 @@ can be received, or expires.
 
 Laws:
 - The inbox is in the database, so it survives a restart. `start` continues the work.
-- A node makes one attempt for a room at a time. The number of rooms with an attempt is limited, and
-  more strictly for the rooms whose next events come from servers of one registered domain, because
-  these servers may respond slowly. After an attempt without success the room pauses, longer each
-  time. New events for the room end the pause early, because they may show that a server can be
-  reached again.
+- A node makes one attempt for a room at a time. The number of rooms that are tried at the same time
+  is limited. For the rooms whose next events come from servers of one registered domain, a lower
+  limit applies, because these servers may respond slowly. After an attempt without success the room
+  pauses, longer each time. New events that concern the room (`room_participants.py`) end the pause
+  early, because they may show that a server can be reached again.
 - The events of a room are tried server by server: first those of servers in the room, and among
   these, first the ones with the fewest attempts. So events that nobody can complete do not delay
   the others. Among servers with equally many attempts, the one that has been in the room for
   longest comes first. The time limit for the events of a server is short on the first attempt and
-  doubles on each further one. If new events for the room arrive during a long attempt, it ends
-  early. The room then waits for a moment, so that other rooms have their turn.
+  doubles on each further one. If new events for the room arrive during a long attempt, the attempt
+  ends early. The room then waits for a moment, so that other rooms have their turn.
 - For an event from a server outside the room no requests are sent, unless the event concerns the
-  room (`room_participants.py`). It waits until another server sends what it lacks. All rooms with
-  only such events share the limit of one domain.
+  room. Such an event waits until another server sends what it lacks. All rooms whose next event
+  came from a server outside the room share the limit of one domain.
 - An event expires after two days. If a later event refers to it, it is fetched again like any
   missing event.
 """

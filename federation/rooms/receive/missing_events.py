@@ -6,13 +6,13 @@
    these events with that state.
 
 Laws:
-- The server that sent the events is asked first, then a few others in the room. A server that is
-  not in the room comes last, and its states are not used. Each server but the last gets at most
-  half of the remaining time. Events that were not requested are ignored. All events go through the
-  checks on receipt.
+- The server that sent the events is asked first, then a few others in the room. If the server that
+  sent them is not in the room, it is asked last, and its states are not used. Each server but the
+  last gets at most half of the remaining time. Events that were not requested are ignored. All
+  events go through the checks on receipt.
 - A server that responds 429 is not asked for events of any room before the time it names.
 - A server that invents an endless past costs a bounded number of requests, events and seconds. Then
-  the gap is closed with a state, or stays open. No request repeats endlessly.
+  the gap is closed with a state, or stays open.
 - Gaps that cannot be filled are reported, and the caller decides when to retry.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events,

@@ -8,7 +8,7 @@ owner of one machine may run any number of servers. So we fetch events and keys 
 - or it cites a stored join of its sender, which may be an outlier,
 - or it cites an event from the state that a server in the room once sent, which could not be
   verified at that time (`unverified_events.py`),
-- or it is a membership that the current state of the room allows.
+- or it is a user's own join, knock or leave that the current state of the room allows.
 
 Other events wait in the inbox without requests (`inbox.py`). For example, the first events of a new
 member may arrive before their join, which comes from the server that they joined through.

@@ -1,17 +1,18 @@
 """Fetches the unaltered copy of an event whose content does not match its content hash.
 
 Any server that has an event can send it with another content. The signatures stay valid, because
-they cover only the fields that a redaction keeps. By the specification we redact such an event.
-Then the sender's own copy, when it arrives, would be ignored as a duplicate. So before we drop the
-content, we ask the sender's server for the event, and then a few other servers in the room.
+they cover only the fields that a redaction keeps. By the specification we redact such an event. It
+then lacks its content until an unaltered copy happens to arrive (`content_restore.py`). So before
+we drop the content, we ask the sender's server for the event, and then a few other servers in the
+room.
 
 Laws:
 - We ask only for events with all required signatures. Otherwise anybody could make us send requests
   to any server.
 - Only a few servers get one request each, with a time limit, and only some events of a batch are
   requested at a time. So altering many events does not exhaust the limits. Events that no server
-  had, and servers that did not respond, are not asked again for a while. After a 429 a server is
-  not asked before the time it names.
+  had are not requested again for a while, and servers that did not respond are not asked again for
+  a while. After a 429 a server is not asked before the time it names.
 - The sender's own server is trusted: if it sends the event without the content, the event has none.
   Most such events were redacted. So for past events and states a copy is requested only where the
   room may depend on the content (`needs_unaltered_copy`).

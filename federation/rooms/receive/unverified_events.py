@@ -2,7 +2,8 @@
 
 A member whose event is left out of the state cannot send events, because their later events are
 checked against that state. The keys of a server may be available an hour later, or never if the
-server is gone. So no operation waits for them.
+server is gone. So no operation waits for them. After two weeks, an event is retried only if another
+event cites it.
 
 Laws:
 - Events from the server that we joined through are trusted as the state at the time of the join.

@@ -1,10 +1,10 @@
 """Decides which events of a room another server may see: those that any of its users may see.
 
 An event that arrived after the server joined needs no query. For an older event the history
-visibility decides. If it is `invited` or `joined`, the memberships of that server's users are read
-too, in one batch per page. No server gets the content of messages that are older than the room's
-retention period. Servers that joined after a user was erased do not get the content of that user's
-messages.
+visibility decides. If it is `invited` or `joined`, the memberships of that server's users (200 at
+most) are read too, in one batch per page. No server gets the content of messages that are older
+than the room's retention period. A server that joined after a user was erased does not get the
+content of that user's older messages (`federation/rooms/erased_senders.py`).
 
 spec: client-server-api#room-history-visibility,
 server-server-api#backfilling-and-retrieving-missing-events
