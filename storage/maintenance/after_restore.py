@@ -1,4 +1,5 @@
-"""Repairs a restored database, because clients and other servers have seen later changes.
+"""Repairs a restored database, because clients and other servers have seen changes after the
+backup.
 
 Laws:
 - No position is used a second time. Clients whose tokens have later positions than the backup
