@@ -8,8 +8,8 @@ Laws:
   positions are committed in order on all nodes, and the counters that a write reads do not change
   until the commit.
 - Each write has a savepoint. If a write raises, or the database refuses its statement, only this
-  write is undone. It takes no positions or other numbers, publishes nothing, and does not affect
-  other writes. Its caller gets the error.
+  write is undone. The undone write takes no positions or other numbers, publishes nothing, and does
+  not affect other writes. Its caller gets the error.
 - A write is acknowledged on the reactor thread after the commit, after the streams and its own
   callbacks have run. Nothing is acknowledged that is not durable.
 - A batch that fails before its COMMIT is sent has changed nothing. After a conflict or a lost
