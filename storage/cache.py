@@ -23,9 +23,9 @@ at the call):
 3. An announcement reaches caches before it wakes readers (`Stage.CACHE`). No other code runs
    between the end of a load and the moment when its value is stored.
 
-So a stored value has every change that was announced before it was stored. If it has later changes
-too, their announcement removes it needlessly, which does no harm. A change that carries the new
-value may update a cached value in place. It detaches a load as well.
+So a stored value has every change that was announced before it was stored. If the value has later
+changes too, their announcement removes it needlessly, which does no harm. A change that carries the
+new value may update a cached value in place. Such a change detaches a load of its key as well.
 
 Writes of another node are announced when they become readable on this node, with the changes that
 its commit message describes. If the message describes no changes, is late or is lost, all values
@@ -45,7 +45,7 @@ Some caches do not use these classes, because a change does not simply invalidat
 - `RoomRuleClasses`: changes are applied when the next event of the room arrives.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
 - `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, so readers get the mapping
-  itself. It is emptied when it is full.
+  itself. The mapping is emptied when it is full.
 """
 
 from collections import OrderedDict, deque

@@ -6,9 +6,9 @@ Laws:
 - Contents are stored and returned as bytes.
 - Each change takes a position (`Topic.ACCOUNT_DATA`, with its room). An entry stores only the
   position of its latest change.
-- A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Full
-  reads skip it. The newest `MAX_DELETED` deleted entries of each user are stored. The entries of an
-  erased account leave no such rows.
+- A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Other
+  reads skip deleted entries. The newest `MAX_DELETED` deleted entries of each user are stored. The
+  entries of an erased account leave no such rows.
 - The number and total size of a user's entries are stored in `account_data_usage` and updated with
   each entry. Deleted entries are counted separately.
 """

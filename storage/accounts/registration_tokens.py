@@ -1,7 +1,8 @@
 """Registration tokens, with optional limits on the number of uses and on the time.
 
-A use is first *pending*, because the registration may be abandoned, and then *completed*. Both
-count against the allowed number, so that a token for one account never creates two.
+A use is first *pending* and then *completed*. If the registration is abandoned, the pending use is
+released. Pending and completed uses count against the allowed number, so that a token for one
+account never creates two.
 
 spec: client-server-api#token-authenticated-registration
 """

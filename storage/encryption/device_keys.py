@@ -3,11 +3,11 @@
 Laws:
 - A one-time key is given out once (`storage/encryption/one_time_keys.py`). If none is left, the
   fallback key is given out (`storage/encryption/fallback_keys.py`).
-- A claim of up to CLAIM_CHUNK keys is one write with a fixed number of statements. A larger claim
-  is several writes.
-- The announcement of changed key counts contains the new counts or the claimed keys, so that
-  subscribers need not read them. There is one exception: the announcement of a used fallback key
-  names only the users.
+- A claim of up to `CLAIM_CHUNK` keys is one write. On PostgreSQL it has a fixed number of
+  statements. A larger claim is several writes.
+- The announcement of changed key counts contains the new counts or, after a claim, the device and
+  algorithm of each claimed key. So subscribers need not read the counts. There is one exception:
+  the announcement of a used fallback key names only the users.
 - A change of identity keys is a change of the user's device list.
 - If a device publishes new identity keys, all its other keys are deleted. Its one-time and fallback
   keys were signed with the old keys and are useless. Signatures on its old keys and signatures made

@@ -5,9 +5,9 @@ A block does not change. The number of its claimed keys is in a separate row of 
 mark. So a claim writes only a few bytes, and the marks of hundreds of devices share a page of the
 database.
 
-A claimed key stays in its block until all keys of the block are claimed. The next upload then
-replaces the block by digests of its keys. Digests are stored for some time, or until many other
-keys were claimed. So if a response is lost and the upload is repeated, a claimed key does not
+A claimed key stays in its block until all keys of the block are claimed. The device's next upload
+then replaces the block by digests of its keys. Digests are stored for some time, or until many
+other keys were claimed. So if a response is lost and the upload is repeated, a claimed key does not
 become claimable again, even after other uploads.
 
 Laws:
@@ -15,8 +15,8 @@ Laws:
   run one after another, on all nodes (`storage/engine/writer.py`).
 - Keys are claimed in the order in which they were uploaded. spec:
   client-server-api#post_matrixclientv3keysclaim
-- A claim is one query, however many devices it names. (On SQLite, which runs in the process, it is
-  a query for each device and one update.)
+- A claim of up to `MAX_CHUNK` keys is one query. (On SQLite, which runs in the process, it is a
+  query for each key and one update.)
 - A block is small, however many keys are uploaded, because SQLite reads the complete block for a
   claim.
 - An upload reads the IDs of the remaining keys, and a bounded number of digests. It reads the

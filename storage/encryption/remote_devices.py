@@ -2,14 +2,15 @@
 when it is first requested.
 
 Laws:
-- A device list is either current up to its stream ID, or stale. It is stale if a change was missed,
-  and then has to be fetched again. Devices above a limit are left out.
+- A device list is either current up to its stream ID, or stale: changes were or may have been
+  missed. A stale list has to be fetched again. Devices above a limit are left out.
 - A change is announced to local users, like a change of local devices. It is not sent to other
   servers.
-- The write that stores a change checks that it follows the stored list. The write that stores a
-  fetched list checks that no change arrived since the request. Reads before the write are not
-  enough, because other nodes receive changes too.
-- When a user begins to share a room with us, the same transaction marks their list as stale.
+- The write that stores a change checks that the change follows the stored list. The write that
+  stores a fetched list checks that no change arrived since the request. Reads before the write are
+  not enough, because other nodes receive changes too.
+- The transaction with which a user begins to share a room with us marks the user's list as stale,
+  because we received no changes before.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

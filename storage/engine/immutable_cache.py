@@ -1,9 +1,9 @@
 """A bounded cache of immutable values. Entries are evicted but never invalidated.
 
 The cache has two generations, a young and an old one. A value that is used moves to the young
-generation. When that exceeds half of the maximum weight, it becomes the old generation, and the
-former old generation is evicted. The effect is close to that of an LRU cache, without its cost for
-each access.
+generation. When the young generation exceeds half of the maximum weight, it becomes the old one,
+and the former old generation is evicted. The effect is close to that of an LRU cache, without its
+cost for each access.
 
 Threads: `get` uses single dictionary operations, which are atomic. Changing a generation takes a
 lock. A reader during a change of generations may miss a cached value, but never gets a wrong one.

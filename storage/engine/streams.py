@@ -7,8 +7,9 @@ application services, other nodes) subscribe to `Streams` and import no writer.
 Laws:
 - All of this runs on the reactor thread.
 - `current()` never decreases. A read of the database at `current()` sees everything up to it.
-- Positions that become visible without a published change were written by another process. The
-  watchers are called for them before anything with a higher position is published.
+- Subscribers are called for commits of this process, watchers for positions that another process
+  wrote. The watchers are called when such positions become visible, and before anything with a
+  higher position is published.
 - Every subscriber and watcher names its `Stage`. All of one stage are called before any of the
   next, so the order of subscription does not matter. Therefore a subscriber uses only its own data
   and the data of objects that subscribe in earlier stages.

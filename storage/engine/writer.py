@@ -8,18 +8,19 @@ Laws:
   positions are committed in order on all nodes, and the counters that a write reads do not change
   until the commit.
 - Each write has a savepoint. If a write raises, or the database refuses its statement, only this
-  write is undone. It takes no positions or other numbers, publishes nothing, and does not affect
-  other writes. Its caller gets the error.
+  write is undone. The undone write takes no positions or other numbers, publishes nothing, and does
+  not affect other writes. Its caller gets the error.
 - A write is acknowledged on the reactor thread after the commit, after the streams and its own
   callbacks have run. Nothing is acknowledged that is not durable.
 - A batch that fails before its COMMIT is sent has changed nothing. After a conflict or a lost
   connection it runs again, at most MAX_ATTEMPTS times. So a write function may run more than once.
 - When the COMMIT fails, its outcome is unknown. The batch never runs again, and its callers get
-  `DatabaseUnavailable`. There is one exception: the server may report that the transaction has
-  failed and is still open. Then a statement sent with the COMMIT failed, so the batch failed before
-  its COMMIT.
-- When a batch fails, all its writes get `DatabaseUnavailable`, including those that had failed on
-  their own. Their error may have been caused by another write that is undone too.
+  `DatabaseUnavailable`. There is one exception: PostgreSQL may report that the transaction
+  has failed and is still open. Then a statement sent with the COMMIT failed, so the batch failed
+  before its COMMIT.
+- When a batch fails and does not run again, all its writes get `DatabaseUnavailable`, including
+  those that had failed on their own. Their error may have been caused by another write that is
+  undone too.
 - When a transaction cannot begin (no connection, or another process holds the lock for too long),
   all queued writes get `DatabaseUnavailable`, because the same would happen to them.
 - After a failed batch the next one uses a new connection.

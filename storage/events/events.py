@@ -3,9 +3,11 @@
 A stored event changes only in these cases:
 
 - A redaction or a purge removes its content, or the content is restored.
-- It is an outlier. The state that a join imports in several writes is stored with the join event.
-  Later an outlier may be added to the room's graph.
-- A partial-state resync recomputes some of its columns, or adds entries to the state after it.
+- It is an outlier and is added to the room's graph. Before that, if it is the join with which this
+  server enters a room, the state that is imported in several writes is stored with it.
+- A partial-state resync recomputes some of its columns.
+- State events that were left out of the state after it are verified, and added to that state
+  (`storage/partial_state/unverified_events.py`).
 - The flag `FORGOTTEN` is cleared, because the content is no longer to be fetched.
 """
 

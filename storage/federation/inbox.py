@@ -7,7 +7,7 @@ servers: to all of them together, to those that wait for the same policy server,
 same room. So a slow policy server affects neither rooms without one nor rooms with another one.
 While an event of a room waits for a verdict, later events that the server sends for this room count
 as waiting too, because they usually follow it. An event that names the room's policy server may end
-the wait, so only the complete quota limits it.
+the wait, so none of these smaller limits applies to it.
 
 All servers together have a limit of events and of bytes. When half of it is used, the quota of each
 server becomes small, so only very many servers could use up the rest. Events of servers that are

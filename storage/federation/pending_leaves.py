@@ -1,8 +1,8 @@
 """Leaves of local users that remote servers have not received yet.
 
 They are declined invites and withdrawn knocks. The transaction that stores the leave adds them
-(`storage/rooms/out_of_room_memberships.py`). All pending leaves of a server are postponed together,
-because usually the server itself is unreachable.
+(`storage/rooms/out_of_room_memberships.py`). Their number for a server is limited. All pending
+leaves of a server are postponed together, because usually the server itself is unreachable.
 """
 
 from collections.abc import Callable, Mapping

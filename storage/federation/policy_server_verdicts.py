@@ -1,9 +1,8 @@
-"""A cache of policy servers' verdicts about events of other servers, so that each is requested
-once.
+"""A cache of policy servers' verdicts about events of other servers.
 
-An event may be checked more than once before it is stored. After that its stored flags contain the
-verdict, and the cache is not used any more. So only the newest verdicts of a room are stored,
-for a week.
+An event may be checked more than once before it is stored, so its verdict is cached. When the event
+is stored, its flags contain the verdict, and the cached one is not used any more. So only the
+newest verdicts of a room are cached, for a week.
 """
 
 from collections.abc import Collection, Mapping

@@ -4,7 +4,7 @@ Laws:
 - The number of a user's filters, and their total size, is limited. If a new filter exceeds the
   limit, the first to be deleted are filters that were uploaded but never used, except a few recent
   ones that clients are about to use. The next are the least recently used ones. So filters in use
-  remain, however many are uploaded.
+  remain, however many others are uploaded.
 - IDs increase and are not reused, so that an old ID never means another filter.
 """
 

@@ -6,8 +6,8 @@ token expires. (A request with the old access token then gets `soft_logout`.) Un
 refresh token may be exchanged again, and the newest `MAX_UNUSED_PAIRS` pairs from it are valid,
 because two tabs of a client may refresh at the same time. The first use of one of these pairs ends
 the others, except those that were issued less than `RACE_MS` before or after the used one. They
-stay valid if they are used within `GRACE_MS` of that first use. The first use of a pair from a
-later refresh, or the removal of the device, deletes expired and spent tokens.
+stay valid if they are used within `GRACE_MS` of that first use. Expired and spent tokens
+are deleted later: at the first use of a pair from a later refresh, or with the device.
 
 spec: client-server-api#refreshing-access-tokens
 """

@@ -1,4 +1,5 @@
-"""Repairs a restored database, because clients and other servers have seen later changes.
+"""Repairs a restored database, because clients and other servers have seen changes after the
+backup.
 
 Laws:
 - No position is used a second time. Clients whose tokens have later positions than the backup
@@ -11,8 +12,8 @@ Laws:
   users by other servers, and all of them by clients.
 - Connections of sliding sync start over, because the numbers of their states would be reused. The
   numbers of key backups and filters would be reused too, so the next ones of each user are far
-  higher. The same holds for the next pusher, because an unsubscribe link in an older e-mail must
-  not match a new pusher.
+  higher. The number of the next pusher is far higher too, because an unsubscribe link in an older
+  e-mail must not match a new pusher.
 - Key backups keep their version, though they lack keys. If the version changed, a client would read
   nothing from its backup until its owner enters the recovery key (docs/adr/0034).
 

@@ -6,9 +6,9 @@ in the same transaction, and a job calls `step` until nothing is left to do. No 
 at present: a purge leaves a skeleton of each event, with its state (ADR 25). So the job has no work
 yet.
 
-A collection also deletes other orphaned nodes. A head that was resolved from several states leaves
-a few when the next event replaces it. Nodes that are orphaned during a collection may be left for
-the next one.
+A collection also deletes nodes that were orphaned in another way. A head that was resolved from
+several states leaves a few when the next event replaces it. Nodes that are orphaned during a
+collection may be left for the next one.
 
 A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
 write creates during the collection are marked with this number. They may refer to nodes that the
@@ -17,7 +17,7 @@ partial-state tables of the room are marked with the next higher number, so that
 once. Then the nodes of the room with a mark below the cycle are deleted. All this happens in small
 steps, while the room is in use. No needed node is deleted, for these reasons:
 
-- Writes run one after the other on all nodes, so a step and a write never overlap.
+- Writes run one after the other, whichever process makes them. So a step and a write never overlap.
 - During a collection, `StateTreeStore.apply` marks every node it creates with the cycle, even if
   the node exists. It does not rely on its cache for that.
 - All other nodes of a new tree are shared with the tree that was changed. An event or the head

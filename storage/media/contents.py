@@ -2,10 +2,10 @@
 
 `MediaContents` is the interface. `LocalContents` stores contents only in a folder. Through this
 interface, callers change rows and bytes together:
-- `add`: first the bytes become durable, then the row, in the transaction of `write`. If `write`
-  fails, neither is stored.
-- `remove_unused`: `remove_rows` deletes rows and returns, in the same transaction, the contents
-  that no row uses any more. Then their bytes are deleted.
+- `add`: first the bytes become durable. Then the function `write`, which the caller passes, adds
+  the row in its transaction. If `write` fails, neither is stored.
+- `remove_unused`: the function `remove_rows`, which the caller passes, deletes rows in a
+  transaction and returns the contents that no row uses any more. Then their bytes are deleted.
 
 After a crash between these steps, `MediaFiles.sweep` deletes contents without a row. It runs at
 start-up and as a job. Outside this package, no code deletes bytes.

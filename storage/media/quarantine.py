@@ -1,8 +1,8 @@
 """Quarantined files, and files that are protected from it.
 
 Laws:
-- A quarantine applies to a content: to all files with the same bytes, local and remote, and to
-  those that arrive later. If such files are deleted and arrive again, the quarantine by an
+- A quarantine applies to a content: to all unprotected files with the same bytes, local and remote,
+  and to those that arrive later. If such files are deleted and arrive again, the quarantine by an
   administrator still applies. Scanners scan the file again.
 - A remote file may be quarantined before there is a copy of it.
 - While a file is protected, nothing quarantines it: neither a quarantine of another file with the

@@ -4,9 +4,10 @@ Laws:
 - An event refers to every content URI in it while it has its content. An edit refers to them only
   while the edited event has its content too. An `m.room.member` refers to them until a later
   membership event of the member, because a user who changes their avatar wants the old one deleted.
-- A reference from a room counts while a local user is in the room, or was in it and has not
-  forgotten it. For local files it also counts while remote users are in the room. If the uploader's
-  account is erased, membership events do not count.
+- A reference from a room counts while a local user has any membership there, such as a join, an
+  invite or a leave, and has not forgotten the room. References to local files also count while
+  remote users are in the room. References by membership events to files of an erased account do not
+  count.
 - The job that reads events by number writes the references of events (`select_batch`, `put_batch`).
   The write that changes a profile or account data writes their references. A write that may remove
   a reference records a recheck, which the job does later.

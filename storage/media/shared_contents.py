@@ -2,7 +2,7 @@
 
     role           folder                         object store
     main           a cache, trimmed to a size     has every content
-    second_copy    has every content              has every content, a minute later
+    second_copy    has every content              gets every content, usually after a minute
     retired        gets every content back        is emptied
 
 Each write of an object uses a new name: `content/ab/cd/HASH-…` after the configured prefix. The
@@ -10,8 +10,8 @@ table `media_objects` is the journal. Moves between folder and store are steps o
 `storage.media.rebalancing` and can be interrupted at any point.
 
 Laws:
-- `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
-  its row.
+- `main`: an upload is acknowledged when its object is complete, and the transaction that adds its
+  row has recorded the object.
 - `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
   store. The job writes the object, recently added contents first.
 - If a content is fetched from the store to the folder, its hash is checked before it is used.

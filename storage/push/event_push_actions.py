@@ -1,8 +1,8 @@
 """The push actions of events, and the unread counts that follow from them and the user's receipts.
 
-An action is 0 (nothing), 1 (notify) or 3 (notify and highlight). It follows from the event's push
-flags and the user's notification level. A user whose action differs from that has a row with the
-action (a push action row).
+An action is 0 (nothing), 1 (notify) or 3 (notify and highlight). The event's push flags and the
+user's notification level give the default action. A user whose action differs from the default has
+a row with the action (a push action row).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

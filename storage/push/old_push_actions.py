@@ -3,7 +3,7 @@ the table stays small.
 
 The position up to which a user's rows of a room are deleted is a *floor*.
 
-Law: counts and lists of notifications use no events below the user's floor in the room. Without
+Law: counts and lists of notifications use no events up to the user's floor in the room. Without
 their rows these events would get the default action.
 """
 

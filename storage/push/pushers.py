@@ -9,7 +9,7 @@ Laws:
 - A locked or expired account gets no notifications: `get_users`, `get_active`, `get_failing` and
   `get_due` return none of its pushers.
 - A push writes no row. All pushes up to the position that is stored with the lease (`leases.py`)
-  are done. A failing pusher has a stored position of its own.
+  are done, except those of failing pushers. Each failing pusher has a stored position of its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

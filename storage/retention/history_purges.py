@@ -1,5 +1,5 @@
-"""Purges of room history: requests, progress and outcome. The module also records the rooms that no
-local user remembers.
+"""Purges of room history: requests, progress and outcome. The module also records forgotten
+rooms, which all local users have left and forgotten.
 
 Laws:
 - A room has at most one running purge.

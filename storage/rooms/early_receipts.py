@@ -2,7 +2,7 @@
 
 A server sends a receipt immediately, while the event may still be on its way from a third server.
 The order and thread of such a receipt are unknown, so it is sent to no client, but stored.
-The write that stores the event, on any node, turns it into an ordinary receipt.
+The write that stores the event, on any node, turns a valid receipt into an ordinary one.
 
 Law: the latest receipt per user, room and thread is stored. The number is limited per server and in
 total, and the oldest receipts are deleted first. A deleted receipt is missing only until the user's

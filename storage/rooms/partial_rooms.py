@@ -1,10 +1,10 @@
 """Rooms that were joined with partial state: the progress of their completion, and the events
 stored since the join.
 
-The room's head says whether its state is partial now, and changes in the same write. This module
-stores the data of the completion. It also stores the position of the completion: a client to which
-the room was not shown while its state was partial gets the complete room when it syncs past that
-position.
+The room's head says whether its state is partial now. The write that changes this in the head also
+changes the tables of this module. They contain the data of the completion. They also contain the
+position of the completion: a client to which the room was not shown while its state was partial
+gets the complete room when it syncs past that position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

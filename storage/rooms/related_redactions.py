@@ -1,11 +1,13 @@
 """Redactions that also redact the events that relate to their target (MSC3912).
 
+Such a redaction stores a request for each relation type.
+
 Laws:
-- They are stored in the write that redacts the target, and remain stored, because relations that
-  arrive later are redacted too.
-- One node at a time redacts the existing relations. `due_ts` is the expiry of its lease. If the
-  node dies, another node continues after the expiry. If the first node returns after the expiry, or
-  after the request was added again, it finds that it has lost the lease.
+- A request is stored in the write that redacts the target, and remains stored, because relations
+  that arrive later are redacted too.
+- One node at a time redacts the existing relations of a request. `due_ts` is the expiry of its
+  lease. If the node dies, another node continues after the expiry. If the first node returns after
+  that, or after the same request was stored again, it finds that it has lost the lease.
 """
 
 from collections.abc import Iterable

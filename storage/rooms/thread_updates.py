@@ -1,7 +1,8 @@
 """Finds the threads that have new events in a range of positions, in some rooms.
 
 An event counts if its thread is stored with it (`storage/events/event_threads.py`). Each thread is
-listed with its newest event in the order of the room, and normally once (see `MAX_REPLIES`).
+listed with its newest event in the order of the room. It may be listed on two pages if its newest
+`MAX_REPLIES` replies are all outside the range.
 
 Law: the cost of a page is bounded. It reads a limited number of thread events of the rooms,
 backwards. If these belong to too few threads, the page is short and states the position that it

@@ -7,9 +7,9 @@ pairs to event_nids. See `radix_tree.py` for the tree, `keys.py` for the numberi
 Laws:
 - A root that is passed to `apply` belongs to an event or a head that the same transaction has read,
   or was made in it. The returned root is stored with an event or a head in the same transaction.
-  Otherwise its nodes may be collected.
+  Otherwise the nodes of these trees may be deleted by a garbage collection.
 - `apply` writes every node it made, whether it is cached or not, because a cached node may have
-  been collected.
+  been deleted.
 - Nodes may be cached before the commit that stores them, because their ids are hashes. Numbers of
   pairs may be cached only after it.
 - A read costs one query for each level of the tree (1 to 4 levels) for all roots and keys together,

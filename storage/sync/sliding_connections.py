@@ -4,10 +4,10 @@ Laws:
 - A stored state never changes, and its number is not reused. So a state that was read remains
   valid.
 - A client has certainly received a state if it sends the state's number in its next request. The
-  next write then deletes the older states, but not those that the client may still receive. For
-  example, a client repeats a request after a network failure, and the server answers the first
-  request after the repeated one. This late response does not invalidate the state that the client
-  uses.
+  next write then deletes the older states. It keeps the newer ones, because the client may still
+  receive them. For example, a client repeats a request after a network failure, and the server
+  answers the first request after the repeated one. This late response does not invalidate the state
+  that the client uses.
 - The number of states of a connection is limited. The oldest are deleted, but never the one that
   the client sent last.
 - The number of connections of a device is limited, and unused ones are deleted after some time.
