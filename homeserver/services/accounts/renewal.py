@@ -7,8 +7,8 @@ Laws:
   further e-mails.
 - Opening the link renews nothing, since mail programs open links too. The link leads to a page with
   a button, and the button renews the account, once per link.
-- An expired account keeps all its data. Until it is renewed, requests are refused and nothing is
-  pushed to it.
+- An expired account keeps all its data. Until it is renewed, its requests are refused, except
+  those for renewal and sign-out, and a job stops its pushes.
 """
 
 import zlib

@@ -1,4 +1,5 @@
-"""Login tokens: sign in on a second client with a token that the first client requested.
+"""Login tokens: sign in on a client with a token that another client of the user requested, or that
+a sign-in in the browser issued.
 
 Laws:
 - A token is valid for one sign-in, within minutes, by its holder; only its hash is stored.
