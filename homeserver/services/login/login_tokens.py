@@ -2,7 +2,7 @@
 a sign-in in the browser issued.
 
 Laws:
-- A token is valid for one sign-in, within minutes, by its holder; only its hash is stored.
+- A token is valid for one sign-in by its holder, until it expires; only its hash is stored.
 - A session of an application password gets no token: the new session would outlive the password.
 - A token is valid in the credential epoch in which it was issued
   (`homeserver/services/login/credential_epoch.py`). A password change (whether or not it ends

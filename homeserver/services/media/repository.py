@@ -3,8 +3,7 @@
 An upload is acknowledged only when its bytes are stored durably, in the folder or in the object
 store, and its row is committed.
 
-spec:
-client-server-api#content-repository
+spec: client-server-api#content-repository
 """
 
 import re
