@@ -115,7 +115,7 @@ class DatabaseMetrics(Collector):
             )
         yield GaugeMetricFamily(
             "mahalla_database_writes_waiting",
-            "Writes that were queued when a batch was complete",
+            "Writes that were still queued when the latest batch was complete",
             value=self._still_waiting,
         )
 

@@ -4,7 +4,7 @@ Synapse servers.
 The servers are processes that reach each other over TLS on loopback. A user on the first server
 sends messages, one at a time and then over ten connections, and a user on the second server waits
 for them. Then the user on the second server joins rooms of the first server, one after another.
-Each measurement ends when both servers are quiet.
+Each measurement ends when both servers use almost no CPU any more, or after a time limit.
 
 scripts/bench federation [--messages 500] [--rooms 5] [--rounds 3]
 """

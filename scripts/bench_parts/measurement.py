@@ -1,7 +1,7 @@
 """Measures CPU of the server and its database, latency and memory during a scenario.
 
-Law: a measurement ends when the server and PostgreSQL are quiet, so that work after the response
-counts too.
+Law: a measurement ends when the server and PostgreSQL use almost no CPU any more, or after a time
+limit. So work after the response counts too.
 """
 
 import gc

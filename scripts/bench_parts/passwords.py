@@ -1,5 +1,5 @@
-"""Measures passwords: hashing and checking by `bcrypt_rounds`, complete logins, and the number of
-checks per second with as many threads as a server has.
+"""Measures passwords: hashing and checking by cost (the option `bcrypt_rounds`, also for Argon2id),
+complete logins, and the number of checks per second with as many threads as a server has.
 
 CPU is that of the process in the best round. Memory is what Argon2id uses for one hash, as
 requested.

@@ -2,7 +2,8 @@
 states, by size of room.
 
     scripts/bench state            the stored tree, on SQLite with its transactions
-    scripts/bench state --shapes   other node sizes, in memory (docs/adr/0004-state-tree.md)
+    scripts/bench state --shapes   other sizes of tree nodes, in memory
+                                   (docs/adr/0004-state-tree.md)
 """
 
 import argparse

@@ -2,8 +2,7 @@
 users.
 
 A blocked invite is refused when it is sent. An ignored invite is sent, but its target does not see
-it. If a user blocks the sender of an invite that was sent before, that invite is hidden in the same
-way.
+it. If a user blocks a sender, earlier invites from that sender are hidden in the same way.
 
 spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
 """

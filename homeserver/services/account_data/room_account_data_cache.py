@@ -5,7 +5,8 @@ data of one room after another.
 
 A change of account data in one room invalidates only that room of the user: the other rooms stay
 cached. A change of global account data invalidates only the global data. The whole entry of a user
-is evicted when a device or all data of the user is removed.
+is evicted in three cases: more than `MAX_CHANGED_ROOMS` rooms have changed, a device of the user is
+deleted (its settings are account data), or all data of the user is deleted.
 
 The cache is used only on the reactor thread.
 """

@@ -4,9 +4,11 @@ Pure: values in, values out.
 
 Laws:
 - No provider removes an address that the user has validated or another provider asserts.
-- No account loses its last address because another account has the new one. But if the provider
-  asserts addresses of several accounts at the same time, an address that one account loses is free
-  for the others. So two accounts can swap addresses, and any number can rotate them in a ring.
+- No account loses its last address without getting another one. If the provider asserts no address
+  for an account, or only addresses of other accounts, the account keeps the old ones.
+- If the provider asserts addresses of several accounts at the same time, an address that one of
+  these accounts gives up is free for the others. So two accounts can swap addresses, and any number
+  of accounts can rotate them in a ring.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -5,10 +5,10 @@ Laws:
 - A job e-mails the owner of an account once about each expiry. The write that queues the e-mail
   also records it, so neither a restart nor a second node sends another one. Owners may request
   further e-mails.
-- Opening the link renews nothing, since programs open links in e-mails. The button on the page that
-  it opens renews the account, once per link.
-- An expired account keeps all its data. Until it is renewed, requests are refused and nothing is
-  pushed to it.
+- Opening the link renews nothing, since mail programs open links too. The link leads to a page with
+  a button, and the button renews the account, once per link.
+- An expired account keeps all its data. Until it is renewed, its requests are refused, except
+  those for renewal and sign-out, and a job stops its pushes.
 """
 
 import zlib

@@ -2,7 +2,7 @@
 
 Laws:
 - Irreversible operations, and those that could give someone else access, need a new authentication:
-  the password, or a recent sign-in for an account without one.
+  the password, or a recent sign-in for an account without a password.
 - A password change ends all sessions except the browser session that makes it.
 
 spec: client-server-api#oauth-20-account-management

@@ -1,8 +1,9 @@
 """Application services (bridges, bots): their namespaces, accounts and requests.
 
 Laws:
-- An application service acts for its own user and for accounts in its `users` namespaces, and for
-  no others. It does not act for accounts in an exclusive namespace of another application service.
+- An application service acts only for its own user and for accounts in its `users` namespaces. It
+  never acts for the user of another application service, or for accounts in an exclusive namespace
+  of another one.
 - Nobody else can create an account or alias in an exclusive namespace, whatever API they use.
 - A namespace is a regular expression that has to match from the start of a name, but not to its
   end.

@@ -1,10 +1,10 @@
 """The outbox: a durable queue of e-mails to send.
 
 Laws:
-- An e-mail is queued in the write that causes it, and leaves the queue when the mail server has
-  accepted it: a restart loses none.
-- A failed e-mail is retried with increasing delays for two days. A permanent rejection is not
-  retried.
+- An e-mail is queued in the write that causes it. It leaves the queue when the mail server has
+  accepted it, when it is given up, or when it is withdrawn. So a restart loses none.
+- A failed e-mail is retried with increasing delays, and given up after two days. A permanently
+  rejected one is given up immediately.
 - A digest of unread messages is sent only if all of them are still unread. Otherwise it is
   withdrawn, and a new one is written about those that are still unread.
 - E-mails are sent one after another, so a mail server that hangs blocks only one thread.

@@ -17,9 +17,9 @@ device lists. So a remote user who left a room and came back between two respons
 If the client's own user left and came back, all remote members are in `changed`.
 
 When a room's partial state becomes complete, all its members are in `changed`. A user who was a
-member only in the partial state has to be in `left`, but is in none of the room's past states,
-which are exact from then on. Such a user is found by the stored end of the membership, which has
-the position of the completion.
+member only in the partial state has to be in `left`. The completion also corrects the room's past
+states, so this user is in none of them any more. The user is found by the stored end of the
+membership (`left_position`), which has the position of the completion.
 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """

@@ -1,5 +1,5 @@
 """Cache of whether rooms are encrypted. It is used only on the reactor thread. An encrypted room
-stays encrypted, so changes invalidate only the entries of other rooms."""
+stays encrypted, so changes invalidate only the entries of unencrypted rooms."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

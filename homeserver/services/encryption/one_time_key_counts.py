@@ -5,9 +5,9 @@ write of another node empties the cache.
 
 Laws:
 - A count includes all changes that this process had seen when the count was requested. A claim at
-  another node is included a moment later: at this node's next write, or when this node learns of
-  the claim. Until then the count is too high. When this node learns of the claim, it wakes the
-  device's /sync, so the client publishes new keys in time. Claims do not read this cache.
+  another node is included when this node learns of that node's write, a moment later. Until then
+  the count is too high. When this node reads the claim from the stream, it wakes the device's
+  /sync, so the client uploads new keys in time. Claims read the database, not this cache.
 - A claimed key is counted down once. A count that is read from the database may include claims that
   the stream has not announced yet. So each entry holds the position at which its count is true, and
   earlier claims are not subtracted. A count is not cached if a change at a later position arrived

@@ -1,9 +1,11 @@
 """Federation destinations, for administrators: their state, retries, and their removal.
 
-Law: to-device messages wait for an unreachable server only for a bounded time. So does everything
-else, unless the server shares a room with us. If a client sends to-device messages to an invented
-server name, the server is tried for `UNKNOWN_SERVER_DAYS`. Then the messages and all other data
-about the server are deleted.
+Laws:
+- To-device messages wait for an unreachable server for `DEAD_DAYS`. If the server shares no room
+  with us, they wait for `UNKNOWN_SERVER_DAYS`: a client may have invented the server's name.
+- Other data waits for as long as the server shares a room with us, otherwise for `DEAD_DAYS`.
+- If a server shares no room with us and nothing waits for it, its row is deleted `QUIET_DAYS` after
+  the last attempt to reach it.
 """
 
 from collections.abc import Callable, Sequence

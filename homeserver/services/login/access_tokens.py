@@ -5,17 +5,17 @@ Laws:
   node when the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
   (`homeserver/cluster/peer_nodes.py`); after that each request reads the database.
-- If a change of its account arrives while a token is being read, the token is not cached: its row
-  may be outdated. The first use of a token from a refresh changes the account too, so that token is
-  cached only at its second use.
+- If a change of the account arrives while one of its tokens is being read, the token is not cached:
+  the row may be outdated. The first use of a token from a refresh changes the account too, so that
+  token is cached only at its second use.
 - A second map finds recent tokens by their text, without hashing. Its entries are the same objects
   as those of the map by hash. When an entry is removed from the map by hash, its `owner` is
   cleared, so that the second map does not return it either.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
 - Unknown tokens are not cached, and damaged ones are refused without a query.
-- The first use of a token from a refresh ends the pair that it replaced, before the request
-  continues.
+- The first use of a token from a refresh ends the pair of tokens that the refresh replaced, before
+  the request continues.
 - A request that has waited checks its token again before it returns new data (`recheck`).
 
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens

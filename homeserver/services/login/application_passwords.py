@@ -6,8 +6,9 @@ Laws:
 - It starts with its ID, so a sign-in checks one hash, however many passwords the account has.
 - It is valid for `POST /login` only, on a new device or one that it has signed in before. Its
   session cannot sign in other clients or set cross-signing keys.
-- When it ends (by its owner, an administrator, or expiry), its sessions end. When all sessions of
-  an account end, its application passwords end. It is refused while the account is locked.
+- When its owner or an administrator revokes it, its sessions end. When it expires, it is refused
+  immediately, and a job ends its sessions soon afterwards. When all sessions of an account end, its
+  application passwords end. While the account is locked, they are refused.
 
 A failure counts like that of any password (`homeserver/services/login/password_login.py`).
 """

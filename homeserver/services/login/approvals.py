@@ -2,8 +2,8 @@
 
 Laws:
 - An account that awaits approval begins no session, of an app or of a browser, by any sign-in.
-- One write stores the account, the fact that it awaits approval, and the e-mail to the
-  administrators. Another one stores the approval and the e-mail to the owner.
+- One write stores the account, the fact that it awaits approval, and any e-mail to the
+  administrators. Another one stores the approval and any e-mail to the owner.
 - While an account has been waiting for less than an hour, administrators get no e-mail about
   further accounts, so that nobody can flood their mailbox. The approvals page lists these too.
 

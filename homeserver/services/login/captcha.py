@@ -1,7 +1,7 @@
 """Captchas: the captcha service or a plug-in verifies the solution.
 
 Laws:
-- A solution that cannot be verified is refused, so nobody can register while the service is down.
+- A solution that cannot be verified, for example while the service is down, is refused.
 - The service receives only the solution, and nothing else about the user.
 
 spec: client-server-api#google-recaptcha

@@ -1,7 +1,8 @@
-"""Login tokens: sign in on a second client with a token that the first client requested.
+"""Login tokens: sign in on a client with a token that another client of the user requested, or that
+a sign-in in the browser issued.
 
 Laws:
-- A token is valid for one sign-in, within minutes, by its holder; only its hash is stored.
+- A token is valid for one sign-in by its holder, until it expires; only its hash is stored.
 - A session of an application password gets no token: the new session would outlive the password.
 - A token is valid in the credential epoch in which it was issued
   (`homeserver/services/login/credential_epoch.py`). A password change (whether or not it ends

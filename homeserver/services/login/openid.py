@@ -1,5 +1,5 @@
-"""OpenID tokens: prove a user's identity to other services. A token is valid for an hour and for
-nothing else.
+"""OpenID tokens: prove a user's identity to other services. A token is valid for an hour, and
+cannot be used as an access token.
 
 spec: client-server-api#openid, server-server-api#openid
 """

@@ -13,7 +13,7 @@ Laws:
   cannot tell which of its two holders is the user. So all tokens of the session expire, and the
   user signs in again on the device. All refresh tokens of a session share a prefix (their family),
   so a used token is recognised without being stored. OAuth 2.0 has no soft logout: there the
-  session ends.
+  session ends, if that use was more than ten seconds ago.
 - Stores that hold data per device (keys, to-device messages) delete it in the write that removes
   the device.
 

@@ -2,12 +2,12 @@
 other downloads.
 
 Laws:
-- A download starts in a fast slot. Fast slots are shared fairly among users and servers. One server
-  holds only a few, and only one while it has slow downloads; one user holds at most half.
-- A slow download releases its fast slot and continues in a slow slot, where it costs a connection
-  but no memory.
-- A slow server is not cut off: its running downloads continue, and its waiting downloads start one
-  at a time. While it has `MAX_SLOW_PER_SERVER` slow downloads, no waiting download from it starts.
+- A download starts in a fast slot. Fast slots are shared fairly among users and servers. One user
+  holds at most half of them, one server at most `MAX_FAST_PER_SERVER`.
+- A download that receives less than `MIN_FAST_BYTES` in `CHECK_SECONDS` is slow. If a slow slot is
+  free, it moves there from its fast slot. In a slow slot it costs a connection but no memory.
+- While a server has slow downloads, its waiting downloads start one at a time. While it has
+  `MAX_SLOW_PER_SERVER` slow downloads, none of them starts.
 - The number of slow slots is bounded. If none is free, a slow download stays in its fast slot until
   a file of another server waits for that slot. Then the slowest download in the slow slots is
   cancelled, and its slot is used. So fast slots become free, however slow the servers are. Neither

@@ -1,5 +1,7 @@
-"""The freeze of the media endpoints without authentication: files that arrived after its start
-require an access token.
+"""The freeze of the media endpoints without authentication.
+
+While `enable_authenticated_media` is on, these endpoints do not serve files that arrived while the
+option was on, or that arrived since the date in `legacy_media_freeze_date`.
 
 spec: client-server-api#content-repository
 """

@@ -3,8 +3,9 @@ crash or hang the parser.
 
 It is run as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. The process cannot write files or start
-processes, and its memory is limited. A job names a file (`path`), or its bytes follow (`size`). The
-response has `patches`: offsets and lengths to overwrite; the new bytes follow.
+processes, and its memory is limited. A job names a file (`path`), or the bytes of the picture
+follow the job (`size`). The response has `patches`: offsets and lengths to overwrite; the new bytes
+follow.
 
 Laws:
 - No byte moves: a location is overwritten by something of the same length. So the picture itself,

@@ -1,6 +1,7 @@
-"""Tracks references to media, so that files to which nothing refers any more can be deleted: a job
-that follows events in small steps, and the attachments of encrypted messages, which clients
-declare.
+"""Tracks references to media, so that files to which nothing refers any more can be deleted.
+
+A job reads the stored events in small steps and records their references. Clients declare the
+attachments of encrypted messages.
 
 Laws:
 - Tracking does not delay sending: events are read after they are stored. A message without files

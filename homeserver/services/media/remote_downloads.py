@@ -2,9 +2,10 @@
 bounded number of downloads (`download_slots.py`).
 
 Laws:
-- The bytes of a file above `SPOOL_BYTES` are written to the store's disk as they arrive. Memory and
-  time are bounded: a download that is too large, too slow or does not end is cancelled.
-- A request waits until the first bytes arrive, for at most its timeout, and then until the end.
+- A file of more than `SPOOL_BYTES` is written to disk as it arrives. Memory and time are bounded: a
+  download that is too large, too slow or does not end is cancelled.
+- A request waits for the first bytes for at most its timeout. When these have arrived, it waits
+  until the end of the download.
 - Failures are cached for a while, so that a room full of pictures from an unreachable server causes
   one request.
 """

@@ -2,11 +2,12 @@
 old files, and files that a user or an administrator deletes.
 
 Laws:
-- A new reference keeps an unreferenced file, up to the deletion: the write that deletes
-  unreferenced files first reads the references of events that the job of `references.py` has not
-  read yet.
+- A new reference keeps an unreferenced file if its event is stored before the deletion: the write
+  that deletes unreferenced files first reads the references of events that the job of
+  `references.py` has not read yet.
 - Quarantined and protected files are deleted only when an administrator explicitly includes them.
-- Files with the same content share their bytes and thumbnails, which are deleted with the last one.
+- Files with the same content share their bytes and thumbnails, which are deleted with the last of
+  these files.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set

@@ -1,7 +1,9 @@
 """Files of this server's users: uploading, reserving content URIs, serving.
 
-An upload is acknowledged only when its bytes and its row are on disk. spec:
-client-server-api#content-repository
+An upload is acknowledged only when its bytes are stored durably, in the folder or in the object
+store, and its row is committed.
+
+spec: client-server-api#content-repository
 """
 
 import re

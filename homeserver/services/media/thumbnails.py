@@ -1,8 +1,9 @@
 """Thumbnails: made on request, and stored with the content.
 
-Turns are fair among the owners of files, because crafted pictures may take long. They are also fair
-among the requesters, because one may request many thumbnails. All owners whose pictures were slow
-recently share the maximum of one owner, so a slot stays free for the others.
+A few thumbnails are made at the same time. Turns are fair among the owners of files, because
+crafted pictures may take long. Turns are also fair among the requesters, because one may request
+many thumbnails. One owner or requester uses at most all slots but one. All owners whose pictures
+were slow recently count as one owner here, so a slot stays free for the others.
 
 A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or to one of the
 configured sizes. So the many sizes that clients request share a few files. A thumbnail is never
