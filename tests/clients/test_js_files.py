@@ -4,8 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.clients.test_js_sdk import MODULES, NODE, SECONDS
 from tests.helpers.images import picture
+from tests.helpers.js_scripts import MODULES, NODE, SECONDS
 from tests.helpers.real_server import RealServer
 
 SCRIPT = Path(__file__).parent / "js" / "files.mjs"

@@ -5,7 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.clients.test_js_sdk import MODULES, NODE, SECONDS
+from tests.helpers.js_scripts import MODULES, NODE, SECONDS
 from tests.helpers.real_server import RealServer
 
 SCRIPT = Path(__file__).parent / "js" / "presence.mjs"

@@ -3,16 +3,13 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.helpers.js_scripts import MODULES, NODE, SECONDS, sync_forms
 from tests.helpers.real_server import RealServer
 
 SCRIPT = Path(__file__).parent / "js" / "story.mjs"
-MODULES = Path(__file__).parents[2] / ".cache" / "js"
-NODE = MODULES / "node_modules" / ".bin" / "node"
-SECONDS = 300
 
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])
@@ -32,9 +29,3 @@ def test_two_users_talk_in_a_room(real_server: RealServer, threads: str, form: s
     assert sync_forms(requests) == {form}
     unexpected = [request for request in requests if request["status"] >= 500]
     assert unexpected == []
-
-
-def sync_forms(requests: list[dict[str, Any]]) -> set[str]:
-    """Return the forms of sync that the script used."""
-    paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
-    return {"sliding" if "msc3575" in path else "v3" for path in paths}

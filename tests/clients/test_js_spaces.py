@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.test_js_sdk import MODULES, NODE, SECONDS, sync_forms
+from tests.helpers.js_scripts import MODULES, NODE, SECONDS, sync_forms
 from tests.helpers.real_server import RealServer
 
 SCRIPT = Path(__file__).parent / "js" / "spaces.mjs"

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Any
 
+SECONDS = 300
 SCRIPTS = Path(__file__).parents[1] / "clients" / "js"
 MODULES = Path(__file__).parents[2] / ".cache" / "js"
 NODE = MODULES / "node_modules" / ".bin" / "node"
@@ -77,3 +78,9 @@ def _listen(
         else:
             requests.append(note)
     return requests, said
+
+
+def sync_forms(requests: list[dict[str, Any]]) -> set[str]:
+    """Return the forms of sync that the script used."""
+    paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
+    return {"sliding" if "msc3575" in path else "v3" for path in paths}
