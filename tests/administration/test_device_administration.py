@@ -7,9 +7,9 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import Database
-from tests.encryption.test_dehydrated_devices import DEVICE as DEHYDRATED
-from tests.encryption.test_dehydrated_devices import put as put_dehydrated
 from tests.helpers.browser import Browser
+from tests.helpers.dehydrated_devices import DEVICE_ID as DEHYDRATED
+from tests.helpers.dehydrated_devices import put_dehydrated_device as put_dehydrated
 from tests.helpers.http import Answer
 from tests.helpers.keys import (
     V3,

@@ -11,9 +11,9 @@ from federation.protocol.ids import ServerName
 from storage.engine.database import PostgresConfig
 from storage.engine.interface import NodeChannel
 from tests.conftest import run_coroutine
-from tests.federation.sender.test_sender import DESTINATIONS
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
+from tests.helpers.federation_sender import DESTINATIONS
 from tests.helpers.leases import kill_part, set_node
 from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, User, make_admin

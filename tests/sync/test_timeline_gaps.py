@@ -11,10 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.ids import EventID, RoomID, UserID
-from tests.federation.rooms.receive.test_missing_events import lie
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, Side, shared
+from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, Side, join_through_north, shared
 from tests.helpers.large_rooms import large_room, lazily
-from tests.helpers.network import Network
+from tests.helpers.network import Network, forge_responses
 from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
@@ -48,7 +47,7 @@ def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], 
     )
     network.start_sending()
     room_id = create(alice, preset="public_chat")
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     early = say(alice, room_id, "early")
     network.settle()
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=20)})
@@ -58,13 +57,8 @@ def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], 
     since = str(follow(bob)["next_batch"])
     missed = [say(alice, room_id, f"without you {number}") for number in range(3)]
     network.settle()
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     return alice, bob, room_id, since, missed, client
-
-
-def join_from(network: Network, user: User, room_id: str) -> None:
-    ok(user.post(f"{V3}/join/{room_id}?via=north.example"))
-    network.settle()
 
 
 @pytest.mark.parametrize("is_new", [False, True])
@@ -110,7 +104,7 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
     network.cut(NORTH, SOUTH)
     said = [say(room.alice, room.room_id, name) for name in ("one", "two", "three")]
     network.mend(NORTH, SOUTH)
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
     return room, since, client, list(said)
@@ -177,7 +171,7 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
         say(user, room.room_id, text)
         for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))
     ]
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
     for event_id in said[1:]:
         await room.north.push(SOUTH, [await room.pdu(event_id)])
     network.interceptors.clear()

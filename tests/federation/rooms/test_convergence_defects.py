@@ -7,7 +7,7 @@ import pytest
 
 from federation.remote.transactions import TransactionClient
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
-from tests.federation.rooms.test_convergence import ConvergenceMachine
+from tests.helpers.convergence_machine import ConvergenceMachine
 
 
 def lose_what_the_south_says_last(
