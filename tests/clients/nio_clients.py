@@ -10,11 +10,6 @@ from nio import AsyncClient, AsyncClientConfig
 
 from tests.helpers.real_server import RealServer
 
-ENCRYPTION = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
 PASSWORD = "correct horse"
 R = TypeVar("R")
 

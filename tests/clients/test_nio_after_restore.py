@@ -8,15 +8,8 @@ from pathlib import Path
 import nio
 import pytest
 
-from tests.clients.nio_clients import (
-    ENCRYPTION,
-    expect,
-    new_device,
-    receive_texts,
-    register,
-    say,
-    sync,
-)
+from tests.clients.nio_clients import expect, new_device, receive_texts, register, say, sync
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.restored_server import Restorable
 
 
@@ -36,7 +29,7 @@ async def _scenario(restorable: Restorable, folder: Path, times: int) -> None:
     async with AsyncExitStack() as stack:
         alice = await stack.enter_async_context(new_device(server, folder / "alice", "alice"))
         bob = await stack.enter_async_context(new_device(server, folder / "bob", "bob"))
-        created = await alice.room_create(invite=[bob.user_id], initial_state=[ENCRYPTION])
+        created = await alice.room_create(invite=[bob.user_id], initial_state=[ENCRYPTION_EVENT])
         room_id = expect(created, nio.RoomCreateResponse).room_id
         expect(await bob.join(room_id), nio.JoinResponse)
         for client in (alice, bob, alice, bob):

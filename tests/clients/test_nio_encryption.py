@@ -6,15 +6,8 @@ from pathlib import Path
 
 import nio
 
-from tests.clients.nio_clients import (
-    ENCRYPTION,
-    expect,
-    new_device,
-    receive_texts,
-    register,
-    say,
-    sync,
-)
+from tests.clients.nio_clients import expect, new_device, receive_texts, register, say, sync
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.real_server import RealServer
 
 
@@ -34,7 +27,7 @@ async def _scenario(server: RealServer, folder: Path) -> None:
             new_device(server, folder / "alice", "nio-e2e-alice")
         )
         bob = await stack.enter_async_context(new_device(server, folder / "bob", "nio-e2e-bob"))
-        created = await alice.room_create(invite=[bob.user_id], initial_state=[ENCRYPTION])
+        created = await alice.room_create(invite=[bob.user_id], initial_state=[ENCRYPTION_EVENT])
         room_id = expect(created, nio.RoomCreateResponse).room_id
         expect(await bob.join(room_id), nio.JoinResponse)
         for client in (alice, bob, alice, bob):

@@ -1,25 +1,20 @@
 """Signatures made by devices, and when they are deleted."""
 
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from storage.engine.database import Database, Transaction
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
-
-ENCRYPTED: Final = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
 
 
 def test_removing_a_device_removes_its_signatures(server: TestServer) -> None:
     """A client signs the master key with its device key. Each former device would leave a signature
     that nobody can check."""
     alice, bob = server.register("alice"), server.register("bob")
-    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     identifier = {"type": "m.id.user", "user": alice.user_id}
@@ -174,7 +169,7 @@ def test_no_key_has_the_name_of_a_device_that_signs_in_meanwhile(
 def test_deactivation_deletes_keys_and_signatures(server: TestServer) -> None:
     """The users that somebody has verified reveal whom they know."""
     alice, bob = server.register("alice"), server.register("bob")
-    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     for user, seed in ((alice, 1), (bob, 4)):

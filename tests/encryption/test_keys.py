@@ -19,6 +19,7 @@ from storage.encryption.device_keys import DeviceKeyStore, KeyCounts
 from storage.engine.database import Database, SQLiteConfig
 from storage.engine.streams import Change, Stage
 from tests.helpers.databases import open_inline
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import (
     V3,
     claim,
@@ -31,16 +32,10 @@ from tests.helpers.keys import (
 )
 from tests.helpers.server import TestServer, User
 
-ENCRYPTION = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
-
 
 def encrypted_room(creator: User, *others: User) -> str:
     room_id: str = creator.post(
-        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION]}
+        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     ).json["room_id"]
     for other in others:
         assert other.post(f"{V3}/join/{room_id}", {}).status == 200
@@ -192,7 +187,9 @@ def test_users_without_a_shared_encrypted_room_are_not_in_changed(alice: User, b
     since = sync(alice)["next_batch"]
     upload(bob, device_keys=identity_keys(bob)[1])
     assert sync(alice, since)["device_lists"]["changed"] == []
-    answer = alice.put(f"{V3}/rooms/{room_id}/state/m.room.encryption/", ENCRYPTION["content"])
+    answer = alice.put(
+        f"{V3}/rooms/{room_id}/state/m.room.encryption/", ENCRYPTION_EVENT["content"]
+    )
     assert answer.status == 200
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 

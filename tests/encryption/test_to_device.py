@@ -20,6 +20,7 @@ from storage.encryption.to_device import DELETE_CHUNK, LOG_RETENTION_MS, MIN_LOG
 from storage.engine.database import Database, SQLiteConfig, WriteTransaction
 from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.encrypted_rooms import another_device, numbers_in
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer, User
 
@@ -250,10 +251,10 @@ def test_a_new_session_gets_no_message_of_its_devices_old_session(
     new = User(here, here.post(f"{V3}/login", login).json)
     assert (new.device_id, to_device_of(new, None)) == (bob.device_id, [])
     assert to_device_of(new, since.split("_")[0].lstrip("s")) == []
-    assert numbers_of(sync(new, since)) == []
+    assert numbers_in(sync(new, since)) == []
     send_numbers(alice, new, range(5, 7))
     assert to_device_of(new, None) == [5, 6]
-    assert numbers_of(sync(new, since)) == [5, 6]
+    assert numbers_in(sync(new, since)) == [5, 6]
 
 
 def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_one(
@@ -275,11 +276,7 @@ def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_o
     }
     new = User(here, there.post(f"{V3}/login", login).json)
     assert to_device_of(new, None) == []
-    assert numbers_of(sync(new)) == []
-
-
-def numbers_of(answer: Any) -> list[int]:
-    return [event["content"]["n"] for event in answer["to_device"]["events"]]
+    assert numbers_in(sync(new)) == []
 
 
 def test_a_device_that_keeps_up_needs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -292,13 +289,13 @@ def test_a_device_that_keeps_up_needs_no_query(tmp_path: Path, sqlite: SQLiteCon
         send_numbers(alice, bob, range(number * 2, number * 2 + 2))
         counter.clear()
         answer = sync(bob, since)
-        assert numbers_of(answer) == [number * 2, number * 2 + 1]
+        assert numbers_in(answer) == [number * 2, number * 2 + 1]
         assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), (
             "except to remove acknowledged messages"
         )
         since = answer["next_batch"]
     counter.clear()
-    assert numbers_of(sync(bob, since)) == []
+    assert numbers_in(sync(bob, since)) == []
     assert dict(counter.queries) == {"remove_to_device": 2}
     rows = server.run(
         database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages"))
@@ -316,10 +313,10 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
     send_numbers(alice, bob, range(1))
     server.clock.advance(0)
     woken = pending.answer.json
-    assert numbers_of(woken) == [0]
-    assert numbers_of(sync(bob, since)) == [0], "the response may have been lost"
-    assert numbers_of(sync(bob, woken["next_batch"])) == []
-    assert numbers_of(sync(bob)) == [], "it has arrived"
+    assert numbers_in(woken) == [0]
+    assert numbers_in(sync(bob, since)) == [0], "the response may have been lost"
+    assert numbers_in(sync(bob, woken["next_batch"])) == []
+    assert numbers_in(sync(bob)) == [], "it has arrived"
 
 
 def test_equal_contents_count_once_in_memory() -> None:
@@ -361,7 +358,7 @@ def test_messages_beyond_the_cache_are_read_from_the_database(alice: User, bob: 
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number, "filler": filler}}}}
         assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
     heard: list[int] = []
-    while found := numbers_of(answer := sync(bob, since)):
+    while found := numbers_in(answer := sync(bob, since)):
         heard += found
         since = answer["next_batch"]
     assert heard == list(range(sent))
@@ -392,28 +389,13 @@ def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_rem
     assert stored() == waiting, "a floor is set"
     send_numbers(alice, bob, range(1, 3))
     answer = sync(bob, since)
-    assert numbers_of(answer) == [1, 2]
-    assert numbers_of(sync(bob, answer["next_batch"])) == []
+    assert numbers_in(answer) == [1, 2]
+    assert numbers_in(sync(bob, answer["next_batch"])) == []
     assert stored() == waiting, "the two were removed, and nothing else in the same statement"
     while server.run(to_device.sweep(200, 0)):
         pass
     assert stored() == 0
-    assert numbers_of(sync(bob, answer["next_batch"])) == []
-
-
-def log_in(server: TestServer, user: User, device_id: str | None = None) -> User:
-    """Start another session of a device, which may have had one before."""
-    login: dict[str, Any] = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
-    return User(
-        server,
-        server.post(
-            f"{V3}/login", login | ({} if device_id is None else {"device_id": device_id})
-        ).json,
-    )
+    assert numbers_in(sync(bob, answer["next_batch"])) == []
 
 
 def logged_rows(server: TestServer) -> int:
@@ -429,7 +411,7 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
     """With messages to one device before and after, over a restart, and with the cleanup job."""
-    others = [log_in(server, bob) for _ in range(MIN_LOGGED)]
+    others = [another_device(bob) for _ in range(MIN_LOGGED)]
     since = sync(bob)["next_batch"]
     send_numbers(alice, bob, range(1))
     everybody = {"*": {"n": 1}, bob.device_id: {"n": 2}, "NOSUCHDEVICE": {"n": -1}}
@@ -440,8 +422,8 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     send_numbers(alice, bob, range(100, 101))
     assert logged_rows(server) == 2
     first = sync(bob, since)
-    assert numbers_of(first) == [0, 1, 2, 3, 100]
-    assert [numbers_of(sync(user)) for user in others] == [
+    assert numbers_in(first) == [0, 1, 2, 3, 100]
+    assert [numbers_in(sync(user)) for user in others] == [
         [1, number] for number in range(4, 4 + len(others))
     ]
     anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
@@ -455,17 +437,17 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
         "sender": alice.user_id,
         "content": {"n": 1},
     }
-    assert numbers_of(sync(bob, again["next_batch"])) == []
-    assert numbers_of(sync(bob)) == [], "it has arrived"
+    assert numbers_in(sync(bob, again["next_batch"])) == []
+    assert numbers_in(sync(bob)) == [], "it has arrived"
     others[0].server = anew
     token = sync(others[0])["next_batch"]
     later = int(anew.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
     while anew.run(anew.app.accounts.stores.to_device.sweep(50, later)):
         pass
     assert logged_rows(anew) == 0
-    assert numbers_of(sync(bob)) == []
-    assert numbers_of(sync(others[0])) == [1, 4], "it was not acknowledged"
-    assert numbers_of(sync(others[0], token)) == []
+    assert numbers_in(sync(bob)) == []
+    assert numbers_in(sync(others[0])) == [1, 4], "it was not acknowledged"
+    assert numbers_in(sync(others[0], token)) == []
 
 
 def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestServer]) -> None:
@@ -474,18 +456,18 @@ def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestSe
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     send_numbers(alice, bob, range(2))
-    second = log_in(there, bob)
+    second = another_device(bob, server=there)
     body: dict[str, Any] = {"messages": {bob.user_id: {second.device_id: {"n": 2}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/second", body).status == 200
     there.run(there.app.database.catch_up())
-    assert numbers_of(sync(second)) == [2]
+    assert numbers_in(sync(second)) == [2]
     bob.server = there
     assert bob.post(f"{V3}/logout", {}).status == 200
-    again = log_in(there, second, bob.device_id)
+    again = another_device(second, bob.device_id)
     body = {"messages": {bob.user_id: {bob.device_id: {"n": 3}, "*": {"n": 4}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/again", body).status == 200
     there.run(there.app.database.catch_up())
-    assert [numbers_of(sync(user)) for user in (again, second)] == [[3, 4], [2, 4]]
+    assert [numbers_in(sync(user)) for user in (again, second)] == [[3, 4], [2, 4]]
 
 
 @pytest.fixture
@@ -515,7 +497,7 @@ def test_messages_arrive_in_order_and_once_from_either_node(
     """Either node serves a request. A used token works again, as after a lost response."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
-    others = [log_in(nodes[0], bob).device_id for _ in range(MIN_LOGGED)]
+    others = [another_device(bob, server=nodes[0]).device_id for _ in range(MIN_LOGGED)]
     nodes[1].run(nodes[1].app.database.catch_up())
     since = sync(bob)["next_batch"]
     heard: list[int] = []
@@ -537,13 +519,13 @@ def test_messages_arrive_in_order_and_once_from_either_node(
             case "sync":
                 arrived = len(heard)
                 answer = sync(bob, since)
-                heard += numbers_of(answer)
+                heard += numbers_in(answer)
                 since = answer["next_batch"]
             case "again":
-                assert numbers_of(sync(bob, since)) == list(range(len(heard), sent))
+                assert numbers_in(sync(bob, since)) == list(range(len(heard), sent))
                 arrived = len(heard)
             case "first":
-                assert numbers_of(sync(bob)) == list(range(arrived, sent)), (
+                assert numbers_in(sync(bob)) == list(range(arrived, sent)), (
                     "the messages that were not acknowledged"
                 )
             case _:

@@ -12,6 +12,7 @@ from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.recording_wire import RecordingWire
 from tests.helpers.server import TestServer, User
 
+POSTGRES_CONFIG = "database: {name: psycopg2, args: {}}\n"
 CONFIG = """database: {name: psycopg2, args: {}}
 presence: {enabled: true}
 rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}
@@ -109,6 +110,39 @@ class NodePair:
     def close(self) -> None:
         """Stop both nodes."""
         for server, database in zip(self.servers, self.databases, strict=True):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+class PollingNodes:
+    """Two nodes that share everything except their memory."""
+
+    def __init__(self, folder: Path, config: PostgresConfig) -> None:
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.first, self.second = (
+            TestServer(folder, database, POSTGRES_CONFIG, seed=seed)
+            for seed, database in enumerate(self.databases, 1)
+        )
+        for server in (self.first, self.second):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
+
+    def here_and_there(self, name: str) -> tuple[User, User]:
+        """Register a user and return the session at both nodes."""
+        here = self.first.register(name)
+        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
+        return here, User(self.second, session)
+
+    def wait(self) -> None:
+        """Advance the clock by a second."""
+        for server in (self.first, self.second):
+            server.clock.advance(1.0)
+            for _ in range(3):
+                server.clock.advance(0)
+
+    def close(self) -> None:
+        for server, database in zip((self.first, self.second), self.databases, strict=True):
             assert server.app.peer_nodes is not None
             server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)

@@ -7,7 +7,7 @@ import pytest
 
 from storage.engine.database import PostgresConfig
 from tests.helpers.federated_processes import FederatedProcesses
-from tests.helpers.node_pair import NodePair
+from tests.helpers.node_pair import NodePair, PollingNodes
 
 
 @pytest.fixture
@@ -24,3 +24,10 @@ def servers(tmp_path: Path) -> Iterator[FederatedProcesses]:
     processes = FederatedProcesses(tmp_path)
     yield processes
     processes.end()
+
+
+@pytest.fixture
+def polling_nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[PollingNodes]:
+    made = PollingNodes(tmp_path, postgresql)
+    yield made
+    made.close()

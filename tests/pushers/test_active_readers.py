@@ -87,11 +87,6 @@ def log_in(server: TestServer, user: User) -> User:
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def scenario(tmp_path: Path, database: Database, gateway: PushGateway) -> Scenario:
     return Scenario(tmp_path, database, gateway)
 

@@ -25,11 +25,6 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(
     tmp_path: Path, sqlite_database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:

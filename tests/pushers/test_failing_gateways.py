@@ -25,11 +25,6 @@ DOWN = OutboundError("it is down")
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 

@@ -19,11 +19,6 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return started(TestServer(tmp_path, database, web=gateway))
 

@@ -22,11 +22,6 @@ OTHER_URL = "https://other.example.com:8443/_matrix/push/v1/notify"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     made = TestServer(tmp_path, database, CONFIG, web=gateway)
     made.app.pushers.start()

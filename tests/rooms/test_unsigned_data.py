@@ -1,7 +1,7 @@
 """An event's `unsigned` is the same however it is read. spec:
 client-server-api#definition-clientevent_unsigneddata"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,20 +22,9 @@ from tests.helpers.room_actions import (
 )
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, a_list
-from tests.helpers.sync_requests import sync
+from tests.helpers.sync_requests import events_in, sync
 
 Events = dict[str, dict[str, Any]]
-
-
-def events_in(value: object) -> Iterator[dict[str, Any]]:
-    """Return every event in a response, however deep."""
-    if isinstance(value, dict):
-        if "event_id" in value and "origin_server_ts" in value:
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from events_in(each)
 
 
 class Room:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from homeserver.services.sync.response import SyncResponse
+from tests.helpers.chat_machine import SEED, ChatMachine
+from tests.helpers.room_actions import V3
 from tests.helpers.server import User
 from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
-from tests.sliding_sync.test_fast_path import SEED, V3, ChatMachine
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "6"))
 CLIENTS = 4

@@ -10,6 +10,7 @@ import pytest
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.event_drafts import Draft
 from federation.rooms.receipt_checks import Verdict
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (
     MEMBERS,
@@ -25,11 +26,7 @@ from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, ok, say
 from tests.helpers.server import TestServer, User
 
-ENCRYPTED = {
-    "initial_state": [
-        {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
-    ]
-}
+ENCRYPTED = {"initial_state": [ENCRYPTION_EVENT]}
 
 
 @pytest.mark.parametrize("looks_between", [True, False])

@@ -23,7 +23,7 @@ from storage.engine.database import (
 )
 from storage.filters.filters import FilterStore
 from storage.maintenance.after_restore import SKIPPED_IDS, SKIPPED_POSITIONS, repair_after_restore
-from tests.storage.maintenance.test_copy import write_config
+from tests.helpers.databases import write_config_file
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
 CURVE = "signed_curve25519"
@@ -132,7 +132,7 @@ async def test_a_new_database_needs_no_repair(database: Database) -> None:
 def test_the_command_requires_that_no_server_runs(
     postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, "homeserver.yaml", postgresql)
+    config = write_config_file(tmp_path, "homeserver.yaml", postgresql)
     node = make_engine(postgresql).open_node_channel()
     assert node is not None
     words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
@@ -152,7 +152,7 @@ def test_the_command_refuses_a_backup_mixed_with_the_log_of_another_file(
     file."""
     path, backup = Path(sqlite.path), tmp_path / "backup.db"
     log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
-    config = write_config(tmp_path, "homeserver.yaml", sqlite)
+    config = write_config_file(tmp_path, "homeserver.yaml", sqlite)
     words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
     with closing(sqlite3.connect(path, isolation_level=None)) as server:
         server.execute("PRAGMA journal_mode = WAL")

@@ -18,7 +18,7 @@ from storage.engine.database import (
 )
 from storage.maintenance.copy import CannotCopy, CopyProgress, ProgressLines, copy_database
 from tests.conftest import run_coroutine
-from tests.helpers.databases import PostgresTemplates, open_inline
+from tests.helpers.databases import PostgresTemplates, open_inline, write_config_file
 from tests.helpers.event_search import found, index
 from tests.helpers.server import TestServer, User
 
@@ -320,17 +320,6 @@ def test_a_missing_source_is_not_created(sqlite: SQLiteConfig, tmp_path: Path) -
         copy(sqlite, sqlite)
 
 
-def write_config(folder: Path, name: str, config: Config, server_name: str = "example.org") -> Path:
-    if isinstance(config, SQLiteConfig):
-        section = f"{{name: sqlite3, args: {{database: {config.path}}}}}"
-    else:
-        arguments = ", ".join(f"{name}: {value}" for name, value in config.connect.items())
-        section = f"{{name: psycopg2, args: {{{arguments}}}}}"
-    path = folder / name
-    path.write_text(f"server_name: {server_name}\ndatabase: {section}\n")
-    return path
-
-
 def test_the_command_copies_and_prints_progress(
     sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
@@ -338,10 +327,10 @@ def test_the_command_copies_and_prints_progress(
     count_accounts(database, 2)
     close(database)
     old, new = (
-        write_config(tmp_path, "old.yaml", sqlite),
-        write_config(tmp_path, "new.yaml", postgresql),
+        write_config_file(tmp_path, "old.yaml", sqlite),
+        write_config_file(tmp_path, "new.yaml", postgresql),
     )
-    other = write_config(tmp_path, "other.yaml", postgresql, "example.com")
+    other = write_config_file(tmp_path, "other.yaml", postgresql, "example.com")
 
     def run(target: Path) -> Any:
         return CliRunner().invoke(main, ["copy-database", "--from", str(old), "--to", str(target)])
