@@ -19,12 +19,7 @@ pytest.importorskip(
 
 import matrix_sdk_python as sdk
 
-from tests.clients.rust_sdk import (
-    PASSWORD,
-    Person,
-    person,
-    until,
-)
+from tests.clients.rust_sdk import PASSWORD, Person, person, until
 from tests.clients.rust_sdk_encryption import (
     enable_recovery,
     encrypted_room,

@@ -15,15 +15,7 @@ from tests.helpers.dehydrated_devices import (
     dehydrated_device_keys,
     put_dehydrated_device,
 )
-from tests.helpers.keys import (
-    V3,
-    claim,
-    cross_signing_key,
-    identity_keys,
-    query,
-    sync,
-    upload,
-)
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
 

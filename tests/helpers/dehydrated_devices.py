@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from tests.helpers.keys import (
-    PersonalKey,
-)
+from tests.helpers.keys import PersonalKey
 from tests.helpers.server import User
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"

@@ -8,9 +8,7 @@ from urllib.parse import urlsplit
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
-from tests.helpers.email_addresses import (
-    add_email,
-)
+from tests.helpers.email_addresses import add_email
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.server import TestServer, User
 

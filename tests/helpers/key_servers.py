@@ -9,10 +9,7 @@ from twisted.internet.defer import Deferred
 from federation.peers.client import FederationClient
 from federation.peers.federation_policy import FederationPolicy, make_rules
 from federation.peers.identity import ServerIdentity
-from federation.peers.keyring import (
-    Keyring,
-    Notary,
-)
+from federation.peers.keyring import Keyring, Notary
 from federation.peers.server_keys import ServerKeyClient
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError

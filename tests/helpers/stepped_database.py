@@ -7,12 +7,7 @@ from psycopg2.extensions import cursor
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.engine.database import (
-    PostgresConfig,
-    SQLiteConfig,
-    Transaction,
-    WriteTransaction,
-)
+from storage.engine.database import PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
 from storage.engine.streams import Change, Topic
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline

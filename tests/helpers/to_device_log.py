@@ -7,7 +7,7 @@ import msgspec
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.to_device import (
     DeviceMessage,
-    ToDeviceStore,  # private: SQLite counts the steps of one connection
+    ToDeviceStore,
 )
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction

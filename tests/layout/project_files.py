@@ -2,9 +2,7 @@
 
 from pathlib import Path, PurePosixPath
 
-from tests.layout.rules import (
-    SourceFile,
-)
+from tests.layout.rules import SourceFile
 
 ROOT = Path(__file__).parents[2]
 TEXT_SUFFIXES = {

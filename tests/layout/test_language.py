@@ -4,11 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tests.layout.language import (
-    LANGUAGE_RULES,
-    no_clause_opens_a_docstring,
-    no_private_words,
-)
+from tests.layout.language import LANGUAGE_RULES, no_clause_opens_a_docstring, no_private_words
 from tests.layout.project_files import files_below
 from tests.layout.rules import Rule, SourceFile
 

@@ -11,12 +11,7 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.email_addresses import (
-    CLIENT_SECRET,
-    confirm_on_page,
-    email_auth,
-    request_token,
-)
+from tests.helpers.email_addresses import CLIENT_SECRET, confirm_on_page, email_auth, request_token
 from tests.helpers.email_notifications import (
     EMAIL_CONFIG,
     HOUR,

@@ -12,11 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.errors import RaiseException
 
-from storage.engine.database import (
-    DatabaseUnavailable,
-    Transaction,
-    WriteTransaction,
-)
+from storage.engine.database import DatabaseUnavailable, Transaction, WriteTransaction
 from storage.engine.postgres import ROWS_PER_MESSAGE
 from storage.engine.streams import Change, Stage, Topic
 from tests.conftest import run_coroutine
