@@ -10,7 +10,7 @@ from homeserver.config.load import ConfigError, load_config
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow
 from tests.helpers.browser import Browser
-from tests.helpers.http import Answer
+from tests.helpers.logins import log_in
 from tests.helpers.oauth import Program
 from tests.helpers.server import TestServer, User
 
@@ -45,17 +45,6 @@ def register_expiring(server: TestServer, name: str = "alice", *, address: bool 
         )
     assert server.run(server.app.accounts.renewals.do_set_missing_expiries(10)) == 1
     return user
-
-
-def login(server: TestServer, **further: Any) -> Answer:
-    identifier = {"type": "m.id.user", "user": "alice"}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        **further,
-    }
-    return server.post("/_matrix/client/v3/login", body)
 
 
 def send_emails(server: TestServer) -> int:
@@ -100,7 +89,7 @@ def test_a_session_of_an_expired_account_can_only_log_out(server: TestServer) ->
 
 def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> None:
     alice = register_expiring(server)
-    refreshable = login(server, refresh_token=True).json
+    refreshable = log_in(server, "alice", refresh_token=True).json
     server.clock.advance(100 * DAY - 60)
     token = alice.post("/_matrix/client/v1/login/get_token").json["login_token"]
     program, browser = Program(server), Browser(server)
@@ -112,9 +101,9 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
         server.app.accounts.application_passwords.do_create(alice.user_id, "Bot", None, epoch=0)
     )
     server.clock.advance(60)
-    assert login(server).errcode == EXPIRED
-    assert login(server, password=password).errcode == EXPIRED
-    assert login(server, type="m.login.token", token=token).errcode == EXPIRED
+    assert log_in(server, "alice").errcode == EXPIRED
+    assert log_in(server, "alice", password=password).errcode == EXPIRED
+    assert log_in(server, "alice", type="m.login.token", token=token).errcode == EXPIRED
     assert program.exchange(code).json["error"] == "invalid_grant"
     # a refresh still works: the client keeps its session for the time after the renewal, and can
     # request the e-mail
@@ -137,7 +126,7 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
 def test_a_wrong_password_does_not_reveal_the_expiry(server: TestServer) -> None:
     register_expiring(server)
     server.clock.advance(100 * DAY)
-    assert login(server, password="wrong").errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice", password="wrong").errcode == "M_FORBIDDEN"
 
 
 def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
@@ -281,7 +270,7 @@ def test_a_server_with_disabled_validity_ignores_stored_expiry_times(
     alice = register_expiring(expiring)
     disabled = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
     assert disabled.get(WHOAMI, token=alice.token).status == 200
-    assert login(disabled).status == 200
+    assert log_in(disabled, "alice").status == 200
     assert disabled.run(disabled.app.accounts.renewals.do_set_missing_expiries(10)) == 0
     assert send_emails(disabled) == 0
     assert disabled.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"

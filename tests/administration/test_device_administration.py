@@ -21,6 +21,7 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
 from tests.helpers.push_gateway import set_pusher
@@ -59,14 +60,7 @@ def delete_devices(user: User | str) -> str:
 
 
 def sign_in(server: TestServer, user: User, device_id: str | None = None, **further: Any) -> User:
-    who = {"type": "m.id.user", "user": user.user_id}
-    body = {
-        "type": "m.login.password",
-        "identifier": who,
-        "password": "wonderland",
-        "device_id": device_id,
-        **further,
-    }
+    body = {**password_auth(user.user_id), "device_id": device_id, **further}
     answer = server.post(f"{V3}/login", body)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
@@ -250,8 +244,7 @@ def test_removing_a_device_signs_it_out_and_deletes_its_data(
 
 
 def _password(user: User) -> dict[str, Any]:
-    who = {"type": "m.id.user", "user": user.user_id}
-    return {"type": "m.login.password", "identifier": who, "password": "wonderland"}
+    return password_auth(user.user_id)
 
 
 def test_a_session_of_the_oauth_api_ends_with_its_device(

@@ -16,6 +16,7 @@ from tests.helpers.dehydrated_devices import (
     put_dehydrated_device,
 )
 from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 
@@ -184,12 +185,7 @@ def test_a_dehydrated_device_is_deleted_with_all_sessions_and_with_other_devices
 ) -> None:
     put_dehydrated_device(alice)
     answer = alice.delete(f"{V3}/devices/{quote(DEVICE_ID, safe='')}", {})
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "session": answer.json["session"],
-    }
+    auth = {**password_auth(alice.user_id), "session": answer.json["session"]}
     assert alice.delete(f"{V3}/devices/{quote(DEVICE_ID, safe='')}", {"auth": auth}).status == 200
     assert alice.get(PATH).status == 404
     put_dehydrated_device(alice)
@@ -204,12 +200,7 @@ def test_a_dehydrated_device_is_refused_at_login_and_cannot_replace_a_session(
     answer = alice.put(PATH, dehydrated_device(alice, alice.device_id))
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     put_dehydrated_device(alice)
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": DEVICE_ID,
-    }
+    login = {**password_auth(alice.user_id), "device_id": DEVICE_ID}
     assert server.post(f"{V3}/login", login).errcode == "M_FORBIDDEN"
     _, master = cross_signing_key(alice, "master", 2)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
@@ -257,12 +248,7 @@ def test_the_user_can_sign_in_on_another_device(alice: User, bob: User) -> None:
 def test_the_device_id_cannot_be_the_wildcard(server: TestServer) -> None:
     """Messages to all devices would go to this device alone."""
     alice = server.register("alice")
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": "*",
-    }
+    login = {**password_auth(alice.user_id), "device_id": "*"}
     account = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
     for answer in (
         server.post(f"{V3}/login", login),

@@ -30,6 +30,7 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 
@@ -275,12 +276,7 @@ def test_no_device_has_the_name_of_a_cross_signing_key(server: TestServer, alice
     _, master = cross_signing_key(alice, "master", 2)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     (public,) = master["keys"].values()
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": public,
-    }
+    login = {**password_auth(alice.user_id), "device_id": public}
     answer = server.post(f"{V3}/login", login)
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
@@ -293,11 +289,7 @@ def test_signatures_of_other_users_keys_are_visible_only_to_the_signer(
         server,
         server.post(
             f"{V3}/login",
-            {
-                "type": "m.login.password",
-                "identifier": {"type": "m.id.user", "user": alice.user_id},
-                "password": "wonderland",
-            },
+            password_auth(alice.user_id),
         ).json,
     )
     encrypted_room(alice, bob, carol)
@@ -395,12 +387,7 @@ def test_replacing_cross_signing_keys_needs_confirmation(alice: User) -> None:
         _, master = cross_signing_key(alice, "master", seed)
         answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master})
         assert answer.status == (200 if seed == 2 else 401)
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "session": answer.json["session"],
-    }
+    auth = {**password_auth(alice.user_id), "session": answer.json["session"]}
     assert (
         alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "auth": auth}).status
         == 200
@@ -468,11 +455,7 @@ def test_cached_key_counts_match_the_database(
     """Counts of two devices of one user, after uploads and claims, some of them on another node."""
     names = iter(f"k{number}" for number in count())
     alice, bob = server.register(f"alice{uuid4().hex}"), server.register(f"bob{uuid4().hex}")
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-    }
+    login = password_auth(bob.user_id)
     devices = [bob, User(server, server.post(f"{V3}/login", login).json)]
     store = DeviceKeyStore(server.app.database)
     for step, at in steps:

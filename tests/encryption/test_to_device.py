@@ -20,8 +20,9 @@ from storage.encryption.to_device import DELETE_CHUNK, LOG_RETENTION_MS, MIN_LOG
 from storage.engine.database import Database, SQLiteConfig, WriteTransaction
 from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.encrypted_rooms import another_device, numbers_in
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.keys import V3, sync
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.server import TestServer, User
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -179,11 +180,7 @@ def test_one_request_reaches_a_bounded_number_of_devices(
 
 
 def test_a_wildcard_means_the_existing_devices(server: TestServer, alice: User, bob: User) -> None:
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-    }
+    login = password_auth(bob.user_id)
     second = User(server, server.post(f"{V3}/login", login).json)
     body = {"messages": {bob.user_id: {"*": {"n": 1}}, alice.user_id: {"*": {"n": 2}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
@@ -204,12 +201,7 @@ def send_numbers(sender: User, to: User, numbers: range) -> None:
 def test_messages_for_a_deleted_device_are_deleted(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     body: dict[str, Any] = {"messages": {bob.user_id: {"NOSUCHDEVICE": {}, bob.device_id: {}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     assert bob.post(f"{V3}/logout", {}).status == 200
@@ -242,12 +234,7 @@ def test_a_new_session_gets_no_message_of_its_devices_old_session(
     send_numbers(alice, bob, range(3))
     bob.server = there
     assert bob.post(f"{V3}/{ends}", {}).status == 200
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     new = User(here, here.post(f"{V3}/login", login).json)
     assert (new.device_id, to_device_of(new, None)) == (bob.device_id, [])
     assert to_device_of(new, since.split("_")[0].lstrip("s")) == []
@@ -268,12 +255,7 @@ def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_o
     send_numbers(alice, bob, range(3))
     bob.server = there
     assert bob.post(f"{V3}/logout", {}).status == 200
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     new = User(here, there.post(f"{V3}/login", login).json)
     assert to_device_of(new, None) == []
     assert numbers_in(sync(new)) == []

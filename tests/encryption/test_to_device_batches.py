@@ -16,6 +16,7 @@ from tests.helpers.databases import open_inline
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 
@@ -38,8 +39,7 @@ class World:
         return User(self.server, self.do(f"{V3}/register", body))
 
     def another(self, user: User) -> User:
-        name = {"type": "m.id.user", "user": user.user_id}
-        login = {"type": "m.login.password", "identifier": name, "password": "wonderland"}
+        login = password_auth(user.user_id)
         return User(self.server, self.do(f"{V3}/login", login))
 
     def send(self, by: User, txn_id: str, messages: Any) -> Pending:

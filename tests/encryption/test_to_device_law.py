@@ -21,6 +21,7 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import open_inline, silence
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 PAGE = 5
@@ -116,12 +117,7 @@ class World:
         self.nodes[at].run(self.databases[at].catch_up())
 
     def _log_in(self, name: str) -> Device:
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.bob.user_id},
-            "password": "wonderland",
-            "device_id": name,
-        }
+        login = {**password_auth(self.bob.user_id), "device_id": name}
         return Device(
             User(self.nodes[self.here], self.nodes[self.here].post(f"{V3}/login", login).json)
         )

@@ -13,6 +13,7 @@ import pytest
 from homeserver.services.sync import device_sections, to_device_cache
 from homeserver.services.sync.device_sections import MESSAGES_PER_RESPONSE
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 AN_ANSWER = 12
@@ -30,12 +31,7 @@ class Device:
         self.token = ""
 
     def log_in(self) -> None:
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.user.user_id},
-            "password": "wonderland",
-            "device_id": self.device_id,
-        }
+        login = {**password_auth(self.user.user_id), "device_id": self.device_id}
         self.token = self.server.post(f"{V3}/login", login).json["access_token"]
         self.sent, self.heard, self.since = [], 0, ""
 

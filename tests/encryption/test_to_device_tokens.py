@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from storage.encryption.to_device import MIN_LOGGED
-from tests.helpers.encrypted_rooms import another_device, numbers_in
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.keys import V3, sync
+from tests.helpers.logins import another_device
 from tests.helpers.server import TestServer
 
 

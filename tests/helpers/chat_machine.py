@@ -15,6 +15,7 @@ from homeserver.services.sliding_sync import batches, room_entry
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import STABLE, UNSTABLE, act
@@ -122,11 +123,7 @@ class ChatMachine(RuleBasedStateMachine):
         self.path, self.started = path, 1
         self.server = TestServer(path, self.database, RETENTION)
         self.people = [self.server.register(name) for name in ("alice", "bob", "carol")]
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        }
+        login = password_auth("alice")
         phone = User(self.server, self.server.post(f"{V3}/login", login).json)
         self.devices = [self.people[0], self.people[0], phone]
         self.rooms: list[str] = []

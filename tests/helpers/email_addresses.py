@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import V3
 from tests.helpers.server import TestServer, User
 
@@ -57,14 +58,6 @@ def validate_email(
 
 def email_auth(creds: dict[str, str]) -> dict[str, object]:
     return {"type": "m.login.email.identity", "threepid_creds": creds}
-
-
-def password_auth(name: str, password: str = "wonderland") -> dict[str, object]:
-    return {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
 
 
 def add_email(server: TestServer, user: User, email: str = "alice@example.com") -> None:

@@ -7,7 +7,7 @@ from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, one_time_keys, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.room_actions import set_state
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import User
 
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
 ENCRYPTION_EVENT = {"type": "m.room.encryption", "state_key": "", "content": ENCRYPTED}
@@ -28,23 +28,6 @@ async def encrypted_room(network: Network) -> Shared:
         )
     network.settle()
     return room
-
-
-def another_device(
-    user: User, device_id: str | None = None, *, server: TestServer | None = None
-) -> User:
-    """Sign the user in on a new device, or again on a given one.
-
-    `server`: the server to sign in at, if it is not the one of the user's session.
-    """
-    server = server or user.server
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
-    answer = server.post(
-        f"{V3}/login", body if device_id is None else {**body, "device_id": device_id}
-    )
-    assert answer.status == 200, answer.body
-    return User(server, answer.json)
 
 
 def begin_claim(room: Shared) -> Pending:

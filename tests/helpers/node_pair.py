@@ -10,7 +10,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.recording_wire import RecordingWire
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 POSTGRES_CONFIG = "database: {name: psycopg2, args: {}}\n"
 CONFIG = """database: {name: psycopg2, args: {}}
@@ -94,8 +94,7 @@ class NodePair:
         return self._at(1, user)
 
     def _at(self, number: int, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.servers[number], session)
+        return move_user(self.servers[number], user)
 
     def wait(self, seconds: float = 1.0) -> None:
         """Advance the clock of both nodes."""
@@ -131,8 +130,7 @@ class PollingNodes:
     def here_and_there(self, name: str) -> tuple[User, User]:
         """Register a user and return the session at both nodes."""
         here = self.first.register(name)
-        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
-        return here, User(self.second, session)
+        return here, move_user(self.second, here)
 
     def wait(self) -> None:
         """Advance the clock by a second."""

@@ -12,6 +12,7 @@ from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
+from tests.helpers.logins import log_in
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
 
@@ -21,17 +22,8 @@ def server(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> TestServe
     return TestServer(tmp_path, sqlite_database, config_of(slapd))
 
 
-def login(server: TestServer, name: str, password: str = "wonderland") -> Answer:
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
-    return server.post("/_matrix/client/v3/login", body)
-
-
 def signed_in(server: TestServer, name: str, password: str = "wonderland") -> User:
-    answer = login(server, name, password)
+    answer = log_in(server, name, password)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
 
@@ -87,7 +79,7 @@ def test_wrong_names_and_passwords_are_refused(server: TestServer, slapd: Slapd)
         ("", "wonderland"),
         ("bob\0", "wonderland"),
     ):
-        answer = login(server, name, password)
+        answer = log_in(server, name, password)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), (name, password)
     assert signed_in(server, "bob").user_id == "@bob:example.org"
 
@@ -105,10 +97,10 @@ def test_an_account_belongs_to_the_entry_not_the_name(server: TestServer, slapd:
     carol = signed_in(server, "carol", "first")
     slapd.remove_person("carol")
     slapd.add_person("carol", "second")  # another person with that name
-    assert login(server, "carol", "second").status == 403
+    assert log_in(server, "carol", "second").status == 403
     look(server)  # the first Carol was removed
     assert whoami(carol).status == 401
-    assert login(server, "carol", "second").status == 403
+    assert log_in(server, "carol", "second").status == 403
 
 
 def test_existing_accounts_are_linked_only_if_configured(
@@ -117,7 +109,7 @@ def test_existing_accounts_are_linked_only_if_configured(
     server = TestServer(tmp_path, sqlite_database, config_of(slapd))
     slapd.add_person("dora", "directory")
     server.register("dora", "own")
-    assert login(server, "dora", "directory").status == 403
+    assert log_in(server, "dora", "directory").status == 403
     assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
     server = TestServer(
         tmp_path, sqlite_database, config_of(slapd, "  allow_existing_users: true"), 2
@@ -136,7 +128,7 @@ def test_local_passwords_can_be_disabled(
     server = TestServer(tmp_path, sqlite_database, further)
     slapd.add_person("emil", "directory")
     server.register("emil", "own")
-    assert login(server, "emil", "own").status == 403
+    assert log_in(server, "emil", "own").status == 403
     assert signed_in(server, "emil", "directory").user_id == "@emil:example.org"
 
 
@@ -301,8 +293,8 @@ ldap_providers:
 """
     server = TestServer(tmp_path, sqlite_database, further)
     assert signed_in(server, "hal,9000").user_id == "@hal=2c9000:example.org"
-    assert login(server, "hal,9000", "wrong").status == 403
-    assert login(server, "hal", "wonderland").status == 403
+    assert log_in(server, "hal,9000", "wrong").status == 403
+    assert log_in(server, "hal", "wonderland").status == 403
 
 
 def test_an_invalid_certificate_is_refused(
@@ -320,7 +312,7 @@ def test_an_invalid_certificate_is_refused(
             f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority},"
             f" base: '{PEOPLE}', mode: bind}}]"
         )
-        answer = login(TestServer(tmp_path, sqlite_database, further), "ida")
+        answer = log_in(TestServer(tmp_path, sqlite_database, further), "ida")
         assert (answer.status, answer.errcode) == (503, "M_UNKNOWN"), uri
 
 
@@ -338,14 +330,14 @@ def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: s
     getattr(slapd, leaves)(goes)
     look(server)
     assert (whoami(staying).status, whoami(going).status) == (200, 401)
-    assert login(server, goes).status == 403
+    assert log_in(server, goes).status == 403
 
 
 def test_a_login_of_a_removed_user_starts_a_check(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("jack")
     jack = signed_in(server, "jack")
     slapd.remove_from_staff("jack")
-    assert login(server, "jack").status == 403
+    assert log_in(server, "jack").status == 403
     assert whoami(jack).status == 401
 
 
@@ -363,7 +355,7 @@ def test_a_returned_user_is_unlocked(
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
         slapd.add_to_staff(uid)
-    assert login(server, "karl").errcode == "M_USER_LOCKED"
+    assert log_in(server, "karl").errcode == "M_USER_LOCKED"
     assert audit_records(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
     assert whoami(kate).status == 200
@@ -385,7 +377,7 @@ def test_a_faulty_directory_removes_nobody(
 
     slapd.stop()  # the directory does not respond
     assert all_are_here()
-    answer = login(server, names[0])
+    answer = log_in(server, names[0])
     assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
     slapd.start()
 

@@ -9,6 +9,7 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 from tests.oauth.conftest import browser, program, server
@@ -139,11 +140,7 @@ def test_a_user_ends_all_other_sessions_by_sso(
     other_app = server.register("bob")
     older = server.post(
         "/_matrix/client/v3/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        },
+        password_auth("alice"),
     )
     alice = User(server, older.json)
     other = Browser(server)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database
+from tests.helpers.logins import password_auth
 from tests.helpers.retention import track_references
 from tests.helpers.server import TestServer, User
 
@@ -277,11 +278,7 @@ def test_the_files_of_a_room_are_deleted_when_all_users_forgot_it(
 
 
 def _deactivate(user: User, *, erase: bool) -> None:
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
+    auth = password_auth(user.user_id)
     path = "/_matrix/client/v3/account/deactivate"
     session = user.post(path, {"erase": erase}).json["session"]
     assert user.post(path, {"erase": erase, "auth": {**auth, "session": session}}).status == 200

@@ -16,8 +16,8 @@ from federation.protocol.ids import UserID
 from homeserver.services.encryption.device_keys import build_public_keys, present_keys
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
-from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.node_pair import PollingNodes
 from tests.helpers.server import TestServer, User
 
@@ -131,8 +131,7 @@ class KeyModel:
         person.master = body
         answer = user.post(f"{V3}/keys/device_signing/upload", keys)
         if answer.status == 401:
-            identifier = {"type": "m.id.user", "user": user.user_id}
-            auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+            auth = password_auth(user.user_id)
             auth["session"] = answer.json["session"]
             answer = user.post(f"{V3}/keys/device_signing/upload", {**keys, "auth": auth})
         assert answer.status == 200, answer.body

@@ -8,7 +8,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.network import Network, NetworkWire
 from tests.helpers.room_actions import V3, create, get_state, invite, membership, ok
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, move_user
 
 NORTH, SOUTH = "north.example", "south.example"
 
@@ -44,9 +44,7 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
     )
     assert other.app.peer_nodes is not None
     other.app.peer_nodes.start()
-    there = User(
-        other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-    )
+    there = move_user(other, bob)
     room_id = create(alice, preset="public_chat")
     invite(alice, room_id, bob)
     network.cut(NORTH, SOUTH)

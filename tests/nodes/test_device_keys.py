@@ -11,8 +11,9 @@ from federation.protocol.ids import UserID
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT, another_device
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
+from tests.helpers.logins import another_device
 from tests.helpers.node_pair import POSTGRES_CONFIG, PollingNodes
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync

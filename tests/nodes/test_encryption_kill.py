@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from storage.encryption.to_device import MIN_LOGGED
 from storage.engine.database import PostgresConfig, SQLiteConfig
+from tests.helpers.logins import password_auth
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.server_process import RunningServer, ServerFiles
 
@@ -110,11 +111,7 @@ def test_no_key_is_claimed_twice_and_no_message_is_lost(
             server.request("POST", f"{V3}/keys/upload", {"one_time_keys": keys}, token=bobs).status
             == 200
         )
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "bob"},
-            "password": "wonderland",
-        }
+        login = password_auth("bob")
         others = [
             server.request("POST", f"{V3}/login", login).json["device_id"]
             for _ in range(MIN_LOGGED)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import V3, identity_keys, query, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.node_pair import PollingNodes
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
@@ -88,13 +89,7 @@ class EncryptionModel:
     def _begin(self, node: TestServer, name: str) -> None:
         if name in self._devices:
             return
-        identifier = {"type": "m.id.user", "user": self._bob.user_id}
-        body = {
-            "type": "m.login.password",
-            "identifier": identifier,
-            "password": "wonderland",
-            "device_id": name,
-        }
+        body = {**password_auth(self._bob.user_id), "device_id": name}
         answer = node.post(f"{V3}/login", body)
         assert answer.status == 200, answer.body
         user = User(node, answer.json)

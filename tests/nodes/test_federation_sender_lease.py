@@ -16,7 +16,7 @@ from tests.helpers.databases import open_inline
 from tests.helpers.federation_sender import DESTINATIONS
 from tests.helpers.leases import kill_part, set_node
 from tests.helpers.recording_wire import RecordingWire, pretend_member
-from tests.helpers.server import TestServer, User, make_admin
+from tests.helpers.server import TestServer, make_admin, move_user
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
@@ -46,13 +46,10 @@ class SendingNodes:
         )
 
     def say(self, node: int, text: str) -> None:
-        session = {
-            "user_id": self.alice.user_id,
-            "access_token": self.alice.token,
-            "device_id": self.alice.device_id,
-        }
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
-        answer = User(self.servers[node], session).put(path, {"msgtype": "m.text", "body": text})
+        answer = move_user(self.servers[node], self.alice).put(
+            path, {"msgtype": "m.text", "body": text}
+        )
         assert answer.status == 200, answer.body
 
     def wait(self, seconds: int = 1) -> None:

@@ -10,7 +10,7 @@ from tests.helpers.large_rooms import is_whole, lazily, messages, soft_fail_in_p
 from tests.helpers.network import Network, NetworkWire
 from tests.helpers.remote_membership import SOUTH, WEST
 from tests.helpers.room_actions import ok, room_path
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, move_user
 
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
 
@@ -43,9 +43,7 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
         clock=network.clock,
         wire=NetworkWire(network, SOUTH),
     )
-    there = User(
-        other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-    )
+    there = move_user(other, bob)
     assert other.app.peer_nodes is not None
     other.app.peer_nodes.start()
     network.clock.advance(1)

@@ -19,8 +19,9 @@ from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import sync
 from tests.helpers.leases import kill_part, set_node
+from tests.helpers.logins import password_auth
 from tests.helpers.push_gateway import PushGateway, set_pusher
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import poll, token
 
 V3 = "/_matrix/client/v3"
@@ -51,8 +52,7 @@ class PushingNodes:
         assert self.alice.post(f"{V3}/join/{self.room_id}").status == 200
 
     def on(self, node: int, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.servers[node], session)
+        return move_user(self.servers[node], user)
 
     def say(self, node: int, text: str) -> str:
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
@@ -392,8 +392,7 @@ def test_a_user_who_reads_at_the_pushing_node_gets_no_push_for_a_receipt_on_any_
     """The pushing node does not know that a user reads through the other node, and pushes at
     once."""
     set_pusher(nodes.alice)
-    identifier = {"type": "m.id.user", "user": nodes.alice.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    body = password_auth(nodes.alice.user_id)
     desk = User(nodes.servers[0], nodes.servers[0].post(f"{V3}/login", body).json)
 
     def read(event_id: str) -> None:

@@ -16,6 +16,7 @@ from psycopg2.extensions import make_dsn
 
 from homeserver.cluster.peer_nodes import TRUST_SECONDS
 from storage.engine.database import PostgresConfig
+from tests.helpers.logins import password_auth
 from tests.helpers.programs import run_program
 from tests.helpers.server_process import SECONDS_TO_START, RunningServer, ServerFiles
 
@@ -45,10 +46,7 @@ ENDED = (401, "M_UNKNOWN_TOKEN")
 
 
 def sign_in(server: RunningServer, password: str = "wonderland", name: str = "alice") -> str:
-    who = {"type": "m.id.user", "user": name}
-    reply = server.request(
-        "POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password}
-    )
+    reply = server.request("POST", f"{V3}/login", password_auth(name, password))
     assert reply.status == 200, reply.body
     return str(reply.json["access_token"])
 

@@ -9,7 +9,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.push.user_rules import UserRuleCache, UserRules
 from tests.helpers.node_pair import PollingNodes
 from tests.helpers.room_actions import create, say, set_state
-from tests.helpers.server import User
+from tests.helpers.server import move_user
 from tests.helpers.sliding_client import SlidingClient, a_list, act, state_of
 from tests.helpers.sync_requests import sync
 
@@ -129,10 +129,7 @@ def test_push_rules_changed_through_one_node_apply_on_the_other(
     bob, bob_there = polling_nodes.here_and_there("bob")
     room_id = create(alice, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}").status == 200
-    alice_there = User(
-        polling_nodes.second,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    alice_there = move_user(polling_nodes.second, alice)
     polling_nodes.wait()
 
     def counts() -> list[int]:

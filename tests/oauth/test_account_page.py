@@ -13,6 +13,7 @@ from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser, press
 from tests.helpers.keys import cross_signing_key
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 
@@ -334,11 +335,7 @@ def test_the_downloaded_file_has_all_stored_data(server: TestServer, browser: Br
 
 
 def _user(server: TestServer) -> User:
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     return User(server, server.post("/_matrix/client/v3/login", body).json)
 
 

@@ -15,6 +15,7 @@ from storage.login.access_tokens import RACE_MS
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG, METADATA, Program
 from tests.helpers.server import TestServer, User
 
@@ -273,11 +274,7 @@ def test_a_session_ends_by_logout_and_device_deletion(program: Program, browser:
 
 
 def test_oauth_sessions_cannot_use_password_confirmation(alice: User) -> None:
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    proof = password_auth("alice")
     for path, body in (
         ("account/password", {"new_password": "x"}),
         ("account/deactivate", {}),

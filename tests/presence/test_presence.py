@@ -14,6 +14,7 @@ from homeserver.services.presence.states import State
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import PresenceStore
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import Json, Rooms, poll, sync
@@ -69,18 +70,6 @@ def presence_in(answer: Any) -> dict[str, Any]:
 
 def states(answer: Any) -> dict[str, str]:
     return {user_id: content["presence"] for user_id, content in presence_in(answer).items()}
-
-
-def again(user: User, name: str = "another") -> User:
-    """The same user with another device."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "device_id": name,
-    }
-    return User(
-        user.server, ok(user.server.post(f"{V3}/login", {**body, "password": "wonderland"}))
-    )
 
 
 def test_a_syncing_user_is_online_for_users_who_share_a_room(
@@ -209,7 +198,7 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
 
 def test_the_most_present_device_counts(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
-    phone = again(bob, "PHONE")
+    phone = another_device(bob, "PHONE")
     sync(phone, set_presence="unavailable")
     assert status(alice, bob)["presence"] == "unavailable"
     sync(bob, set_presence="online")
@@ -485,11 +474,7 @@ def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> No
     turn(server)
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
     server.app.presence.start()
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    auth = password_auth("bob")
     ok(bob.post(f"{V3}/account/deactivate", {"auth": auth}))
     wait(server, 61)
     assert states(sync(alice, set_presence="offline")) == {}

@@ -25,7 +25,7 @@ from tests.helpers.notified_rooms import (
 )
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 V3 = "/_matrix/client/v3"
 ENABLED = "org.matrix.msc3881.enabled"
@@ -146,8 +146,7 @@ def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
     pass_time(server, 70, 1)
     set_pusher(alice, **{ENABLED: False})
     later = crash(server, tmp_path, gateway)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    alice = User(later, session)
+    alice = move_user(later, alice)
     send_private_receipt(alice, room_id, event_id)
     pass_time(later, 5, 1)
 
@@ -173,8 +172,7 @@ def test_a_pusher_that_is_enabled_after_a_restart_gets_the_badge(
     send_private_receipt(alice, room_id, event_id)
     pass_time(server, 5, 1)
     later = crash(server, tmp_path, gateway)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    set_pusher(User(later, session), **{ENABLED: True})
+    set_pusher(move_user(later, alice), **{ENABLED: True})
     pass_time(later, 5, 1)
     assert gateway.badges == [0]
 

@@ -25,6 +25,7 @@ from tests.helpers.email_notifications import (
 )
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.leases import stop_renewing
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
@@ -351,8 +352,7 @@ def test_an_email_pusher_needs_an_address_of_the_account(server: TestServer) -> 
 
 def test_an_email_pusher_ends_with_the_address_and_not_with_the_session(server: TestServer) -> None:
     alice = register_email_reader(server)
-    identifier = {"type": "m.id.user", "user": "alice"}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    body = password_auth("alice")
     other = User(server, server.post(f"{V3}/login", body).json)
     alice.post(f"{V3}/logout")
     assert len(other.get(f"{V3}/pushers").json["pushers"]) == 1

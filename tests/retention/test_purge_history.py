@@ -25,7 +25,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import START, TestServer, User, make_admin
+from tests.helpers.server import START, TestServer, User, make_admin, move_user
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -176,15 +176,11 @@ def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> No
     assert server.run(server.app.retention.purges.do_step(10)) == 10
     server.run(server.app.stop())
     again = TestServer(tmp_path, open_inline(sqlite), seed=2)
-    ours = {each.user_id: User(again, vars_of(each)) for each in (alice, root)}
+    ours = {each.user_id: move_user(again, each) for each in (alice, root)}
     assert status(ours[root.user_id], purge_id) == {"status": "active", "messages": 10}
     work(again)
     assert status(ours[root.user_id], purge_id) == {"status": "complete", "messages": 24}
     assert all_texts(ours[alice.user_id], room_id) == ["24"]
-
-
-def vars_of(user: User) -> dict[str, str]:
-    return {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
 
 
 def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User) -> None:
@@ -287,7 +283,7 @@ def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLite
     server.run(server.app.stop())
     again = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
     work(again)
-    root = User(again, vars_of(root))
+    root = move_user(again, root)
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
     assert failed == {
         "status": "failed",

@@ -15,6 +15,7 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.transaction import WriteTransaction
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import create, join, leave, ok, put_event, room_path, say, set_state
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, a_list
@@ -66,11 +67,7 @@ class ErasedUserRooms:
         leave(self.carol, self.room_id)
         self.unseen = say(self.erin, self.room_id, f"{SECRET} last")
         set_state(self.erin, self.room_id, "m.room.topic", {"topic": f"{SECRET} and tea"})
-        proof = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.erin.user_id},
-            "password": "wonderland",
-        }
+        proof = password_auth(self.erin.user_id)
         ok(self.erin.post("/_matrix/client/v3/account/deactivate", {"erase": True, "auth": proof}))
         set_state(self.bob, self.room_id, "m.room.topic", {"topic": "tea"})
         settle(server)

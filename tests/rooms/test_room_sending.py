@@ -10,6 +10,7 @@ from federation.rooms.engine import MAX_REBUILDS
 from storage.engine.database import Database
 from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from tests.helpers.databases import QueryCounter, open_inline, sqlite_config
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import (
     V3,
     all_texts,
@@ -79,11 +80,7 @@ def test_a_transaction_id_belongs_to_one_device_and_path(server: TestServer, ali
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        },
+        password_auth("alice"),
     )
     phone = User(server, ok(answer))
     event_ids = [
@@ -102,12 +99,7 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
     one of the last time."""
     bob = server.register("bob")
     room_id = create(alice)
-    sign_in = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-        "device_id": "BOT",
-    }
+    sign_in = {**password_auth("alice"), "device_id": "BOT"}
     answers = []
     for text in ("first", "second"):
         server.clock.advance(1)

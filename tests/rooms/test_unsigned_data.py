@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -153,11 +154,7 @@ def test_only_the_sending_device_gets_the_transaction_id(
     room: Room, way: Callable[[Room, User], object]
 ) -> None:
     assert read(way, room, room.bob)[room.own]["unsigned"]["transaction_id"] == "txn-1"
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    body = password_auth("bob")
     phone = User(room.server, ok(room.server.post("/_matrix/client/v3/login", body)))
     for other in (phone, room.alice):
         assert "transaction_id" not in read(way, room, other)[room.own]["unsigned"]

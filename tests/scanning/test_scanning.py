@@ -23,7 +23,7 @@ from tests.helpers.media_scanning import (
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.preview_sites import LinkedPages
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
-from tests.helpers.server import User, make_admin
+from tests.helpers.server import User, make_admin, move_user
 
 
 def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) -> None:
@@ -159,17 +159,11 @@ def test_files_too_large_to_be_scanned_follow_the_configuration(
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 1000}
     assert send(alice, bytes(1000)).status == 200
     passing = place.server(clamd(scanners, ", max_size: 1000, oversized_files: pass"))
-    user = User(
-        passing,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    user = move_user(passing, alice)
     assert user.get("/_matrix/client/v1/media/config").json["m.upload.size"] > 1000
     address = upload(user, long)
     assert user.get(f"{DOWNLOAD}/{address}").body == long
-    strict = User(
-        server,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    strict = move_user(server, alice)
     assert strict.get(f"{DOWNLOAD}/{address}").status == 403
     scans = {each["media_id"]: each["scan"] for each in strict.get(MINE).json["media"]}
     assert scans[address.partition("/")[2]] is None
@@ -180,12 +174,7 @@ def test_older_files_are_scanned_when_they_are_requested(
 ) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, body) for body in (EICAR, TEA)]
-    session = {
-        "user_id": before.user_id,
-        "access_token": before.token,
-        "device_id": before.device_id,
-    }
-    alice = User(place.server(clamd(scanners)), session)
+    alice = move_user(place.server(clamd(scanners)), before)
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200]
     assert latest(alice)["scan"]["state"] == "clean"
 

@@ -24,7 +24,7 @@ from tests.helpers.media_scanning import (
     metric,
 )
 from tests.helpers.scanners import EICAR, RunningScanners
-from tests.helpers.server import User, make_admin
+from tests.helpers.server import User, make_admin, move_user
 
 AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 
@@ -249,15 +249,10 @@ def test_older_files_served_unscanned_are_scanned_later(
 ) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, EICAR + b"%d" % number) for number in range(4)]
-    session = {
-        "user_id": before.user_id,
-        "access_token": before.token,
-        "device_id": before.device_id,
-    }
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners, ", unreachable: pass"))
-        alice = User(server, session)
+        alice = move_user(server, before)
         assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [200] * 4
         server.clock.advance(60)
         do_jobs(server)  # of those that it has taken, it tries one

@@ -24,7 +24,7 @@ from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.event_search import all_pages, ask, begin_jobs, found, settle
 from tests.helpers.room_actions import create, ok, put_event, redact, refused, room_path, say
 from tests.helpers.rooms import BOB, RoomParts
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 
 def test_existing_messages_are_indexed(server: TestServer) -> None:
@@ -97,10 +97,7 @@ def test_a_change_of_languages_rebuilds_the_index(
     said = say(alice, create(alice), "Китоблар")
     settle(server)
     assert (found(alice, "китоб"), found(alice, "kitob")) == ([said], [])
-    again = User(
-        start("uz, en", 2),
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    again = move_user(start("uz, en", 2), alice)
     assert (found(again, "китоб"), found(again, "kitob")) == ([said], [said])
 
 
@@ -111,10 +108,7 @@ def test_disabling_search_deletes_the_index(tmp_path: Path, sqlite_database: Dat
         settle(server)
         if alice is None:
             return server.register("alice")
-        return User(
-            server,
-            {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-        )
+        return move_user(server, alice)
 
     def texts(txn: Transaction) -> int:
         return len(txn.query("SELECT event_nid FROM searchable_events"))

@@ -19,11 +19,11 @@ from tests.helpers.email_addresses import (
     confirm_on_page,
     email_auth,
     link_in_email,
-    password_auth,
     request_token,
     validate_email,
 )
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -11,6 +11,7 @@ import pytest
 from homeserver.config.load import ConfigError, load_config
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 from tests.helpers.sms import SMSGateway
 
@@ -69,18 +70,10 @@ def by_phone(creds: dict[str, str]) -> dict[str, object]:
     return {"type": "m.login.msisdn", "threepid_creds": creds}
 
 
-def proof(name: str, password: str = "wonderland") -> dict[str, object]:
-    return {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
-
-
 def add(server: TestServer, gateway: SMSGateway, user: User, number: str = NUMBER) -> None:
     name = user.user_id[1:].partition(":")[0]
     creds = validate(server, gateway, "account/3pid", number)
-    answer = user.post(f"{V3}/account/3pid/add", {**creds, "auth": proof(name)})
+    answer = user.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth(name)})
     assert answer.status == 200, answer.body
 
 
@@ -133,9 +126,12 @@ def test_a_number_is_added_signs_in_and_is_removed(server: TestServer, gateway: 
     creds = validate(server, gateway, "account/3pid")
     challenge = alice.post(f"{V3}/account/3pid/add", creds)
     assert (challenge.status, challenge.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
-    assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
     assert (
-        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("alice")}).status
+        == 200
+    )
+    assert (
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("alice")}).errcode
         == "M_THREEPID_AUTH_FAILED"
     )
 
@@ -185,7 +181,7 @@ def test_a_number_belongs_to_one_account_and_a_code_to_one_purpose(
     assert len(gateway.requests) == 1
     creds = validate(server, gateway, "register", OTHER)
     assert (
-        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")}).errcode
+        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("bob")}).errcode
         == "M_THREEPID_AUTH_FAILED"
     )
 

@@ -19,6 +19,7 @@ from storage.engine.database import Database
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
@@ -383,13 +384,7 @@ def test_a_session_of_a_later_password_login_stays(
 ) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
     linked.run(linked.app.user_data.accounts.do_set_password(alice.user_id, "wonderland"))
-    identifier = {"type": "m.id.user", "user": alice.user_id}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        "device_id": alice.device_id,
-    }
+    body = {**password_auth(alice.user_id), "device_id": alice.device_id}
     again = User(linked, linked.post("/_matrix/client/v3/login", body).json)
     assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
     assert is_in(again)

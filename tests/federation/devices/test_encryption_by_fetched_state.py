@@ -3,9 +3,10 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
+from tests.helpers.encrypted_rooms import ENCRYPTED
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, join_through_north, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network, forge_responses
 from tests.helpers.room_actions import create, join, leave, ok, say, set_state
 from tests.helpers.server import User

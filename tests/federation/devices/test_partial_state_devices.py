@@ -21,6 +21,7 @@ from tests.helpers.large_rooms import (
     member,
     take,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, ok, say
@@ -162,11 +163,7 @@ async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
 
 def publish(user: User, key: str) -> None:
     """Give the user a new device with this key."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
+    body = password_auth(user.user_id)
     session = User(user.server, ok(user.server.post(f"{V3}/login", {**body, "device_id": key})))
     keys = device_keys(session.user_id, key, {f"ed25519:{key}": key})
     ok(session.post(f"{V3}/keys/upload", {"device_keys": keys}))

@@ -15,9 +15,10 @@ from storage.encryption.remote_devices import CachedDeviceList, RemoteDeviceStor
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.encrypted_rooms import ENCRYPTED, another_device, encrypted_room
+from tests.helpers.encrypted_rooms import ENCRYPTED, encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, create_room
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User

@@ -7,14 +7,10 @@ from twisted.logger import capturedLogs
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.ids import ServerName
 from homeserver.services.encryption import to_device
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt
 from tests.helpers.federation_sender import LARGE_TEXT, SLOW_TO_DEVICE
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network
 
 

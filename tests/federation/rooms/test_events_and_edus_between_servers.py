@@ -22,7 +22,7 @@ from tests.helpers.federated_rooms import (
 )
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say, set_state
-from tests.helpers.server import User
+from tests.helpers.server import User, move_user
 
 
 async def sending(network: Network, **options: Any) -> Shared:
@@ -387,14 +387,7 @@ async def test_events_signed_with_a_new_and_an_old_key_are_accepted(
         f'old_signing_keys: {{"{old.key_id}": {said}}}\n',
         key=SigningKey("b_test", b"another key".ljust(32)),
     )
-    alice = User(
-        north,
-        {
-            "user_id": room.alice.user_id,
-            "access_token": room.alice.token,
-            "device_id": room.alice.device_id,
-        },
-    )
+    alice = move_user(north, room.alice)
     say(alice, room.room_id, "by the new key")
     network.settle()
     assert texts(room.bob, room.room_id)[:2] == ["by the new key", "by the old key"]

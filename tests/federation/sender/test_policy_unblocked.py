@@ -12,6 +12,7 @@ from storage.rooms.room_servers import count_servers
 from tests.helpers.federated_rooms import NORTH, SOUTH, shared, texts
 from tests.helpers.federation_sender import restart_north, send_number_to, shared_room_with_keys
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User, make_admin
@@ -144,11 +145,7 @@ async def test_a_device_created_while_blocked_is_announced(
     change(network, refusal)
     answer = room.alice.server.post(
         f"{V3}/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": room.alice.user_id},
-            "password": "wonderland",
-        },
+        password_auth(room.alice.user_id),
     )
     second = User(room.alice.server, answer.json)
     upload(second, device_keys=identity_keys(second, 3)[1])

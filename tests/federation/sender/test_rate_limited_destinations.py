@@ -13,16 +13,11 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.sender import transaction_sender
 from homeserver.services.federation.destinations import DEAD_DAYS
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    begin_claim,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import begin_claim, encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
 from tests.helpers.federation_sender import DESTINATIONS, LARGE_TEXT, SLOW_TO_DEVICE, restart_north
 from tests.helpers.keys import claim, query
+from tests.helpers.logins import another_device
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
 from tests.helpers.room_actions import say

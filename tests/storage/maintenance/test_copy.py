@@ -20,7 +20,8 @@ from storage.maintenance.copy import CannotCopy, CopyProgress, ProgressLines, co
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, open_inline, write_config_file
 from tests.helpers.event_search import found, index
-from tests.helpers.server import TestServer, User
+from tests.helpers.logins import password_auth
+from tests.helpers.server import TestServer, User, move_user
 
 Config = SQLiteConfig | PostgresConfig
 
@@ -96,10 +97,7 @@ def test_the_server_runs_on_the_copy(
 
     moved = open_inline(target)
     server = TestServer(tmp_path, moved, seed=2)
-    alice, bob = (
-        User(server, {"user_id": u.user_id, "access_token": u.token, "device_id": u.device_id})
-        for u in (alice, bob)
-    )
+    alice, bob = (move_user(server, u) for u in (alice, bob))
     assert [sync_room(user, room) for user in (alice, bob)] == before
     assert found(bob, "№ 2") == [last]
     again = alice.put(
@@ -120,11 +118,7 @@ def test_the_server_runs_on_the_copy(
     assert [event["content"]["body"] for event in later] == ["moved"], (
         "a sync token is valid after the copy"
     )
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    body = password_auth("bob")
     assert server.post("/_matrix/client/v3/login", body).status == 200
     close(moved)
 

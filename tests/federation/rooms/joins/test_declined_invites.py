@@ -20,7 +20,7 @@ from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, get_state, invite, join, leave, membership, ok
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 HOUR = 3600
@@ -118,9 +118,7 @@ def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -
     wait(network, again, 0.8)
     assert len(asked(network)) == 2
     leave(
-        User(
-            again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-        ),
+        move_user(again, bob),
         rooms[1],
     )
     wait(network, again, 0.2)
