@@ -31,6 +31,7 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open
 from tests.helpers import postgres
 from tests.helpers.databases import (
     PostgresTemplates,
+    QueryCounter,
     copy_sqlite,
     make_sqlite_template,
     open_inline,
@@ -242,6 +243,12 @@ def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
     yield Network(tmp_path, open_another)
     for database in databases:
         run_coroutine(database.close(), None)
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    """Counts the queries of a database that is opened with it."""
+    return QueryCounter()
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

@@ -17,16 +17,6 @@ BLOCKED = (403, "M_INVITE_BLOCKED")
 rooms = Rooms()
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def invite(by: User, whom: User, room_id: str | None = None) -> Any:
     return membership(by, room_id or create(by), "invite", whom)
 

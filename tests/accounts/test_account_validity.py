@@ -10,6 +10,7 @@ from homeserver.config.load import ConfigError, load_config
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow
 from tests.helpers.browser import Browser
+from tests.helpers.email_addresses import link_in_email
 from tests.helpers.logins import log_in
 from tests.helpers.oauth import Program
 from tests.helpers.server import TestServer, User
@@ -51,14 +52,6 @@ def send_emails(server: TestServer) -> int:
     return server.run(server.app.accounts.renewals.do_send_emails(10))
 
 
-def last_link(server: TestServer) -> str:
-    """Return the link in the last e-mail, without the host."""
-    text = server.relay.emails[-1][1].get_body(("plain",))
-    assert text is not None
-    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
-    return str(link)
-
-
 def test_many_users_renew_from_one_ip_address(tmp_path: Path, sqlite_database: Database) -> None:
     # the default rate limits; no user requests an e-mail
     server = TestServer(
@@ -71,7 +64,7 @@ def test_many_users_renew_from_one_ip_address(tmp_path: Path, sqlite_database: D
     assert send_emails(server) == 1
     browser = Browser(server)
     for _ in range(60):
-        browser.post(RENEW, {"token": last_link(server).partition("=")[2]})
+        browser.post(RENEW, {"token": link_in_email(server).partition("=")[2]})
         assert browser.status == 200
 
 
@@ -144,16 +137,16 @@ def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
     server.clock.advance(10 * DAY)
     assert alice.get(WHOAMI).errcode == EXPIRED
     browser = Browser(server)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     assert "Do you want to keep this account?" in browser.words
     assert alice.get(WHOAMI).errcode == EXPIRED  # opening the page renews nothing
     browser.send()
     assert "It is valid until 2024-06-01" in browser.words
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(DAY)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     assert "The account is renewed" in browser.words
-    browser.post(browser.path.partition("?")[0], {"token": last_link(server).partition("=")[2]})
+    browser.post(browser.path.partition("?")[0], {"token": link_in_email(server).partition("=")[2]})
     assert "It is valid until 2024-06-01" in browser.words  # once
     server.clock.advance(89 * DAY)
     assert send_emails(server) == 1  # about the next expiry
@@ -193,13 +186,13 @@ def test_a_user_requests_the_email(server: TestServer) -> None:
     alice = register_expiring(server)
     server.clock.advance(100 * DAY)
     assert alice.post(SEND_MAIL).status == 200
-    first = last_link(server)
+    first = link_in_email(server)
     assert alice.post(SEND_MAIL).status == 200
     assert send_emails(server) == 0
     browser = Browser(server)
     browser.open(first)
     assert (browser.status, "This link no longer works" in browser.words) == (400, True)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     browser.send()
     assert alice.get(WHOAMI).status == 200
 

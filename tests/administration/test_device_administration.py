@@ -44,11 +44,6 @@ def root(server: TestServer) -> User:
     return root
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def devices(user: User | str, device_id: str | None = None) -> str:
     user_id = user if isinstance(user, str) else user.user_id
     path = f"{USERS}/{quote(user_id)}/devices"

@@ -10,7 +10,7 @@ from storage.accounts.policy_consents import PolicyConsentStore
 from storage.engine.database import Database
 from tests.helpers.logins import log_in
 from tests.helpers.openid import CONFIG as PROVIDER
-from tests.helpers.server import START, TestServer, User, move_user
+from tests.helpers.server import START, TestServer, User, make_admin, move_user
 
 V2 = "/_synapse/admin/v2/users"
 V3 = "/_synapse/admin/v3/users"
@@ -20,17 +20,6 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, PROVIDER)
-
-
-@pytest.fixture
-def root(server: TestServer) -> User:
-    return administrator(server)
-
-
-def administrator(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
 
 
 def of(name: str) -> str:
@@ -389,7 +378,7 @@ def test_accounts_awaiting_approval_are_listed_and_approved(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
-    root = administrator(server)
+    root = make_admin(server)
     server = TestServer(tmp_path, sqlite_database, "registration_requires_approval: true\n", seed=2)
     root = move_user(server, root)
     body = {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}

@@ -13,11 +13,6 @@ from tests.helpers.server import TestServer, User
 V3 = "/_matrix/client/v3"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def keys(user: User) -> list[str]:
     return [each["pushkey"] for each in user.get(f"{V3}/pushers").json["pushers"]]
 

@@ -38,11 +38,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, "forgotten_room_retention_period: 28d\n")
 
 
-@pytest.fixture
-def root(server: TestServer) -> User:
-    return make_admin(server)
-
-
 def work(server: TestServer) -> None:
     while server.run(server.app.retention.purges.do_step(10)):
         pass

@@ -9,6 +9,7 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
+from tests.helpers.media_files import upload_uri
 from tests.helpers.retention import (
     DAY,
     RULES,
@@ -368,14 +369,7 @@ def test_media_is_deleted_with_the_last_message_that_shows_it(
 
 
 def upload(user: User, text: str) -> str:
-    answer = user.server.client.request(
-        "POST",
-        "/_matrix/media/v3/upload",
-        token=user.token,
-        body=text.encode(),
-        headers={"Content-Type": "text/plain"},
-    )
-    return str(ok(answer)["content_uri"])
+    return upload_uri(user, text.encode())
 
 
 @pytest.mark.parametrize("is_purged", [False, True])

@@ -19,11 +19,6 @@ rooms = Rooms()
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[TestServer]:
     database = open_inline(sqlite, counter)
     yield TestServer(tmp_path, database)

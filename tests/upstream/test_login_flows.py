@@ -19,11 +19,6 @@ from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, redee
 
 
 @pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
 
