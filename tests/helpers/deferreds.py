@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 def result_of(deferred: "Deferred[T]") -> T:
-    """The result, which is there."""
+    """Return the result of a Deferred that has fired."""
     results: list[T] = []
     deferred.addCallback(results.append)
     return results[0]
 
 
 def run_inline(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that completes at once, as with an inline database."""
+    """Run a coroutine that completes at once; return its result or raise its error."""
     results: list[T | Failure] = []
     Deferred.fromCoroutine(work).addBoth(results.append)
     (result,) = results

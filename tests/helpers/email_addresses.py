@@ -21,12 +21,13 @@ CLIENT_SECRET = "client_secret.0"
 def request_token(
     server: TestServer, kind: str, email: str = "alice@example.com", **further: Any
 ) -> Answer:
+    """Request a validation e-mail. `kind`: `register`, `account/password` or `account/3pid`."""
     body = {"client_secret": CLIENT_SECRET, "email": email, "send_attempt": 1, **further}
     return server.post(f"{V3}/{kind}/email/requestToken", body)
 
 
 def link_in_email(server: TestServer, number: int = -1) -> str:
-    """Return the path and query of the link in an e-mail."""
+    """Return the path and query of the link in an e-mail, by default the last one."""
     _, email_message = server.relay.emails[number]
     text = email_message.get_body(("plain",))
     assert text is not None
@@ -57,10 +58,12 @@ def validate_email(
 
 
 def email_auth(creds: dict[str, str]) -> dict[str, object]:
+    """Return the `auth` of a request that a validated address authorizes."""
     return {"type": "m.login.email.identity", "threepid_creds": creds}
 
 
 def add_email(server: TestServer, user: User, email: str = "alice@example.com") -> None:
+    """Validate an address and add it to the user's account."""
     name = user.user_id[1:].partition(":")[0]
     answer = user.post(
         f"{V3}/account/3pid/add",

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from federation.protocol.ids import RoomID
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.email_addresses import add_email
-from tests.helpers.federated_rooms import create_room
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -25,6 +23,7 @@ MINUTE, HOUR = 60, 3600
 def start_with_email(
     folder: Path, database: Database, config: str = EMAIL_CONFIG, **options: Any
 ) -> TestServer:
+    """Start a server that sends e-mails about missed messages."""
     server = TestServer(folder, database, config, **options)
     server.app.pushers.start()
     settle(server)
@@ -32,6 +31,7 @@ def start_with_email(
 
 
 def set_email_pusher(user: User, address: str = "alice@example.com", **further: Any) -> Any:
+    """Enable e-mails about missed messages; return the response."""
     body = {
         "kind": "email",
         "app_id": "m.email",
@@ -46,8 +46,8 @@ def set_email_pusher(user: User, address: str = "alice@example.com", **further: 
 
 
 def register_email_reader(server: TestServer, **further: Any) -> User:
-    """Return Alice, who has e-mail notifications on; the e-mail that confirmed her address is
-    discarded."""
+    """Register Alice, who has e-mail notifications on. Removes the e-mail that validated her
+    address."""
     alice = server.register("alice")
     add_email(server, alice)
     assert set_email_pusher(alice, **further).status == 200
@@ -56,24 +56,20 @@ def register_email_reader(server: TestServer, **further: Any) -> User:
     return alice
 
 
-def create_shared_room(alice: User, bob: User, **options: Any) -> RoomID:
-    room_id = create_room(bob, **options)
-    assert alice.post(f"{V3}/join/{room_id}").status == 200
-    return room_id
-
-
-def plain_and_html(letter: EmailMessage) -> tuple[str, str]:
-    plain, html = letter.get_body(("plain",)), letter.get_body(("html",))
+def plain_and_html(message: EmailMessage) -> tuple[str, str]:
+    """Return both bodies of an e-mail."""
+    plain, html = message.get_body(("plain",)), message.get_body(("html",))
     assert plain is not None
     assert html is not None
     return plain.get_content(), html.get_content()
 
 
-def unsubscribe_link(letter: EmailMessage) -> str:
-    header = str(letter["List-Unsubscribe"])
-    assert letter["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+def unsubscribe_link(message: EmailMessage) -> str:
+    """Return the path and query of the link that turns the e-mails off."""
+    header = str(message["List-Unsubscribe"])
+    assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     link = header.strip("<>").replace("\n", "").replace(" ", "")
-    assert link in plain_and_html(letter)[0]
+    assert link in plain_and_html(message)[0]
     parts = urlsplit(link)
     assert (parts.scheme, parts.netloc) == ("https", "matrix.example.org")
     return f"{parts.path}?{parts.query}"

@@ -14,7 +14,7 @@ SHOWN = EventFlag.TIMELINE
 def add_event(
     txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN
 ) -> None:
-    """An event whose depth, position and time are its number."""
+    """Insert an event whose depth, position and time are its number."""
     txn.execute(
         "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags,"
         " event_id, type, state_key, sender,"
@@ -35,6 +35,7 @@ def add_event(
 
 
 def add_room(txn: WriteTransaction, nid: int = 1) -> None:
+    """Insert a room with two members."""
     txn.execute(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
         " creation_ts)"
@@ -51,7 +52,8 @@ def add_room(txn: WriteTransaction, nid: int = 1) -> None:
 
 
 def insert_history(txn: WriteTransaction) -> None:
-    """Ten events, the even ones are state; two rooms."""
+    """Insert two rooms: one with ten events, of which the even ones are state, and one with one
+    event."""
     add_room(txn)
     add_room(txn, 2)
     for nid in range(1, 11):
@@ -70,8 +72,10 @@ def insert_history(txn: WriteTransaction) -> None:
 
 
 def pruned_pdus(*nids: int) -> dict[int, bytes]:
+    """Return the stored content of purged events."""
     return dict.fromkeys(nids, b'{"content":{}}')
 
 
 def select_rows(txn: Transaction, sql: str) -> list[tuple[object, ...]]:
+    """Return the rows of a query."""
     return [tuple(row) for row in txn.query(sql)]

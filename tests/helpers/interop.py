@@ -259,11 +259,13 @@ def create_shared_room(host: Person, guest: Person, **options: Any) -> str:
 
 
 def state_event_ids(person: Person, room_id: str) -> dict[tuple[str, str], str]:
+    """Return the event IDs of the complete state."""
     events = person.ok("GET", f"/rooms/{quote(room_id)}/state")
     return {(event["type"], event["state_key"]): event["event_id"] for event in events}
 
 
 def topic_of(person: Person, room_id: str) -> Any:
+    """Return the topic as the person sees it."""
     return (person.state(room_id, "m.room.topic") or {}).get("topic")
 
 

@@ -291,9 +291,11 @@ PIECE = 1000
 """The size in bytes of the pieces of a long response."""
 
 
-def count_requests(network: Network, server: str, word: str) -> int:
-    """Return the number of requests to a server whose URI has the word."""
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
+def count_requests(network: Network, server: str | None = None, word: str = "") -> int:
+    """Return the number of requests whose URI has the word, to one server or to all."""
+    return sum(
+        1 for _, to, _, uri in network.log if (server is None or to == server) and word in uri
+    )
 
 
 def stream_body(

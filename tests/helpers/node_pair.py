@@ -115,7 +115,8 @@ class NodePair:
 
 
 class PollingNodes:
-    """Two nodes that share everything except their memory."""
+    """Two nodes that share everything except their memory, and read notes of each other only by
+    polling the database."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.databases = [open_inline(config) for _ in range(2)]
@@ -140,6 +141,7 @@ class PollingNodes:
                 server.clock.advance(0)
 
     def close(self) -> None:
+        """Stop both nodes."""
         for server, database in zip((self.first, self.second), self.databases, strict=True):
             assert server.app.peer_nodes is not None
             server.app.peer_nodes.stop()

@@ -167,3 +167,11 @@ def ignore(user: User, other: User) -> None:
     """Ignore one user and no others."""
     path = f"{V3}/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
     ok(user.put(path, {"ignored_users": {other.user_id: {}}}))
+
+
+def send_receipt(
+    user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None
+) -> None:
+    """Send a receipt: public, or with kind `m.read.private`."""
+    body = {} if thread is None else {"thread_id": thread}
+    ok(user.post(room_path(room_id, "receipt", kind, event_id), body))

@@ -27,6 +27,7 @@ class SteppedDatabase:
         self.results: dict[str, object] = {}
 
     def queue(self, name: str, fn: Callable[[WriteTransaction], Any]) -> None:
+        """Start a write. `results` gets its result, or the type of its error."""
         deferred: Deferred[Any] = Deferred.fromCoroutine(self.database.write(name, fn))
 
         def done(result: object) -> None:
@@ -35,9 +36,11 @@ class SteppedDatabase:
         deferred.addBoth(done)
 
     def step(self) -> None:
+        """Run the queued writes."""
         self.writer.run()
 
     def names(self) -> list[str]:
+        """Return the names of the stored jobs."""
         found: list[str] = []
 
         async def read() -> None:
@@ -48,12 +51,15 @@ class SteppedDatabase:
 
 
 def select_job_names(txn: Transaction) -> list[str]:
+    """Return the names of the stored jobs."""
     return [name for (name,) in txn.query("SELECT name FROM jobs ORDER BY name")]
 
 
 def insert_job(
     name: str, fail: bool = False, positions: int = 1
 ) -> Callable[[WriteTransaction], int]:
+    """Return a write that inserts a job, takes positions and returns the first one."""
+
     def fn(txn: WriteTransaction) -> int:
         txn.execute("INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, ""))
         first = txn.next_position(positions)
@@ -79,12 +85,15 @@ class CountingCursor(cursor):
 
 
 def write_now(node: SteppedDatabase, name: str, fn: Callable[[WriteTransaction], Any]) -> object:
+    """Run a write; return its result, or the type of its error."""
     node.queue(name, fn)
     node.step()
     return node.results[name]
 
 
 def insert_job_later(name: str) -> Callable[[WriteTransaction], int]:
+    """Return a write that inserts a job by a deferred statement."""
+
     def fn(txn: WriteTransaction) -> int:
         txn.execute_later("INSERT INTO jobs (name, progress) VALUES (?, 'here')", (name,))
         position = txn.next_position()

@@ -15,13 +15,16 @@ from tests.helpers.deferreds import run_inline
 
 OPENING = b'{"n":'
 FOREVER = 10**9
+"""A position after all messages."""
 
 
 def numbers_in(messages: Sequence[DeviceMessage]) -> list[int]:
+    """Return the numbers in the contents of messages."""
     return [msgspec.json.decode(message.content)["n"] for message in messages]
 
 
 def add_device(database: Database, user_id: str, device_id: str) -> None:
+    """Add a device, which receives messages from now on."""
     run_inline(
         database.write(
             "put",
@@ -53,6 +56,7 @@ def send_numbers(
 
 
 def count_rows(database: Database) -> dict[str, int]:
+    """Return the number of rows of each table of to-device messages."""
     tables = ("to_device_messages", "to_device_log", "to_device_floors")
 
     def read(txn: Transaction) -> dict[str, int]:

@@ -34,9 +34,10 @@ class Faults:
     plan: dict[int, str] = field(default_factory=dict)
     sent: int = 0
     is_unknown: bool = False
-    """Return whether a commit succeeded without the writer's knowing."""
+    """Whether a commit succeeded without the writer's knowing."""
 
     def begin(self, plan: dict[int, str]) -> None:
+        """Inject faults from now on: the kinds by the number of the message."""
         self.plan, self.sent, self.is_unknown = plan, 0, False
 
     def send(self, through: cursor, message: bytes, send: Callable[[bytes], None]) -> None:

@@ -11,6 +11,7 @@ from storage.engine.transaction import WriteTransaction
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
+from tests.helpers.event_search import begin_jobs
 from tests.helpers.http import Answer
 from tests.helpers.logins import log_in
 from tests.helpers.server import TestServer, User
@@ -26,12 +27,6 @@ def signed_in(server: TestServer, name: str, password: str = "wonderland") -> Us
     answer = log_in(server, name, password)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
-
-
-def look(server: TestServer) -> None:
-    """Let the periodic check run."""
-    server.app.jobs.start()
-    server.clock.advance(60)
 
 
 def whoami(user: User) -> Answer:
@@ -98,7 +93,7 @@ def test_an_account_belongs_to_the_entry_not_the_name(server: TestServer, slapd:
     slapd.remove_person("carol")
     slapd.add_person("carol", "second")  # another person with that name
     assert log_in(server, "carol", "second").status == 403
-    look(server)  # the first Carol was removed
+    begin_jobs(server)  # the first Carol was removed
     assert whoami(carol).status == 401
     assert log_in(server, "carol", "second").status == 403
 
@@ -158,7 +153,7 @@ def test_names_are_imported_when_they_change(
         slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
     uma, una = signed_in(server, "uma"), signed_in(server, "una")
     uma.put(f"/_matrix/client/v3/profile/{uma.user_id}/displayname", {"displayname": "G."})
-    look(server)  # checks run every twenty seconds from now on
+    begin_jobs(server)  # checks run every twenty seconds from now on
     written: list[str] = []
     write = server.app.database.write
 
@@ -204,7 +199,7 @@ def test_only_changed_values_are_imported(server: TestServer, slapd: Slapd) -> N
     server.run(server.app.database.write("forget", forget))
     for uid in ("ugo", "uri"):
         slapd.set(uid, mail=f"new.{uid}@example.org")
-    look(server)
+    begin_jobs(server)
     assert shown(ugo) == ("Mine", ["new.ugo@example.org"])
     assert shown(uri) == (
         "Mine",
@@ -227,7 +222,7 @@ def test_an_address_of_another_account_is_retried(
     for uid, address in (("abe", "abe@example.org"), ("ada", "office@example.org")):
         slapd.add_person(uid, mail=address)
     abe, ada = signed_in(server, "abe"), signed_in(server, "ada")
-    look(server)
+    begin_jobs(server)
     slapd.set("abe", mail="office@example.org")
     server.clock.advance(20)
     assert addresses(abe) == ["abe@example.org"]  # Ada has the other address
@@ -256,7 +251,7 @@ def test_users_swap_their_addresses(
     for uid in names:
         slapd.add_person(uid, mail=f"{uid}@example.org")
     people = [signed_in(server, uid) for uid in names]
-    look(server)
+    begin_jobs(server)
     after = [names[place] for place in (1, 0, 3, 4, 2)]
     for uid, other in zip(names, after, strict=True):
         slapd.set(uid, mail=f"{other}@example.org")
@@ -325,10 +320,10 @@ def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: s
     for uid in (stays, goes):
         slapd.add_person(uid)
     staying, going = signed_in(server, stays), signed_in(server, goes)
-    look(server)
+    begin_jobs(server)
     assert (whoami(staying).status, whoami(going).status) == (200, 200)
     getattr(slapd, leaves)(goes)
-    look(server)
+    begin_jobs(server)
     assert (whoami(staying).status, whoami(going).status) == (200, 401)
     assert log_in(server, goes).status == 403
 
@@ -351,13 +346,13 @@ def test_a_returned_user_is_unlocked(
     server.run(server.app.user_data.accounts.do_set_flags(karl.user_id, locked=True))
     for uid in ("kate", "karl"):
         slapd.remove_from_staff(uid)
-        look(server)
+        begin_jobs(server)
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
         slapd.add_to_staff(uid)
     assert log_in(server, "karl").errcode == "M_USER_LOCKED"
     assert audit_records(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
-    look(server)
+    begin_jobs(server)
     assert whoami(kate).status == 200
     assert whoami(karl).errcode == "M_USER_LOCKED"  # locked by an administrator
 
@@ -372,7 +367,7 @@ def test_a_faulty_directory_removes_nobody(
     crowd = [signed_in(server, uid) for uid in names]
 
     def all_are_here() -> bool:
-        look(server)
+        begin_jobs(server)
         return all(whoami(each).status == 200 for each in crowd)
 
     slapd.stop()  # the directory does not respond
@@ -396,5 +391,5 @@ def test_a_faulty_directory_removes_nobody(
         slapd.remove_from_staff(uid)
     assert all_are_here()
     slapd.add_to_staff(names[0])
-    look(server)
+    begin_jobs(server)
     assert [whoami(each).status for each in crowd] == [200, 401, 200, 200]

@@ -14,6 +14,7 @@ from homeserver.services.presence.states import State
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import PresenceStore
+from tests.helpers.clocks import settle
 from tests.helpers.logins import another_device, password_auth
 from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
@@ -32,19 +33,13 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, ON)
 
 
-def turn(server: TestServer) -> None:
-    """Run what is due."""
-    for _ in range(5):
-        server.clock.advance(0)
-
-
 def wait(server: TestServer, seconds: float) -> None:
     """Let time pass, and run what is due in it."""
     whole = int(seconds)
     for _ in range(whole):
         server.clock.advance(1)
     server.clock.advance(seconds - whole)
-    turn(server)
+    settle(server)
 
 
 def put(user: User, presence: str, **more: Any) -> None:
@@ -79,7 +74,7 @@ def test_a_syncing_user_is_online_for_users_who_share_a_room(
     rooms.create(alice, bob)
     first, carols = sync(alice, set_presence="offline")["next_batch"], sync(carol)["next_batch"]
     sync(bob)
-    turn(server)
+    settle(server)
     answer = sync(alice, first, set_presence="offline")
     assert presence_in(answer) == {
         bob.user_id: {"presence": "online", "last_active_ago": 0, "currently_active": True},
@@ -97,13 +92,13 @@ def test_a_change_wakes_waiting_users_who_share_a_room(
     rooms.create(bob, carol)
     for user in (alice, carol, dave):
         sync(user)
-    turn(server)
+    settle(server)
     tokens = {user: sync(user)["next_batch"] for user in (alice, carol, dave)}
     no_presence = poll(alice, tokens[alice], filter={"presence": {"types": []}})
     others_only = poll(alice, tokens[alice], filter={"presence": {"not_senders": [bob.user_id]}})
     waiting = {user: poll(user, tokens[user]) for user in tokens}
     put(bob, "online", status_msg="reading")
-    turn(server)
+    settle(server)
     for user in (alice, carol):
         assert presence_in(waiting[user].answer.json)[bob.user_id]["status_msg"] == "reading"
     assert not waiting[dave].done
@@ -123,7 +118,7 @@ def test_a_user_goes_offline_some_time_after_the_last_sync(
 ) -> None:
     rooms.create(alice, bob)
     sync(bob)
-    turn(server)
+    settle(server)
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 29)
     sync(bob, set_presence="online")  # the device is still present
@@ -160,7 +155,7 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
     room_id = rooms.create(alice, bob)
     quiet: Json = {"presence": {"types": []}, "room": {"rooms": []}}
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=300_000)
-    turn(server)
+    settle(server)
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 60)
     answer = sync(alice, since, set_presence="offline")
@@ -208,7 +203,7 @@ def test_the_most_present_device_counts(server: TestServer, alice: User, bob: Us
     wait(server, 11)
     assert status(alice, bob)["presence"] == "unavailable"
     sync(phone, set_presence="offline")
-    turn(server)
+    settle(server)
     assert status(alice, bob)["presence"] == "offline"
 
 
@@ -244,16 +239,16 @@ def test_sliding_sync_makes_a_user_present_too(server: TestServer, alice: User, 
     pos = ok(bob.post(f"{path}?set_presence=offline"))["pos"]
     waiting = bob.start("POST", f"{path}?pos={pos}&timeout=30000&set_presence=offline", {})
     put(alice, "online", status_msg="here")
-    turn(server)
+    settle(server)
     assert not waiting.done  # sliding sync has no presence section, so presence does not wake it
 
 
 def test_a_new_shared_room_sends_presence(server: TestServer, alice: User, bob: User) -> None:
     room_id = rooms.create(alice)
     sync(bob)
-    turn(server)
+    settle(server)
     since = sync(alice)["next_batch"]
-    turn(server)
+    settle(server)
     bobs = sync(bob)["next_batch"]
     rooms.join(bob, room_id)
     assert states(sync(alice, since))[bob.user_id] == "online"
@@ -265,7 +260,7 @@ def test_presence_of_ignored_users_is_not_sent(server: TestServer, alice: User, 
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {bob.user_id: {}}})
     since = sync(alice, set_presence="offline")["next_batch"]
     put(bob, "online")
-    turn(server)
+    settle(server)
     assert presence_in(sync(alice, since, set_presence="offline")) == {}
     assert presence_in(sync(alice, set_presence="offline")) == {}
 
@@ -321,7 +316,7 @@ def test_presence_survives_a_restart(tmp_path: Path, database: Database) -> None
     put(bob, "online", status_msg="reading")
     sync(carol)
     since = sync(alice, set_presence="offline")["next_batch"]
-    turn(before)
+    settle(before)
     since = sync(alice, since, set_presence="offline")["next_batch"]
     before.app.presence.start()
     wait(
@@ -380,7 +375,7 @@ def test_users_who_do_not_return_after_a_restart_go_offline(
     rooms.create(alice, bob)
     before.app.presence.start()
     sync(bob)
-    turn(before)
+    settle(before)
     since = sync(alice, set_presence="offline")["next_batch"]
     quiet: Json = {"presence": {"types": []}, "room": {"rooms": []}}
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=100_000)
@@ -410,7 +405,7 @@ def test_presence_can_be_disabled(tmp_path: Path, sqlite_database: Database, mod
     since = sync(alice)["next_batch"]
     put(bob, "online", status_msg="here")
     sync(bob)
-    turn(server)
+    settle(server)
     assert presence_in(sync(alice, since)) == presence_in(sync(alice)) == {}
     assert status(alice, bob) == {"presence": "offline"}
     assert (
@@ -426,7 +421,7 @@ def test_offline_users_are_listed_if_configured(tmp_path: Path, sqlite_database:
     server.register("dave")
     rooms.create(alice, bob, carol)
     sync(bob)
-    turn(server)
+    settle(server)
     answer = sync(alice)
     assert states(answer) == {
         alice.user_id: "offline",
@@ -442,26 +437,26 @@ def test_many_changes_are_broadcast_together_and_not_too_often(
     people = [server.register(f"person{number}") for number in range(30)]
     rooms.create(alice, *people)
     sync(alice)
-    turn(server)
+    settle(server)
     since = sync(alice)["next_batch"]
     polls = [
         poll(alice, since) for _ in range(100)
     ]  # each woken reader costs something: half a second for a hundred
     put(people[0], "online")
-    turn(server)
+    settle(server)
     assert all(each.done for each in polls)
     since = sync(alice)["next_batch"]
     for person in people:
         put(person, "unavailable")
     waiting = poll(alice, since)
     server.clock.advance(0.4)
-    turn(server)
+    settle(server)
     assert not waiting.done
     assert (
         status(alice, people[3])["presence"] == "unavailable"
     )  # a request for one user gets the current value
     server.clock.advance(0.1)
-    turn(server)
+    settle(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
     assert len(presence_in(waiting.answer.json)) == 30
 
@@ -471,7 +466,7 @@ def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> No
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
     put(bob, "online", status_msg="here")
-    turn(server)
+    settle(server)
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
     server.app.presence.start()
     auth = password_auth("bob")
@@ -508,7 +503,7 @@ def test_other_servers_receive_presence_of_local_users(server: TestServer, alice
     heard: list[Sequence[PresenceUpdate]] = []
     server.app.presence.presence.subscribe(heard.append)
     put(alice, "online", status_msg="here")
-    turn(server)
+    settle(server)
     assert heard == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
 
 
@@ -536,7 +531,7 @@ def test_presence_of_remote_users_is_shown(
         ServerName("other.example"), [remote(zoe, "online", status_msg="y" * 5000), *others]
     )
     presence.receive(ServerName("example.org"), [remote("@bob:example.org", "online")])
-    turn(server)
+    settle(server)
     content = {
         "presence": "online",
         "last_active_ago": 1000,

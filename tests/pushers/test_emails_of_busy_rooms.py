@@ -11,11 +11,11 @@ from tests.helpers.clocks import pass_time, settle
 from tests.helpers.email_notifications import (
     HOUR,
     MINUTE,
-    create_shared_room,
     plain_and_html,
     register_email_reader,
     start_with_email,
 )
+from tests.helpers.notified_rooms import create_shared_room
 from tests.helpers.room_actions import V3, say
 from tests.helpers.server import TestServer, User
 

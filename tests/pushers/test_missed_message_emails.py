@@ -16,7 +16,6 @@ from tests.helpers.email_notifications import (
     EMAIL_CONFIG,
     HOUR,
     MINUTE,
-    create_shared_room,
     plain_and_html,
     register_email_reader,
     set_email_pusher,
@@ -26,6 +25,7 @@ from tests.helpers.email_notifications import (
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.leases import stop_renewing
 from tests.helpers.logins import password_auth
+from tests.helpers.notified_rooms import create_shared_room
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 

@@ -19,13 +19,13 @@ from tests.helpers.email_addresses import add_email
 from tests.helpers.email_notifications import (
     HOUR,
     MINUTE,
-    create_shared_room,
     plain_and_html,
     register_email_reader,
     set_email_pusher,
     start_with_email,
     unsubscribe_link,
 )
+from tests.helpers.notified_rooms import create_shared_room, send_private_receipt
 from tests.helpers.push_gateway import PushGateway
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
@@ -37,10 +37,6 @@ AWAY = DeliveryFailed("no connection", permanent=False)
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> TestServer:
     return start_with_email(tmp_path, database)
-
-
-def read(user: User, room_id: str, event_id: str) -> None:
-    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
 
 
 def test_an_email_pusher_gets_no_badges(tmp_path: Path, database: Database) -> None:
@@ -104,7 +100,7 @@ def test_a_delayed_email_omits_messages_that_were_read_meanwhile(server: TestSer
     event_id = say(bob, room_id, "zanjabil")
     say(bob, other, "cinnamon")
     pass_time(server, 12 * MINUTE, MINUTE)
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
     [(_, letter)] = server.relay.emails

@@ -20,7 +20,7 @@ from tests.helpers.federated_rooms import (
     shared,
     texts,
 )
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User, move_user
 
@@ -46,10 +46,6 @@ async def same_everywhere(room: Shared, *sides: Side) -> bool:
     return all(state == states[0] for state in states) and sorted(
         texts(room.alice, room.room_id)
     ) == sorted(texts(room.bob, room.room_id))
-
-
-def transactions(network: Network, to: str) -> int:
-    return sum(1 for _, server, _, uri in network.log if server == to and "/send/" in uri)
 
 
 def receipts_of(user: User, room_id: str) -> dict[str, Any]:
@@ -121,7 +117,7 @@ async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(networ
     network.mend(NORTH, SOUTH)
     heal(network)
 
-    assert transactions(network, SOUTH) <= 3
+    assert count_requests(network, SOUTH, "/send/") <= 3
     assert texts(room.bob, room.room_id) == [str(number) for number in range(199, -1, -1)]
 
 

@@ -9,11 +9,12 @@ from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.federated_rooms import NORTH, SOUTH, shared, texts
 from tests.helpers.federation_sender import restart_north, send_number_to, shared_room_with_keys
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.logins import password_auth
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User, make_admin
 
@@ -33,11 +34,7 @@ def change(network: Network, rules: PolicyRules) -> None:
 
 def numbers(user: User) -> list[int]:
     """Return the numbered messages that reached the device."""
-    return [event["content"]["n"] for event in sync(user).get("to_device", {}).get("events", [])]
-
-
-def requests_to(network: Network, server: str) -> int:
-    return sum(1 for _, to, _, _ in network.log if to == server)
+    return numbers_in(sync(user))
 
 
 async def missed_rooms(server: TestServer) -> int:
@@ -63,14 +60,14 @@ async def test_the_last_message_of_a_quiet_room_arrives(
 async def test_a_blocked_server_costs_one_row_per_room_and_no_requests(network: Network) -> None:
     room = await shared_room_with_keys(network)
     change(network, BLOCKED)
-    before = requests_to(network, SOUTH)
+    before = count_requests(network, SOUTH)
     for number in range(20):
         say(room.alice, room.room_id, f"m{number}")
         network.settle()
     network.clock.advance(7200)
     network.settle()
 
-    assert requests_to(network, SOUTH) == before
+    assert count_requests(network, SOUTH) == before
     assert await missed_rooms(network.servers[NORTH]) == 1
     destination = network.servers[NORTH].app.federation_sender.deliveries.peek(ServerName(SOUTH))
     assert destination is not None
@@ -202,9 +199,9 @@ async def test_messages_that_the_blocked_server_held_arrive_at_once(network: Net
     change(network, OPEN)
     assert texts(room.alice, room.room_id)[0] == "from the south"
 
-    before = requests_to(network, SOUTH)
+    before = count_requests(network, SOUTH)
     change(network, OPEN)
-    assert requests_to(network, SOUTH) == before, "it is told once"
+    assert count_requests(network, SOUTH) == before, "it is told once"
 
 
 def name_oneself(network: Network, name: str) -> None:

@@ -11,6 +11,7 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from tests.helpers.clocks import pass_time
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, texts
 from tests.helpers.federation_sender import (
     delivery_metrics,
@@ -78,13 +79,6 @@ async def much(network: Network, messages: int = 30, words: int = 20) -> tuple[S
     return room, since
 
 
-def numbers(room: Shared, since: str) -> list[int]:
-    return [
-        event["content"]["n"]
-        for event in sync(room.bob, since).get("to_device", {}).get("events", [])
-    ]
-
-
 def words(room: Shared) -> list[str]:
     return texts(room.bob, room.room_id)[::-1]
 
@@ -101,7 +95,7 @@ async def test_a_refused_message_does_not_block_others(network: Network, status:
         network.clock.advance(5)
         network.settle()
 
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20)
     assert len(reader.seen) <= 20, "it is found by halves"
     assert delivery_metrics(network)["dropped"] == 1
@@ -116,7 +110,7 @@ async def test_a_refused_message_does_not_block_others(network: Network, status:
     send_number_to(room.alice, room.bob, 30)
     pass_time(network, 2 * HOUR, 30)
     assert words(room) == said(21)
-    assert numbers(room, since)[-1] == 30
+    assert numbers_in(sync(room.bob, since))[-1] == 30
     assert not any(map(reader.refuses, reader.seen)), "it is not tried again"
 
 
@@ -129,7 +123,7 @@ async def test_a_refused_event_does_not_block_others(network: Network) -> None:
     network.settle()
     send_number_to(room.alice, room.bob, 1)
     network.settle()
-    assert numbers(room, since) == [1]
+    assert numbers_in(sync(room.bob, since)) == [1]
     assert words(room)[-32:] == said(40)[8:]
     assert delivery_metrics(network)["failing"] == 0
 
@@ -141,7 +135,7 @@ async def test_a_refused_item_that_is_alone_is_dropped(network: Network) -> None
     network.settle()
     send_number_to(room.alice, room.bob, 2)
     network.settle()
-    assert numbers(room, since) == [2]
+    assert numbers_in(sync(room.bob, since)) == [2]
     assert [size(body) for body in reader.seen] == [1, 0, 1]
 
 
@@ -154,7 +148,7 @@ async def test_other_errors_drop_no_item(network: Network, status: int) -> None:
     assert len(set(reader.seen)) == 1, "the same again"
     reader.refuses = lambda _: False
     pass_time(network, HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
     assert delivery_metrics(network)["dropped"] == 0
 
 
@@ -170,7 +164,7 @@ async def test_a_proxy_that_refuses_everything_drops_no_item(
     assert delivery_metrics(network)["failing"] == 1
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
     assert delivery_metrics(network)["dropped"] == 0
 
 
@@ -179,7 +173,7 @@ async def test_a_transaction_too_long_for_a_proxy_is_split(network: Network) -> 
     reader = Reader(network, lambda body: len(body) > 6000, 413)
     network.clock.advance(5)
     network.settle()
-    assert (numbers(room, since), words(room)) == (list(range(90)), said(40))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(90)), said(40))
     assert max(map(len, reader.seen)) > 6000
     assert delivery_metrics(network)["dropped"] == 0
 
@@ -194,7 +188,7 @@ async def test_a_message_too_long_for_a_proxy_does_not_block_others(network: Net
     send_number_to(room.alice, room.bob, 31)
     network.clock.advance(5)
     network.settle()
-    assert numbers(room, since) == [*range(30), 31]
+    assert numbers_in(sync(room.bob, since)) == [*range(30), 31]
     assert delivery_metrics(network)["dropped"] == 1
     assert len(reader.seen) <= 20
 
@@ -208,7 +202,7 @@ async def test_a_proxy_with_a_wrong_limit_drops_no_item(network: Network) -> Non
     assert len(reader.seen) <= 30
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
     assert delivery_metrics(network)["dropped"] == 0
 
 
@@ -223,7 +217,7 @@ async def test_parts_that_were_received_before_change_nothing(network: Network) 
     network.forge(SOUTH, refuse)
     network.clock.advance(5)
     network.settle()
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
 
 
 @pytest.mark.parametrize("trouble", ["is down", "refuses everything"])
@@ -249,7 +243,7 @@ async def test_a_failure_during_the_search_loses_nothing(
         room.alice = restart_north(network, room.alice)
     is_in_trouble = False
     pass_time(network, 2 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20)
     say(room.alice, room.room_id, "w20")
     network.settle()
@@ -274,7 +268,7 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     network.servers[NORTH].app.federation_sender.sender.record_activity(ServerName(SOUTH))
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(lost, 30)), said(20))
 
 
 async def test_an_active_server_that_accepts_nothing_loses_little(network: Network) -> None:
@@ -291,7 +285,9 @@ async def test_many_refused_messages_in_a_row_are_dropped_one_by_one(network: Ne
     room, since = await much(network)
     reader = Reader(network, holds(*bad))
     pass_time(network, 14 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(30) if number not in bad]
+    assert numbers_in(sync(room.bob, since)) == [
+        number for number in range(30) if number not in bad
+    ]
     assert words(room) == said(20)
     assert delivery_metrics(network)["dropped"] == len(bad)
     alone = [body for body in reader.seen if size(body) == 1 and reader.refuses(body)]
@@ -303,7 +299,7 @@ async def test_refused_messages_among_accepted_ones_cause_no_backoff(network: Ne
     Reader(network, holds(*range(0, 30, 2)))
     network.clock.advance(5)
     network.settle()
-    assert numbers(room, since) == list(range(1, 30, 2))
+    assert numbers_in(sync(room.bob, since)) == list(range(1, 30, 2))
     assert words(room) == said(20)
     assert delivery_metrics(network)["dropped"] == 15
 
@@ -326,7 +322,7 @@ async def test_an_item_that_causes_500_does_not_block_others_forever(network: Ne
     assert len(set(reader.seen)) == 1, "the same again"
     assert delivery_metrics(network)["dropped"] == 0
     pass_time(network, 3600, 30)
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20), "which it has fetched"
     assert delivery_metrics(network)["dropped"] == 2
     assert delivery_metrics(network)["failing"] == 0
@@ -351,7 +347,7 @@ async def test_a_server_that_can_store_nothing_loses_nothing(network: Network) -
     assert len(reader.seen) <= 24 * 75, "twice as many as there are things, and seldom so many"
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
 
 
 async def test_a_single_item_that_causes_500_waits_for_another_to_be_accepted(
@@ -364,7 +360,7 @@ async def test_a_single_item_that_causes_500_waits_for_another_to_be_accepted(
     assert delivery_metrics(network)["dropped"] == 0
     send_number_to(room.alice, room.bob, 2)
     pass_time(network, 2 * HOUR, 30)
-    assert numbers(room, since) == [2]
+    assert numbers_in(sync(room.bob, since)) == [2]
     assert delivery_metrics(network)["dropped"] == 1
 
 
@@ -377,7 +373,9 @@ async def test_many_items_that_cause_500_do_not_block_others_forever(
     room, since = await much(network, messages=50)
     reader = Reader(network, holds(*bad), 500)
     pass_time(network, 6 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(50) if number not in bad]
+    assert numbers_in(sync(room.bob, since)) == [
+        number for number in range(50) if number not in bad
+    ]
     assert words(room) == said(20)
     assert delivery_metrics(network)["dropped"] == len(bad)
     assert len(reader.seen) <= 100
@@ -390,7 +388,7 @@ async def test_a_server_that_can_store_no_events_gets_all_to_device_messages(
     room, since = await much(network, messages=90)
     reader = Reader(network, lambda body: b'"pdus":[]' not in body, 500)
     pass_time(network, 12 * HOUR, 30)
-    assert numbers(room, since) == list(range(90))
+    assert numbers_in(sync(room.bob, since)) == list(range(90))
     assert delivery_metrics(network)["dropped"] == 0
     seen = len(reader.seen)
     pass_time(network, 4 * HOUR, 30)

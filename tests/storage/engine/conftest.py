@@ -13,6 +13,7 @@ from tests.helpers.stepped_database import CountingCursor, SteppedDatabase
 
 @pytest.fixture
 def stepped(database_config: SQLiteConfig | PostgresConfig) -> Iterator[SteppedDatabase]:
+    """A database whose writes wait for `step`."""
     stepped = SteppedDatabase(database_config)
     yield stepped
     run_coroutine(stepped.database.close(), None)
