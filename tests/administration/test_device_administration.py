@@ -319,8 +319,10 @@ def test_owners_do_not_see_the_address_of_an_administrator(
         ("LAPTOP", root.user_id, "192.0.2.1"),
     ]
     records = server.run(server.app.accounts.audit.get_records_for_owner(alice.user_id, 10))
-    told = [(each.device_id, each.address) for each in records if each.event == "session_ended"]
-    assert told == [("LAPTOP", None), ("PHONE", "198.51.100.2")]
+    session_ends = [
+        (each.device_id, each.address) for each in records if each.event == "session_ended"
+    ]
+    assert session_ends == [("LAPTOP", None), ("PHONE", "198.51.100.2")]
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def test_an_account_is_created_with_all_fields(server: TestServer, root: User) -
     }
     assert made.json == expected
     assert root.get(of("alice")).json == expected
-    again = root.put(of("alice"), expected)  # some tools send back the complete account
-    assert (again.status, again.json) == (200, expected)
+    repeated = root.put(of("alice"), expected)  # some tools send back the complete account
+    assert (repeated.status, repeated.json) == (200, expected)
     assert log_in(server, "alice").status == 200
     assert root.get(of("alice")).json["last_seen_ts"] is None
     found = root.get("/_synapse/admin/v1/auth_providers/oidc-town/users/17").json

@@ -269,13 +269,13 @@ def test_deactivated_and_locked_accounts_are_not_found(start: Start) -> None:
     run_coroutine(lock(), None)
     assert finds(alice, "bob") == ["bob"]
     shows = start(show_locked_users="true")
-    again = move_user(shows, alice)
-    assert set(finds(again, "bob")) == {"bob", "bobir"}
+    moved = move_user(shows, alice)
+    assert set(finds(moved, "bob")) == {"bob", "bobir"}
     auth = password_auth("bob")
     bob.server = shows
     session = bob.post(f"{V3}/account/deactivate", {}).json["session"]
     ok(bob.post(f"{V3}/account/deactivate", {"auth": {**auth, "session": session}}))
-    assert finds(again, "bob") == ["bobir"]
+    assert finds(moved, "bob") == ["bobir"]
 
 
 def test_remote_users_in_shared_rooms_are_found(start: Start) -> None:

@@ -190,8 +190,8 @@ def test_a_dehydrated_device_is_deleted_with_all_sessions_and_with_other_devices
     assert alice.get(PATH).status == 404
     put_dehydrated_device(alice)
     assert alice.post(f"{V3}/logout/all").status == 200
-    again = User(server, server.post(f"{V3}/login", {**auth, "session": None}).json)
-    assert again.get(PATH).status == 404
+    new_session = User(server, server.post(f"{V3}/login", {**auth, "session": None}).json)
+    assert new_session.get(PATH).status == 404
 
 
 def test_a_dehydrated_device_is_refused_at_login_and_cannot_replace_a_session(

@@ -95,11 +95,11 @@ def test_a_claimed_key_is_not_published_again_by_a_repeated_upload(alice: User, 
         ["signed_curve25519:c"],
         None,
     ]
-    anew = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
-    assert upload(alice, one_time_keys=anew) == {"signed_curve25519": 1}, (
+    new_keys = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
+    assert upload(alice, one_time_keys=new_keys) == {"signed_curve25519": 1}, (
         "a client with new identity keys counts from the start"
     )
-    assert claim(bob, alice) == anew
+    assert claim(bob, alice) == new_keys
 
 
 def test_a_repeated_upload_restores_no_claimed_key_even_after_later_uploads(

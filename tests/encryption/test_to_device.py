@@ -39,10 +39,10 @@ def test_messages_arrive_once_in_order_and_until_acknowledged(alice: User, bob: 
     ]
     first = sync(bob, since)
     assert first["to_device"]["events"] == expected
-    again = sync(bob, since)
-    assert again["to_device"]["events"] == expected, "the response may have been lost"
-    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
-    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+    repeated = sync(bob, since)
+    assert repeated["to_device"]["events"] == expected, "the response may have been lost"
+    assert sync(bob, repeated["next_batch"])["to_device"]["events"] == []
+    assert sync(bob, repeated["next_batch"])["to_device"]["events"] == []
 
 
 def test_messages_survive_a_restart_in_between(
@@ -56,16 +56,16 @@ def test_messages_survive_a_restart_in_between(
             assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
 
     send(range(3))
-    heard = sync(bob, since)
-    assert len(heard["to_device"]["events"]) == 3
-    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
-    alice.server = bob.server = anew
+    received = sync(bob, since)
+    assert len(received["to_device"]["events"]) == 3
+    restarted = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    alice.server = bob.server = restarted
     send(range(2, 6))
-    again = sync(bob, since)["to_device"]["events"]
-    assert [event["content"]["n"] for event in again] == list(range(6)), (
+    repeated = sync(bob, since)["to_device"]["events"]
+    assert [event["content"]["n"] for event in repeated] == list(range(6)), (
         "the response may have been lost"
     )
-    rest = sync(bob, heard["next_batch"])
+    rest = sync(bob, received["next_batch"])
     assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
         "and a retry is not sent twice"
     )
@@ -205,8 +205,10 @@ def test_messages_for_a_deleted_device_are_deleted(
     body: dict[str, Any] = {"messages": {bob.user_id: {"NOSUCHDEVICE": {}, bob.device_id: {}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     assert bob.post(f"{V3}/logout", {}).status == 200
-    again = User(server, server.post(f"{V3}/login", login).json)
-    assert sync(again)["to_device"]["events"] == [], "a new device with the old ID is a new device"
+    new_session = User(server, server.post(f"{V3}/login", login).json)
+    assert sync(new_session)["to_device"]["events"] == [], (
+        "a new device with the old ID is a new device"
+    )
 
 
 SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -339,11 +341,11 @@ def test_messages_beyond_the_cache_are_read_from_the_database(alice: User, bob: 
     for number in range(sent):
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number, "filler": filler}}}}
         assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
-    heard: list[int] = []
+    received: list[int] = []
     while found := numbers_in(answer := sync(bob, since)):
-        heard += found
+        received += found
         since = answer["next_batch"]
-    assert heard == list(range(sent))
+    assert received == list(range(sent))
 
 
 def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_removed(
@@ -408,25 +410,25 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     assert [numbers_in(sync(user)) for user in others] == [
         [1, number] for number in range(4, 4 + len(others))
     ]
-    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
-    bob.server = alice.server = anew
-    again = sync(bob, since)
-    assert again["to_device"]["events"] == first["to_device"]["events"], (
+    restarted = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    bob.server = alice.server = restarted
+    repeated = sync(bob, since)
+    assert repeated["to_device"]["events"] == first["to_device"]["events"], (
         "the response may have been lost"
     )
-    assert again["to_device"]["events"][1] == {
+    assert repeated["to_device"]["events"][1] == {
         "type": "m.test",
         "sender": alice.user_id,
         "content": {"n": 1},
     }
-    assert numbers_in(sync(bob, again["next_batch"])) == []
+    assert numbers_in(sync(bob, repeated["next_batch"])) == []
     assert numbers_in(sync(bob)) == [], "it has arrived"
-    others[0].server = anew
+    others[0].server = restarted
     token = sync(others[0])["next_batch"]
-    later = int(anew.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
-    while anew.run(anew.app.accounts.stores.to_device.sweep(50, later)):
+    later = int(restarted.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
+    while restarted.run(restarted.app.accounts.stores.to_device.sweep(50, later)):
         pass
-    assert logged_rows(anew) == 0
+    assert logged_rows(restarted) == 0
     assert numbers_in(sync(bob)) == []
     assert numbers_in(sync(others[0])) == [1, 4], "it was not acknowledged"
     assert numbers_in(sync(others[0], token)) == []
@@ -445,11 +447,11 @@ def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestSe
     assert numbers_in(sync(second)) == [2]
     bob.server = there
     assert bob.post(f"{V3}/logout", {}).status == 200
-    again = another_device(second, bob.device_id)
+    new_session = another_device(second, bob.device_id)
     body = {"messages": {bob.user_id: {bob.device_id: {"n": 3}, "*": {"n": 4}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/again", body).status == 200
     there.run(there.app.database.catch_up())
-    assert [numbers_in(sync(user)) for user in (again, second)] == [[3, 4], [2, 4]]
+    assert [numbers_in(sync(user)) for user in (new_session, second)] == [[3, 4], [2, 4]]
 
 
 @pytest.fixture
@@ -482,7 +484,7 @@ def test_messages_arrive_in_order_and_once_from_either_node(
     others = [another_device(bob, server=nodes[0]).device_id for _ in range(MIN_LOGGED)]
     nodes[1].run(nodes[1].app.database.catch_up())
     since = sync(bob)["next_batch"]
-    heard: list[int] = []
+    received: list[int] = []
     for step in [*steps, "sync", "sync"]:
         node = alice.server = bob.server = nodes[here]
         match step:
@@ -499,13 +501,13 @@ def test_messages_arrive_in_order_and_once_from_either_node(
                 )
                 sent += 1
             case "sync":
-                arrived = len(heard)
+                arrived = len(received)
                 answer = sync(bob, since)
-                heard += numbers_in(answer)
+                received += numbers_in(answer)
                 since = answer["next_batch"]
             case "again":
-                assert numbers_in(sync(bob, since)) == list(range(len(heard), sent))
-                arrived = len(heard)
+                assert numbers_in(sync(bob, since)) == list(range(len(received), sent))
+                arrived = len(received)
             case "first":
                 assert numbers_in(sync(bob)) == list(range(arrived, sent)), (
                     "the messages that were not acknowledged"
@@ -514,5 +516,5 @@ def test_messages_arrive_in_order_and_once_from_either_node(
                 here = 1 - here
                 node = nodes[here]
                 node.run(node.app.database.catch_up())
-        assert heard == list(range(len(heard)))
-    assert heard == list(range(sent))
+        assert received == list(range(len(received)))
+    assert received == list(range(sent))

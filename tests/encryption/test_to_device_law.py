@@ -84,7 +84,7 @@ class World:
         self.positions: dict[tuple[str, int], list[int]] = {}
         self.now = 1_700_000_000.0
         for database in databases:
-            database.streams.subscribe(self._hear, Topic.TO_DEVICE, stage=Stage.NOTIFY)
+            database.streams.subscribe(self._on_changes, Topic.TO_DEVICE, stage=Stage.NOTIFY)
         self.nodes = [self._start(0), self._start(1)]
         self.number = 0
 
@@ -92,7 +92,7 @@ class World:
         self.seed += 1
         return TestServer(self.folder, self.databases[at], seed=self.seed, now=self.now)
 
-    def _hear(self, changes: Any) -> None:
+    def _on_changes(self, changes: Any) -> None:
         for change in changes:
             if isinstance(change, Change) and isinstance(change.detail, ToDeviceAdded):
                 for index, (_, device_id, _) in enumerate(change.detail.recipients):

@@ -122,8 +122,8 @@ def test_an_application_password_takes_over_no_device(server: TestServer, browse
         refused = log_in(server, "alice", password, device_id=device_id)
         assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert own.get(WHOAMI).status == 200
-    again = User(server, log_in(server, "alice", first, device_id="BOT").json)
-    assert again.get(WHOAMI).json["device_id"] == "BOT"
+    new_session = User(server, log_in(server, "alice", first, device_id="BOT").json)
+    assert new_session.get(WHOAMI).json["device_id"] == "BOT"
 
 
 def test_a_session_of_an_application_password_signs_in_no_other_client(

@@ -223,8 +223,8 @@ def test_a_new_session_on_the_device_has_no_confirmation(lenient: TestServer) ->
     alice = another(lenient)
     assert end(alice, another(lenient), password_auth("alice")).status == 200
     body = {**password_auth("alice"), "device_id": alice.device_id}
-    again = User(lenient, lenient.post("/_matrix/client/v3/login", body).json)
-    assert end(again, another(lenient)).status == 401
+    new_session = User(lenient, lenient.post("/_matrix/client/v3/login", body).json)
+    assert end(new_session, another(lenient)).status == 401
 
 
 def test_by_default_each_operation_is_confirmed(server: TestServer) -> None:

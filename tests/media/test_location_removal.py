@@ -311,14 +311,14 @@ def test_an_upload_loses_its_location_when_removal_is_on(
         first = upload(alice, data)
         assert first.status == 200, first.body
         assert fetched(alice, first.json["content_uri"]) == without_place(data)
-        again = upload(alice, without_place(data))
+        repeated = upload(alice, without_place(data))
         kept = [
             path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
         ]
         assert len(kept) == 1, "the content is known by what is kept"
         encrypted = bytes(range(255, 0, -1)) + PHOTOS["jpeg"]
         assert fetched(alice, upload(alice, encrypted).json["content_uri"]) == encrypted
-        assert again.status == 200
+        assert repeated.status == 200
         refused = upload(alice, b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_METADATA_BYTES + 1))
         assert (refused.status, refused.errcode) == (400, "M_INVALID_PARAM")
     finally:
@@ -427,7 +427,7 @@ def test_slow_pictures_of_many_users_do_not_delay_others(
     while executor.jobs:
         server.clock.advance(SLOW_SECONDS + 1)
         executor.jobs.pop(0)()
-    again = [begin(liar) for liar in liars for _ in range(3)]
+    repeated = [begin(liar) for liar in liars for _ in range(3)]
     assert len(executor.jobs) == 1
     bob = server.register("bob")
     for _ in range(3):
@@ -436,9 +436,9 @@ def test_slow_pictures_of_many_users_do_not_delay_others(
         executor.jobs.pop()()  # his is looked at
         executor.jobs.pop()()  # and changed
         assert his.answer.status == 200
-    assert not any(each.done for each in again)
+    assert not any(each.done for each in repeated)
     executor.run()
-    assert {each.answer.status for each in again} == {200}
+    assert {each.answer.status for each in repeated} == {200}
     server.clock.advance(SLOW_FOR_SECONDS + 1)
     for liar in liars:
         begin(liar)

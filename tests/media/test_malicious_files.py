@@ -191,11 +191,11 @@ def test_a_picture_that_would_be_large_without_loss_is_a_jpeg(alice: User) -> No
     )
     file = upload_file(alice, target.getvalue(), "image/png")
     path = f"{THUMBNAIL}{file}?width=1024&height=500"
-    first, again = alice.get(path), alice.get(path)
+    first, repeated = alice.get(path), alice.get(path)
     assert (first.status, first.headers["content-type"]) == (200, "image/jpeg")
     assert opened(first.body).size == (1024, 559)
     assert len(first.body) > FIRST_READ_BYTES
-    assert again.body == first.body, "also when it is read from the disk, piece by piece"
+    assert repeated.body == first.body, "also when it is read from the disk, piece by piece"
 
 
 def test_avif_and_animated_png_have_thumbnails(alice: User) -> None:

@@ -98,12 +98,12 @@ def test_a_deleted_quarantined_file_is_quarantined_when_it_is_fetched_again(
     for address in (own, theirs):
         root.post(f"{ADMIN}/media/quarantine/{address}")
     assert root.delete(f"/_mahalla/admin/v1/rooms/{room}/media").json["total"] == 2
-    again = upload_file(bob, b"own")
-    assert _statuses(bob, theirs, again) == [404, 404]
+    repeated = upload_file(bob, b"own")
+    assert _statuses(bob, theirs, repeated) == [404, 404]
     assert root.get(f"{ADMIN}/media/{theirs}").json["media_info"]["quarantined_by"] == "system"
-    for address in (theirs, again):
+    for address in (theirs, repeated):
         assert root.post(f"{ADMIN}/media/unquarantine/{address}").status == 200
-    assert _statuses(bob, theirs, again, upload_file(bob, b"own")) == [200] * 3
+    assert _statuses(bob, theirs, repeated, upload_file(bob, b"own")) == [200] * 3
 
 
 def test_a_remote_file_is_quarantined_before_it_is_fetched(people: tuple[User, User, User]) -> None:

@@ -211,10 +211,10 @@ def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
     assert _thumbnail(alice, file, 90, 90).body == b"kept"
     etag = first.headers["etag"]
     path = f"{THUMBNAIL}{file}?width=96&height=96"
-    again = alice.server.client.request(
+    repeated = alice.server.client.request(
         "GET", path, token=alice.token, headers={"If-None-Match": etag}
     )
-    assert (again.status, again.body) == (304, b"")
+    assert (repeated.status, repeated.body) == (304, b"")
 
 
 def test_the_number_of_stored_thumbnails_is_limited(alice: User, tmp_path: Path) -> None:

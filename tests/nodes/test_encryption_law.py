@@ -40,7 +40,7 @@ class Device:
         self.uploads: list[list[str]] = []
         self.since: str | None = None
         self.sent: list[int] = []
-        self.heard: list[int] = []
+        self.received: list[int] = []
 
 
 class EncryptionModel:
@@ -84,7 +84,7 @@ class EncryptionModel:
             for name, device in self._devices.items():
                 answer = self._read(node, name)
                 assert answer["device_one_time_keys_count"] == {ALGORITHM: len(device.keys)}
-                assert device.heard == device.sent
+                assert device.received == device.sent
 
     def _begin(self, node: TestServer, name: str) -> None:
         if name in self._devices:
@@ -157,8 +157,8 @@ class EncryptionModel:
         device.user.server = node
         answer = sync(device.user, device.since)
         device.since = answer["next_batch"]
-        device.heard += [event["content"]["n"] for event in answer["to_device"]["events"]]
-        assert device.heard == device.sent[: len(device.heard)]
+        device.received += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        assert device.received == device.sent[: len(device.received)]
         return answer
 
     def _ask(self, node: TestServer, _name: str) -> None:

@@ -156,11 +156,11 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     nodes.say(0, "one")
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(
+    restarted = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0]
     )
-    again.app.federation_sender.sender.start()
-    settle(again)
+    restarted.app.federation_sender.sender.start()
+    settle(restarted)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
 
 

@@ -80,16 +80,16 @@ async def test_a_kill_at_any_moment_of_an_operation_loses_nothing(
     await first.database.close()
     _killed_at(moment, sqlite, tmp_path, bucket, role, work)
 
-    again = Opened(sqlite, tmp_path, bucket.config(), role)
-    used = await again.recover()
+    restarted = Opened(sqlite, tmp_path, bucket.config(), role)
+    used = await restarted.recover()
     assert hashlib.sha256(b"other").digest() in used
     if work == "level":
         assert len(used) == 2
-        while await again.levelling.rebalance(10):
+        while await restarted.levelling.rebalance(10):
             pass
         assert len(bucket.names()) == (0 if role == "retired" else 2)
     for digest in used:
-        opened = await again.contents.open(digest)
+        opened = await restarted.contents.open(digest)
         assert opened is not None
         assert hashlib.sha256(await opened.read(0, opened.size)).digest() == digest
         opened.close()
@@ -102,7 +102,7 @@ async def test_a_kill_at_any_moment_of_an_operation_loses_nothing(
         path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
     } == {each.hex() for each in used}
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
-    await again.database.close()
+    await restarted.database.close()
 
 
 class Uploader(threading.Thread):

@@ -60,8 +60,8 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     network.clock.advance(1)
 
     assert [event["event_id"] for event in messages(there, room_id)] == [said.event_id]
-    news = lazily(there, since)["rooms"]["join"][room_id]
-    assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
+    update = lazily(there, since)["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in update["timeline"]["events"]] == [said.event_id]
     assert there.get(room_path(room_id, "event", let_pass)).status == 404
     other.app.peer_nodes.stop()
     for database in databases:

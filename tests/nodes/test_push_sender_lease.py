@@ -191,11 +191,11 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     nodes.gateways[0].taken.clear()
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(
+    restarted = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0]
     )
-    again.app.pushers.start()
-    settle(again)
+    restarted.app.pushers.start()
+    settle(restarted)
     assert nodes.texts() == [["one"], []]
 
 

@@ -252,10 +252,10 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
         == 200
     )
     assert program.refresh(stolen).status == 400
-    again = program.code(browser)
-    secrets.shown.add(again)
-    secrets.learn(program.exchange(again))
-    assert program.exchange(again).status == 400
+    repeated = program.code(browser)
+    secrets.shown.add(repeated)
+    secrets.learn(program.exchange(repeated))
+    assert program.exchange(repeated).status == 400
     program.form(
         "revocation_endpoint",
         token=str(program.tokens["access_token"]) + "x",

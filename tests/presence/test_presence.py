@@ -500,11 +500,11 @@ def put_in_room(server: TestServer, user_id: str, like: User) -> None:
 
 
 def test_other_servers_receive_presence_of_local_users(server: TestServer, alice: User) -> None:
-    heard: list[Sequence[PresenceUpdate]] = []
-    server.app.presence.presence.subscribe(heard.append)
+    received: list[Sequence[PresenceUpdate]] = []
+    server.app.presence.presence.subscribe(received.append)
     put(alice, "online", status_msg="here")
     settle(server)
-    assert heard == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
+    assert received == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
 
 
 @pytest.mark.parametrize("mode", ["true", "untracked"])
@@ -514,8 +514,8 @@ def test_presence_of_remote_users_is_shown(
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
     presence = server.app.presence.presence
-    heard: list[Sequence[PresenceUpdate]] = []
-    presence.subscribe(heard.append)
+    received: list[Sequence[PresenceUpdate]] = []
+    presence.subscribe(received.append)
     zoe, yan = "@zoe:other.example", "@yan:other.example"
     rooms.create(alice)
     put_in_room(server, zoe, alice)
@@ -544,7 +544,7 @@ def test_presence_of_remote_users_is_shown(
     assert status(alice, zoe) == content
     assert refused(alice.get(f"{V3}/presence/{yan}/status")) == FORBIDDEN
     assert presence_in(sync(bob, bobs, **quiet)) == {}
-    assert all(update.user_id == alice.user_id for updates in heard for update in updates)
+    assert all(update.user_id == alice.user_id for updates in received for update in updates)
     since = sync(alice, **quiet)["next_batch"]
     wait(server, 30 * 60)
     Deferred.fromCoroutine(presence.do_expire_remote(50))

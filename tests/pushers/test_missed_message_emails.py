@@ -402,9 +402,9 @@ def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: 
     later = start_with_email(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
     pass_time(later, 12 * MINUTE, MINUTE)
     assert len(later.relay.emails) == 1
-    again = start_with_email(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
-    pass_time(again, 60 * MINUTE, MINUTE)
-    assert again.relay.emails == []
+    restarted = start_with_email(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
+    pass_time(restarted, 60 * MINUTE, MINUTE)
+    assert restarted.relay.emails == []
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])

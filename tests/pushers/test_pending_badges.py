@@ -70,18 +70,18 @@ def test_pushed_events_are_not_pushed_again_when_only_a_badge_is_pending(
 ) -> None:
     alice, bob = register_alice_with_pusher(server)
     first, second = create_shared_room(alice, bob), create_shared_room(alice, bob)
-    told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
+    pushed = [say(bob, room_id, "hello") for room_id in (first, first, second)]
     pass_time(server, 5, 1)
     third = invite_to_new_room(alice, bob)
     pass_time(server, 5, 1)
     leave(alice, third)
     pass_time(server, 5, 1)
     gateway.failure = failure
-    send_private_receipt(alice, second, told[-1])
+    send_private_receipt(alice, second, pushed[-1])
     pass_time(server, 30, 1)
     gateway.failure = None
     pass_time(crash(server, tmp_path, gateway), 60, 1)
-    assert [event_id for event_id in gateway.events if event_id in told] == told
+    assert [event_id for event_id in gateway.events if event_id in pushed] == pushed
     assert gateway.badges == [2, 1]
 
 
@@ -98,7 +98,7 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
     alice, bob = register_alice_with_pusher(server)
     room_id = create_shared_room(alice, bob)
     gateway.failure = 503
-    told = [say(bob, room_id, text) for text in ("one", "two")]
+    pushed = [say(bob, room_id, text) for text in ("one", "two")]
     pass_time(server, 31, 1)
     gateway.failure = None
 
@@ -117,10 +117,10 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
         patched.setattr(reading_module, "READ_BATCH", 1)
         long = crash(server, tmp_path, gateway)
         pass_time(long, 60, 1)
-        assert gateway.events == told[:stretches]
-    again = crash(long, tmp_path, gateway)
-    pass_time(again, 60, 1)
-    assert gateway.events == told
+        assert gateway.events == pushed[:stretches]
+    restarted = crash(long, tmp_path, gateway)
+    pass_time(restarted, 60, 1)
+    assert gateway.events == pushed
 
 
 def test_a_badge_under_way_when_the_server_is_killed_is_sent_after_the_restart(
@@ -148,12 +148,12 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
     set_pusher(mallory, "slow")
     invite_to_new_room(mallory, bob)
     pass_time(server, 5, 1)
-    told: list[str] = []
+    pushed: list[str] = []
     for number in range(8):
         set_account_data(
             mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}}
         )
-        told.append(say(bob, room_id, "hello"))
+        pushed.append(say(bob, room_id, "hello"))
         settle(server)
         gateway.release()
         gateway.held = []
@@ -163,7 +163,7 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
     gateway.release()
     later = crash(server, tmp_path, gateway)
     pass_time(later, 5, 1)
-    assert set(gateway.events) >= set(told)
+    assert set(gateway.events) >= set(pushed)
     assert len(gateway.events) - len(set(gateway.events)) <= 1, (
         "but what was told while the last number is under way"
     )
@@ -208,10 +208,10 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     assert noted == [None]
     gateway.failure = None
     pass_time(server, 60, 1)
-    told = [
+    pushed = [
         push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"
     ]
-    assert told == [1, 0]
+    assert pushed == [1, 0]
 
 
 def test_a_badge_whose_count_fails_with_the_database_is_sent_later(

@@ -170,10 +170,10 @@ def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> No
     )
     assert server.run(server.app.retention.purges.do_step(10)) == 10
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), seed=2)
-    ours = {each.user_id: move_user(again, each) for each in (alice, root)}
+    restarted = TestServer(tmp_path, open_inline(sqlite), seed=2)
+    ours = {each.user_id: move_user(restarted, each) for each in (alice, root)}
     assert status(ours[root.user_id], purge_id) == {"status": "active", "messages": 10}
-    work(again)
+    work(restarted)
     assert status(ours[root.user_id], purge_id) == {"status": "complete", "messages": 24}
     assert all_texts(ours[alice.user_id], room_id) == ["24"]
 
@@ -276,9 +276,9 @@ def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLite
         server.clock.advance(1)
     server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
-    work(again)
-    root = move_user(again, root)
+    restarted = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
+    work(restarted)
+    root = move_user(restarted, root)
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
     assert failed == {
         "status": "failed",

@@ -166,7 +166,7 @@ def shown_anywhere(
     return shown
 
 
-def talk(user: User, room_id: str) -> list[str]:
+def send_secrets(user: User, room_id: str) -> list[str]:
     """Send a message, a reply in a thread, and an event that refers to it, all with SECRET in
     them."""
     root = say(user, room_id, f"{SECRET} bob")
@@ -185,7 +185,7 @@ def test_expired_messages_are_hidden_in_all_endpoints(
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
     since = str(sync(bob)["next_batch"])
-    said = talk(alice, room_id)
+    said = send_secrets(alice, room_id)
     before = shown_anywhere(server, bob, room_id, said, since)
     assert before == dict.fromkeys(before, True)
     server.clock.advance(DAY + 1)
@@ -207,7 +207,7 @@ def test_nothing_is_left_in_the_database(tmp_path: Path, database: Database) -> 
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
-    said = talk(alice, room_id)
+    said = send_secrets(alice, room_id)
     edit = {
         "m.relates_to": {"rel_type": "m.replace", "event_id": said[0]},
         "m.new_content": {"body": f"{SECRET} new"},

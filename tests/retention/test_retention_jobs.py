@@ -95,8 +95,10 @@ def test_a_rooms_earlier_policy_counts_after_a_restart(
     event_id = say(alice, room_id, SECRET)
     server.clock.advance(DAY + 1)
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    answer = again.client.request("GET", room_path(room_id, "event", event_id), token=alice.token)
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    answer = restarted.client.request(
+        "GET", room_path(room_id, "event", event_id), token=alice.token
+    )
     assert answer.status == 404
 
 
@@ -136,10 +138,10 @@ def test_a_restart_continues_with_the_remaining_messages(
     server.clock.advance(DAY + 1)
     assert server.run(server.app.retention.expiries[0].do_step(3)) == 3
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    assert purge(again) == 4
-    settle(again)
-    assert again.run(find_tables(again.app.database, SECRET)) == []
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(restarted) == 4
+    settle(restarted)
+    assert restarted.run(find_tables(restarted.app.database, SECRET)) == []
 
 
 def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
@@ -234,10 +236,10 @@ def test_a_server_that_was_down_for_long_waits_too(
     now = server.clock.seconds() + 3 * DAY
     for seed, seconds, purged in ((2, 0.0, 0), (3, DAY / 2, 0), (4, DAY / 2, 1)):
         now += seconds
-        again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
-        assert purge(again) == purged
-        assert is_paused(again) is not bool(purged)
-        again.run(again.app.stop())
+        restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
+        assert purge(restarted) == purged
+        assert is_paused(restarted) is not bool(purged)
+        restarted.run(restarted.app.stop())
 
 
 def test_a_server_that_was_down_for_a_day_continues(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -247,10 +249,10 @@ def test_a_server_that_was_down_for_a_day_continues(tmp_path: Path, sqlite: SQLi
     keep_for(alice, room_id, DAY / 2)
     say(alice, room_id, SECRET)
     server.run(server.app.stop())
-    again = TestServer(
+    restarted = TestServer(
         tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY
     )
-    assert purge(again) == 1
+    assert purge(restarted) == 1
 
 
 def test_an_unreadable_event_does_not_block_others(server: TestServer, alice: User) -> None:
@@ -281,6 +283,6 @@ def test_a_failing_room_does_not_block_others(tmp_path: Path, sqlite: SQLiteConf
     unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
     server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    assert purge(again) == 1
-    assert again.registry.get_sample_value("mahalla_retention_failures_total") == 1
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(restarted) == 1
+    assert restarted.registry.get_sample_value("mahalla_retention_failures_total") == 1

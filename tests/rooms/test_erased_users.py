@@ -192,8 +192,8 @@ def test_former_members_still_see_the_content_of_their_time(scenario: ErasedUser
 def test_another_process_reads_which_users_are_erased(tmp_path: Path, database: Database) -> None:
     """As after a restart: it is read, and not only heard of."""
     scenario = ErasedUserRooms(TestServer(tmp_path, database))
-    again = TestServer(tmp_path, database, seed=2)
-    dora = again.register("dora")
+    restarted = TestServer(tmp_path, database, seed=2)
+    dora = restarted.register("dora")
     join(dora, scenario.room_id)
     assert ok(dora.get(scenario.path("event", scenario.said)))["content"] == {}
 

@@ -444,9 +444,9 @@ def test_rooms_are_forgotten_on_leave_if_configured(
     server.clock.advance(0)
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
     # another device still hears that the room is gone, once
-    heard = ok(bob.get(f"{V3}/sync?since={since}"))
-    assert room_id in heard["rooms"]["leave"]
-    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
+    received = ok(bob.get(f"{V3}/sync?since={since}"))
+    assert room_id in received["rooms"]["leave"]
+    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={received['next_batch']}"))
 
 
 async def test_rooms_left_before_a_restart_are_forgotten_after_it(

@@ -66,12 +66,12 @@ def test_a_repeated_request_sends_once_also_after_a_restart(
     path = room_path(room_id, "send", "m.room.message", "1")
     first = ok(alice.put(path, {"body": "once"}))
     assert ok(alice.put(path, {"body": "once"})) == first
-    again = TestServer(tmp_path, database)
-    same_device = again.client.request("PUT", path, token=alice.token, json={"body": "once"})
+    restarted = TestServer(tmp_path, database)
+    same_device = restarted.client.request("PUT", path, token=alice.token, json={"body": "once"})
     assert ok(same_device) == first
     redaction = room_path(room_id, "redact", first["event_id"], "1")
     redacted = ok(alice.put(redaction, {}))
-    assert ok(again.client.request("PUT", redaction, token=alice.token, json={})) == redacted
+    assert ok(restarted.client.request("PUT", redaction, token=alice.token, json={})) == redacted
     types = [event["type"] for event in messages(alice, room_id, limit=100)["chunk"]]
     assert (types.count("m.room.message"), types.count("m.room.redaction")) == (1, 1)
 
@@ -121,8 +121,8 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
         )
         ok(still.post(f"{V3}/logout", {}))
     assert answers[0] != answers[1]
-    news = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
-    assert [event["content"]["text"] for event in news] == ["first", "second"]
+    received = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
+    assert [event["content"]["text"] for event in received] == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -201,9 +201,9 @@ def test_the_summary_of_a_remote_room_needs_a_server_that_knows_it(network: Netw
     room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
     secret = create(alice, preset="private_chat")
 
-    told = ok(bob.get(summary_path(room, via=[NORTH])))
+    by_north = ok(bob.get(summary_path(room, via=[NORTH])))
 
-    assert (told["room_id"], told["name"], told["membership"]) == (room, "Tea", "leave")
+    assert (by_north["room_id"], by_north["name"], by_north["membership"]) == (room, "Tea", "leave")
     assert ok(bob.get(summary_path(f"#tea:{NORTH}")))["room_id"] == room
     assert ok(bob.server.get(summary_path(room, via=[NORTH])))["name"] == "Tea"
     assert refused(bob.get(summary_path(secret, via=[NORTH]))) == (404, "M_NOT_FOUND")

@@ -282,9 +282,9 @@ def test_a_repeated_request_returns_the_existing_room(alice: User) -> None:
     add_child(alice, space, old)
     assert upgrade(alice, old) == new
     assert rooms_below(alice, space) == [space, new]
-    again = upgrade(alice, old, "11")
-    assert again != new
-    assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == again
+    repeated = upgrade(alice, old, "11")
+    assert repeated != new
+    assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == repeated
 
 
 def test_concurrent_requests_make_one_room(

@@ -115,10 +115,10 @@ def test_false_responses_of_a_server_are_ignored(network: Network, alice: User, 
         b"nonsense",
     ]
 
-    def lie(_: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge(_: ServerName, request: WireRequest) -> WireResponse | None:
         return WireResponse(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge)
     while answers:
         assert rooms_below(bob, root) == [root]
         network.clock.advance(301)

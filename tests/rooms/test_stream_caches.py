@@ -39,7 +39,9 @@ from tests.helpers.rooms import RoomParts
 ALICE = UserID("@alice:a.test")
 
 
-def tell(streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool) -> None:
+def publish_changes(
+    streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool
+) -> None:
     """Tell of what was written, here or by another node that says what it was."""
     if is_elsewhere:
         streams.set_remote_change_source(lambda _after, _upto: changes)
@@ -277,7 +279,7 @@ def test_completing_partial_state_invalidates_counts(
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
     assert result_of(first)[1].total == Unread(3, 0)
     whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(1, 1, 5, "b.test", 11))]
-    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    publish_changes(streams, whole, 11, is_elsewhere=is_elsewhere)
     second = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[1].callback({1: [ThreadCount("main", 1, 0)]})
     assert result_of(second)[1].total == Unread(1, 0)
@@ -298,7 +300,7 @@ async def test_completing_partial_state_invalidates_room_properties(
         {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"},
     )
     whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
-    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    publish_changes(streams, whole, 11, is_elsewhere=is_elsewhere)
     found = (await traits.of_rooms([room.room_nid]))[room.room_nid]
     assert (found.name, found.encryption) == ("Yozgi", "m.megolm.v1.aes-sha2")
 

@@ -117,9 +117,9 @@ def test_new_signatures_start_a_rescan(held: User) -> None:
     HeldVerdicts.rules = "3"
     assert steps()[0] == first  # not more often than once a day
     server.clock.advance(24 * 3600)
-    again, _ = steps()
-    assert again is not None
-    assert again.began_ts > first.began_ts
+    repeated, _ = steps()
+    assert repeated is not None
+    assert repeated.began_ts > first.began_ts
     server.clock.advance(40 * 24 * 3600)
     HeldVerdicts.rules = "4"
     last, _ = steps()

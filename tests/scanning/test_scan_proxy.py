@@ -283,13 +283,13 @@ def test_the_public_key_stays_the_same(
     alice: User, tmp_path: Path, scanners: RunningScanners
 ) -> None:
     config = f"media_scanning: {{clamd: '{scanners.unix}'}}\n"
-    again = TestServer(tmp_path, alice.server.app.database, config, seed=2)
+    restarted = TestServer(tmp_path, alice.server.app.database, config, seed=2)
     other = TestServer(
         tmp_path, alice.server.app.database, config, seed=3, server_name="other.example"
     )
     keys = [
         server.get(f"{PROXY}/public_key").json["public_key"]
-        for server in (alice.server, again, other)
+        for server in (alice.server, restarted, other)
     ]
     assert keys[0] == keys[1] != keys[2]
 

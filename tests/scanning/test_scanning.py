@@ -240,10 +240,10 @@ def test_images_of_url_previews_are_scanned(
         )
         server.clock.advance(3700)
         for name in ("harmful", str(hour)):
-            again = alice.get(
+            repeated = alice.get(
                 f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
             )
-            assert "og:image" not in again.json
+            assert "og:image" not in repeated.json
     (found,) = make_admin(server).get(f"{OURS}/harmful").json["harmful"]
     assert found["file_count"] == 1
     picture_of = shown["clean"]["og:image"].removeprefix("mxc://")

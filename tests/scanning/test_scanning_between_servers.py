@@ -106,8 +106,8 @@ def test_a_harmful_remote_file_is_never_served(network: Network) -> None:
     assert [carol.get(path).status for path in paths] == [403] * 4
     # the server is restarted, and its neighbour has the same bytes under another address
     network.rebuild("south.example", PLUGIN)
-    again = upload_file(alice, picture(300, 200), "image/png")
-    for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{again}"):
+    repeated = upload_file(alice, picture(300, 200), "image/png")
+    for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{repeated}"):
         answer = network.servers["south.example"].client.request("GET", path, token=bob.token)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert HeldVerdicts.seen == []  # the new server has looked at nothing: what it knows is enough

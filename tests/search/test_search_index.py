@@ -50,11 +50,11 @@ def test_indexing_continues_where_it_stopped(
     run_coroutine(_some(step, 9), None)
     first = len(found(alice, "gap", filter={"limit": 100}))
     assert 0 < first < 20
-    again = TestServer(tmp_path, sqlite_database, seed=2)
-    run_coroutine(_some(again.app.search.indexing.do_step, 9), None)
+    restarted = TestServer(tmp_path, sqlite_database, seed=2)
+    run_coroutine(_some(restarted.app.search.indexing.do_step, 9), None)
     second = len(found(alice, "gap", filter={"limit": 100}))
     assert first < second <= first + 9
-    run_coroutine(_some(again.app.search.indexing.do_step, 1000), None)
+    run_coroutine(_some(restarted.app.search.indexing.do_step, 1000), None)
     run_coroutine(_some(step, 1000), None)
     assert len(found(alice, "gap", filter={"limit": 100})) == 20
 
@@ -97,8 +97,8 @@ def test_a_change_of_languages_rebuilds_the_index(
     said = say(alice, create(alice), "Китоблар")
     settle(server)
     assert (found(alice, "китоб"), found(alice, "kitob")) == ([said], [])
-    again = move_user(start("uz, en", 2), alice)
-    assert (found(again, "китоб"), found(again, "kitob")) == ([said], [said])
+    moved = move_user(start("uz, en", 2), alice)
+    assert (found(moved, "китоб"), found(moved, "kitob")) == ([said], [said])
 
 
 def test_disabling_search_deletes_the_index(tmp_path: Path, sqlite_database: Database) -> None:

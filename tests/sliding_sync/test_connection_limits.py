@@ -243,9 +243,9 @@ def test_the_caches_of_a_device_are_deleted_with_it(server: TestServer) -> None:
     assert alice.post("/_matrix/client/v3/logout", {}).status == 200
     assert (views.weight, len(parts.connections)) == (0, 0)
     body = {**password_auth("alice"), "device_id": key.device_id}
-    again = server.post("/_matrix/client/v3/login", body).json
-    client.user.token = again["access_token"]
-    assert again["device_id"] == key.device_id
+    repeated = server.post("/_matrix/client/v3/login", body).json
+    client.user.token = repeated["access_token"]
+    assert repeated["device_id"] == key.device_id
     answer = client.user.post(client.path(), client.body)
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
 

@@ -448,16 +448,16 @@ def call_one_another(servers: list[TestServer], random: Random) -> None:
         assert notes is not None
         assert other is not None
 
-        async def tell(
-            bodies: Sequence[str], hear: Any = other.receive, at: int = 1 - number
+        async def send(
+            bodies: Sequence[str], deliver: Any = other.receive, at: int = 1 - number
         ) -> None:
             for body in bodies:
                 if random.random() < 0.8:
                     servers[at].clock.callLater(
-                        random.choice((0.0, 0.0, 0.2, 1.5)), hear, 2 - at, body
+                        random.choice((0.0, 0.0, 0.2, 1.5)), deliver, 2 - at, body
                     )
 
-        notes.connect(tell)
+        notes.connect(send)
 
 
 @pytest.fixture

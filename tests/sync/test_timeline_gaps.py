@@ -23,7 +23,7 @@ FEW = quote('{"room":{"timeline":{"limit":30}}}')
 LAST = quote('{"room":{"timeline":{"limit":2}}}')
 
 
-def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
+def all_messages(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
     """Return all messages that a client with this timeline has, reading back page by page."""
     found = {event["event_id"] for event in timeline}
     token: str | None = prev_batch
@@ -68,7 +68,7 @@ def test_a_returning_user_finds_missed_messages_by_sync(network: Network, is_new
     timeline = answer["rooms"]["join"][room_id]["timeline"]
     assert timeline["limited"]
     assert [event["type"] for event in timeline["events"]] == ["m.room.member"]
-    assert {*missed} <= behind(bob, room_id, timeline["events"], timeline["prev_batch"])
+    assert {*missed} <= all_messages(bob, room_id, timeline["events"], timeline["prev_batch"])
     following = say(alice, room_id, "welcome")
     network.settle()
     timeline = follow(bob, answer["next_batch"])["rooms"]["join"][room_id]["timeline"]
@@ -86,7 +86,7 @@ def test_a_returning_user_finds_missed_messages_by_sliding_sync(
     room = client.sync()["rooms"][room_id]
     assert room["limited"]
     assert [event["type"] for event in room["timeline"]] == ["m.room.member"]
-    assert {*missed} <= behind(bob, room_id, room["timeline"], room["prev_batch"])
+    assert {*missed} <= all_messages(bob, room_id, room["timeline"], room["prev_batch"])
     following = say(alice, room_id, "welcome")
     network.settle()
     room = client.sync()["rooms"][room_id]
@@ -117,7 +117,9 @@ async def test_an_unfilled_gap_is_reported_by_sync(network: Network, is_new: boo
     timeline = answer["rooms"]["join"][room.room_id]["timeline"]
     assert timeline["limited"]
     assert [event["event_id"] for event in timeline["events"]] == said[-1:]
-    assert {*said} <= behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+    assert {*said} <= all_messages(
+        room.bob, room.room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 @pytest.mark.parametrize("is_new", [False, True])
@@ -128,7 +130,7 @@ async def test_an_unfilled_gap_is_reported_by_sliding_sync(network: Network, is_
     entry = client.sync()["rooms"][room.room_id]
     assert entry["limited"]
     assert [event["event_id"] for event in entry["timeline"]] == said[-1:]
-    assert {*said} <= behind(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
+    assert {*said} <= all_messages(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
 
 
 async def test_messages_sent_before_the_join_was_seen_leave_no_gap(network: Network) -> None:
@@ -178,7 +180,9 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
     timeline = follow(room.bob, since)["rooms"]["join"][room.room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == said[2:]
     assert timeline["limited"]
-    assert said[0] in behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+    assert said[0] in all_messages(
+        room.bob, room.room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 def late(network: Network) -> tuple[User, str, str, list[EventID], list[EventID]]:
@@ -208,7 +212,9 @@ def test_sync_finds_all_late_messages(network: Network, is_new: bool) -> None:
     timeline = answer["rooms"]["join"][room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == theirs[1:]
     assert timeline["limited"]
-    assert {*ours, *theirs} <= behind(alice, room_id, timeline["events"], timeline["prev_batch"])
+    assert {*ours, *theirs} <= all_messages(
+        alice, room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
@@ -216,4 +222,4 @@ def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
     room = client.sync()["rooms"][room_id]
     assert [event["event_id"] for event in room["timeline"]] == theirs[1:]
-    assert {*ours, *theirs} <= behind(alice, room_id, room["timeline"], room["prev_batch"])
+    assert {*ours, *theirs} <= all_messages(alice, room_id, room["timeline"], room["prev_batch"])

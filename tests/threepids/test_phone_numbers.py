@@ -112,10 +112,10 @@ def test_a_validated_number_is_added_at_registration(
     assert made.status == 200, made.body
     [number] = User(server, made.json).get(f"{V3}/account/3pid").json["threepids"]
     assert (number["medium"], number["address"]) == ("msisdn", NUMBER)
-    again = server.post(
+    repeated = server.post(
         f"{V3}/register", {"username": "bob", "password": "b", "auth": by_phone(creds)}
     )
-    assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
+    assert (repeated.status, repeated.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
 def test_a_number_is_added_signs_in_and_is_removed(server: TestServer, gateway: SMSGateway) -> None:
@@ -195,15 +195,15 @@ def test_a_code_is_limited_in_attempts_and_time(server: TestServer, gateway: SMS
     ] * 3 + [GONE]
     assert submit(server, requested, right).errcode == GONE
     # A new code resets the attempts and invalidates the previous code.
-    again = request_code(server, "register", send_attempt=2)
-    assert again.json["sid"] == requested.json["sid"]
-    assert submit(server, again, right).errcode == "M_TOKEN_INCORRECT"
-    assert submit(server, again, f" {gateway.code[:3]} {gateway.code[3:]} ").status == 200
+    repeated = request_code(server, "register", send_attempt=2)
+    assert repeated.json["sid"] == requested.json["sid"]
+    assert submit(server, repeated, right).errcode == "M_TOKEN_INCORRECT"
+    assert submit(server, repeated, f" {gateway.code[:3]} {gateway.code[3:]} ").status == 200
     server.clock.advance(601)
     auth = by_phone({"sid": requested.json["sid"], "client_secret": SECRET})
     late = server.post(f"{V3}/register", {"username": "alice", "password": "a", "auth": auth})
     assert late.errcode == "M_THREEPID_AUTH_FAILED"
-    assert submit(server, again, gateway.code).errcode == GONE
+    assert submit(server, repeated, gateway.code).errcode == GONE
 
 
 def test_invented_codes_are_refused(server: TestServer, gateway: SMSGateway) -> None:

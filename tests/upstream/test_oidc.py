@@ -388,9 +388,9 @@ def test_a_session_of_a_later_password_login_stays(
     alice = sign_in(linked, provider, Browser(linked), sid="p")
     linked.run(linked.app.user_data.accounts.do_set_password(alice.user_id, "wonderland"))
     body = {**password_auth(alice.user_id), "device_id": alice.device_id}
-    again = User(linked, linked.post("/_matrix/client/v3/login", body).json)
+    new_session = User(linked, linked.post("/_matrix/client/v3/login", body).json)
     assert send_logout_token(linked, provider, sid="p") == 200
-    assert is_signed_in(again)
+    assert is_signed_in(new_session)
 
 
 def test_a_backchannel_logout_ends_oauth_sessions(

@@ -131,8 +131,8 @@ def test_unusable_metadata_change_nothing(
     server.app.jobs.start()
     an_hour_later(server)
     assert place(server) == "https://idp.example.com/first"
-    again = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
-    assert place(again) == "https://idp.example.com/first"
+    restarted = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
+    assert place(restarted) == "https://idp.example.com/first"
 
 
 def test_a_provider_without_metadata_is_refused(server: TestServer, university: University) -> None:

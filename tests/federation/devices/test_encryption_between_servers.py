@@ -32,12 +32,12 @@ async def test_keys_of_a_remote_user_are_fetched_once_and_stored(network: Networ
     room = await encrypted_room(network)
 
     first = query(room.alice, room.bob)
-    again = query(room.alice, room.bob)
+    repeated = query(room.alice, room.bob)
 
     devices = first["device_keys"][room.bob.user_id]
     assert devices[room.bob.device_id]["keys"] == identity_keys(room.bob, 2)[1]["keys"]
     assert devices[room.bob.device_id]["signatures"] == identity_keys(room.bob, 2)[1]["signatures"]
-    assert first == again
+    assert first == repeated
     assert first["failures"] == {}
     assert count_requests(network, SOUTH, "/user/devices/") == 1
 

@@ -81,7 +81,9 @@ async def number_of(room: Shared) -> int:
     return kept.stream_id
 
 
-async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9) -> None:
+async def push_device_list_update(
+    room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9
+) -> None:
     """South sends North a device update."""
     content = {
         "user_id": ghost.user_id,
@@ -292,7 +294,7 @@ async def test_lists_of_a_server_that_was_restored_from_a_backup_are_fetched_aga
     room = await encrypted_room(network)
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
-    await tell(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
+    await push_device_list_update(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 2
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
@@ -304,7 +306,9 @@ async def test_a_repeated_update_triggers_no_resync(network: Network) -> None:
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
     for stream_id in (number, number - 1):
-        await tell(room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3)
+        await push_device_list_update(
+            room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3
+        )
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 1
     assert sync(room.alice, since)["device_lists"]["changed"] == []
@@ -317,14 +321,14 @@ async def test_old_updates_trigger_at_most_one_resync_a_minute(
     query(room.alice, room.bob)
     number = await number_of(room)
     for seed in range(10, 20):
-        await tell(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
+        await push_device_list_update(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
         network.settle()
     assert count_requests(network, SOUTH, LIST) == 2
     kept = await tracked(room.north.server, room.bob)
     assert kept is not None
     assert kept.is_stale
     network.clock.advance(RESYNC_INTERVAL)
-    await tell(room, Ghost(room.bob, "OLD"), number, number - 1)
+    await push_device_list_update(room, Ghost(room.bob, "OLD"), number, number - 1)
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 3
     assert await number_of(room) == number

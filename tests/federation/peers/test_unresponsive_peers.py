@@ -59,10 +59,10 @@ async def test_an_invite_to_an_unresponsive_server_fails_at_once(network: Networ
     network.clock.advance(INVITE_SECONDS)
     assert refused(inviting.answer) == (502, "M_UNKNOWN")
 
-    again = begin_invite(alice, bob, room_id)
+    retried = begin_invite(alice, bob, room_id)
 
-    assert refused(again.answer) == (502, "M_UNKNOWN")
-    assert "could not be reached a moment ago" in again.answer.json["error"]
+    assert refused(retried.answer) == (502, "M_UNKNOWN")
+    assert "could not be reached a moment ago" in retried.answer.json["error"]
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, (
         "it is silent for longer than one starts"

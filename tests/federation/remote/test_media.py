@@ -85,8 +85,8 @@ def test_a_copy_is_served_while_its_server_is_down_and_after_a_restart(network: 
     address = upload_file(alice, b"hello")
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
     network.cut(NORTH, SOUTH)
-    again = network.rebuild(SOUTH)
-    assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
+    restarted = network.rebuild(SOUTH)
+    assert restarted.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
 
 
 def test_concurrent_downloads_share_one_request(network: Network) -> None:
@@ -378,7 +378,7 @@ def test_files_left_by_a_crash_are_swept(network: Network, tmp_path: Path) -> No
     for data in (b"hello", b"never in the database"):
         files.abandon(bob.server.run(files.add(io.BytesIO(data))))
     assert len(stored_files(tmp_path)) == 4
-    again = network.rebuild(SOUTH)
-    again.app.media.sweep()
+    restarted = network.rebuild(SOUTH)
+    restarted.app.media.sweep()
     assert len(stored_files(tmp_path)) == 1
-    assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
+    assert restarted.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"

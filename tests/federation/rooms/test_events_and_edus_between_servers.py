@@ -25,7 +25,7 @@ from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User, move_user
 
 
-async def sending(network: Network, **options: Any) -> Shared:
+async def shared_room(network: Network, **options: Any) -> Shared:
     """A shared room, and everything flows."""
     room = await shared(network, **options)
     network.start_sending()
@@ -59,7 +59,7 @@ def receipts_of(user: User, room_id: str) -> dict[str, Any]:
 
 
 async def test_messages_are_sent_in_both_directions(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
 
     say(room.alice, room.room_id, "from the north")
     network.settle()
@@ -74,7 +74,7 @@ async def test_messages_are_sent_in_both_directions(network: Network) -> None:
 
 
 async def test_a_third_server_receives_the_messages(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
@@ -87,7 +87,7 @@ async def test_a_third_server_receives_the_messages(network: Network) -> None:
 
 
 async def test_an_outage_with_traffic_on_both_sides_ends_with_equal_rooms(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     for number in range(30):
         say(room.alice, room.room_id, f"north {number}")
@@ -104,7 +104,7 @@ async def test_an_outage_with_traffic_on_both_sides_ends_with_equal_rooms(networ
 
 
 async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     for number in range(200):
         say(room.alice, room.room_id, str(number))
@@ -122,7 +122,7 @@ async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(networ
 
 
 async def test_a_restarted_server_continues_to_send(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
     network.settle()
@@ -135,7 +135,7 @@ async def test_a_restarted_server_continues_to_send(network: Network) -> None:
 
 
 async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
     for _ in range(8):
@@ -153,7 +153,7 @@ async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network)
 
 
 async def test_a_kicked_users_server_receives_the_kick(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     answer = room.alice.post(
         f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id}
     )
@@ -164,7 +164,7 @@ async def test_a_kicked_users_server_receives_the_kick(network: Network) -> None
 
 
 async def test_typing_is_sent_and_ends(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     path = f"/_matrix/client/v3/rooms/{room.room_id}/typing/{room.alice.user_id}"
     room.alice.put(path, {"typing": True, "timeout": 20000})
     network.settle()
@@ -176,7 +176,7 @@ async def test_typing_is_sent_and_ends(network: Network) -> None:
 
 
 async def test_public_receipts_are_sent_and_private_ones_are_not(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     event_id: EventID = say(room.alice, room.room_id, "read me")
     network.settle()
     later = say(room.alice, room.room_id, "and me")
@@ -199,7 +199,7 @@ async def test_receipts_from_before_and_during_an_outage_are_sent_after_it(
 ) -> None:
     """Whether the transaction in which they were is tried until the end, or was given up
     meanwhile."""
-    room = await sending(network)
+    room = await shared_room(network)
     first, second, third = (say(room.bob, room.room_id, text) for text in ("one", "two", "three"))
     network.settle()
     network.cut(NORTH, SOUTH)
@@ -223,7 +223,7 @@ async def test_receipts_from_before_and_during_an_outage_are_sent_after_it(
 
 
 async def test_edus_about_users_of_other_servers_or_rooms_are_ignored(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     event_id = say(room.alice, room.room_id, "read me")
     network.settle()
     stranger = "@stranger:south.example"
@@ -257,26 +257,26 @@ async def send_receipt(room: Shared, event_id: str, **thread: str) -> Any:
 
 
 async def test_receipts_in_invented_threads_are_ignored(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     first, second = (say(room.alice, room.room_id, text) for text in ("first", "second"))
     network.settle()
 
-    async def tell(event_id: str, **thread: str) -> set[str]:
+    async def receipts_after(event_id: str, **thread: str) -> set[str]:
         return set(await send_receipt(room, event_id, **thread))
 
     assert (
-        await tell(first, thread_id="$invented") == set()
+        await receipts_after(first, thread_id="$invented") == set()
     )  # the event is here, and is in no thread
-    assert await tell("$to_come", thread_id="$root") == set()
-    assert await tell(first, thread_id="main") == {first}
-    assert await tell(second) == {first, second}
-    assert await tell("$unknown") == {first, second}
+    assert await receipts_after("$to_come", thread_id="$root") == set()
+    assert await receipts_after(first, thread_id="main") == {first}
+    assert await receipts_after(second) == {first, second}
+    assert await receipts_after("$unknown") == {first, second}
 
 
 async def test_receipts_that_arrive_before_their_events_are_applied_later(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     bob = UserID(room.bob.user_id)
     known, known_later = (say(room.alice, room.room_id, text) for text in ("known", "known later"))
     network.settle()
@@ -316,7 +316,7 @@ async def test_receipts_that_arrive_before_their_events_are_applied_later(
 
 async def test_presence_is_sent(network: Network) -> None:
     on = "presence: {enabled: true}\n"
-    room = await sending(network, config={NORTH: on, SOUTH: on})
+    room = await shared_room(network, config={NORTH: on, SOUTH: on})
     room.alice.put(
         f"/_matrix/client/v3/presence/{room.alice.user_id}/status",
         {"presence": "unavailable", "status_msg": "tea"},

@@ -163,8 +163,8 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
     home.server.clock.advance(5)
     home.settle()
 
-    first, again, caught_up = home.wire.transactions(PEER)
-    assert first == again
+    first, repeated, caught_up = home.wire.transactions(PEER)
+    assert first == repeated
     assert [pdu["content"]["body"] for pdu in caught_up[1]["pdus"]] == ["two"]
 
 

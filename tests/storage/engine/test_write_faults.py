@@ -176,8 +176,8 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
     stepped.results.clear()
     run("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     run("there", lambda txn: txn.execute_many(INSERT, [("there",), ("head",), ("count",)]))
-    heard: list[Change] = []
-    end = stepped.database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    end = stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     done: set[str] = set()
     for at, (kinds, plan) in enumerate(batches):
         before = find_all()
@@ -238,13 +238,13 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
             assert int(after[what]) - int(before[what]) == len(written), "each write counts once"
         run("next", lambda txn: txn.next_position())
         assert stepped.results["next"] == stepped.database.streams.current()
-    assert [change.user_id for change in heard if change.user_id in done] == [
-        change.user_id for change in heard
+    assert [change.user_id for change in received if change.user_id in done] == [
+        change.user_id for change in received
     ]
-    assert sorted(done) == sorted([str(change.user_id) for change in heard]), (
+    assert sorted(done) == sorted([str(change.user_id) for change in received]), (
         "of each that was done all hear once"
     )
-    positions = [change.position for change in heard]
+    positions = [change.position for change in received]
     assert positions == sorted(set(positions))
     end()
 

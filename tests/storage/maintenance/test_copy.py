@@ -42,16 +42,16 @@ def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresCo
 
 
 def copy(
-    source: Config, target: Config, tell: Callable[[CopyProgress], None] = lambda _: None
+    source: Config, target: Config, on_progress: Callable[[CopyProgress], None] = lambda _: None
 ) -> dict[str, int]:
-    return dict(copy_database(make_engine(source), make_engine(target), tell).tables)
+    return dict(copy_database(make_engine(source), make_engine(target), on_progress).tables)
 
 
 def close(database: Database) -> None:
     run_coroutine(database.close(), None)
 
 
-def talk(server: TestServer) -> tuple[User, User, str, str]:
+def create_conversation(server: TestServer) -> tuple[User, User, str, str]:
     """Create two users and a room with messages. Return the last message."""
     alice, bob = server.register("alice"), server.register("bob")
     room = alice.post(
@@ -85,7 +85,7 @@ def test_the_server_runs_on_the_copy(
     source, target = source_and_target
     database = open_inline(source)
     server = TestServer(tmp_path, database)
-    alice, bob, room, last = talk(server)
+    alice, bob, room, last = create_conversation(server)
     run_coroutine(index(server), None)
     before = [sync_room(user, room) for user in (alice, bob)]
     since = bob.get("/_matrix/client/v3/sync").json["next_batch"]
@@ -100,11 +100,11 @@ def test_the_server_runs_on_the_copy(
     alice, bob = (move_user(server, u) for u in (alice, bob))
     assert [sync_room(user, room) for user in (alice, bob)] == before
     assert found(bob, "№ 2") == [last]
-    again = alice.put(
+    repeated = alice.put(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t2",
         {"msgtype": "m.text", "body": "sent again"},
     )
-    assert again.json == {"event_id": last}, (
+    assert repeated.json == {"event_id": last}, (
         "a retried request finds the event that it created before the copy"
     )
     new = alice.put(
@@ -227,11 +227,11 @@ def test_many_rows_are_copied_in_batches_with_progress(
     progress = ProgressLines(write=lines.append, clock=lambda: float(next(seconds)))
     steps: list[CopyProgress] = []
 
-    def tell(step: CopyProgress) -> None:
+    def on_progress(step: CopyProgress) -> None:
         steps.append(step)
         progress.report(step)
 
-    assert copy(sqlite, new_postgresql, tell)["accounts"] == 1234
+    assert copy(sqlite, new_postgresql, on_progress)["accounts"] == 1234
     copying = [step.rows for step in steps if step.table == "accounts" and step.phase == "copying"]
     assert copying == [0, 500, 1000, 1234]
     assert steps[-1].rows_done == steps[-1].rows_total == 2 * 1234
@@ -334,7 +334,7 @@ def test_the_command_copies_and_prints_progress(
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("copied 2 rows in ")
     assert "copying accounts: 2 of 2 rows" in done.stderr
-    again = run(new)
-    assert again.exit_code == 1
-    assert "nothing was copied" in again.stderr
-    assert "is not empty" in again.stderr
+    retried = run(new)
+    assert retried.exit_code == 1
+    assert "nothing was copied" in retried.stderr
+    assert "is not empty" in retried.stderr

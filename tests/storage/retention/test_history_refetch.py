@@ -51,7 +51,7 @@ async def states(database: Database, *nids: int) -> Sequence[tuple[int, int | No
 
 
 async def test_content_is_restored_with_derived_data(database: Database) -> None:
-    heard: list[Change] = []
+    received: list[Change] = []
     await database.write("fill", insert_history)
     sql = (
         "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
@@ -64,7 +64,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     unreferenced = "SELECT unreferenced_ts FROM tracked_media WHERE media_id = 'x3'"
     assert await database.read("read", select_rows, unreferenced) == [(NOW,)]
     assert await states(database, 3) == [(GONE | EventFlag.FORGOTTEN, 3, False)]
-    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
+    database.streams.subscribe(received.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
     before = database.streams.current()
 
     related = Relation("m.thread", "$1")
@@ -80,7 +80,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     assert await database.read("read", select_rows, unreferenced) == [(None,)]
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
-    assert [change.detail for change in heard] == ["$1", PurgedMessages(1, [3])]
+    assert [change.detail for change in received] == ["$1", PurgedMessages(1, [3])]
     assert (await EventStore(database).get_content_changes(0, before)).changed_rooms == {1}, (
         "other nodes hear of it"
     )

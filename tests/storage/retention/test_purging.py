@@ -44,8 +44,8 @@ from tests.helpers.history_rows import (
 
 
 async def test_a_purge_removes_content_and_derived_data(database: Database) -> None:
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, Topic.PURGED, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, Topic.PURGED, stage=Stage.NOTIFY)
     store = PurgingStore(database)
     await database.write("fill", insert_history)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]
@@ -75,7 +75,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
     assert await database.read("read", select_rows, "SELECT event_nid FROM relations") == []
     assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_FIRST, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
-    (change,) = heard
+    (change,) = received
     assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
 
 

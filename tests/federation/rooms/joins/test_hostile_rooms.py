@@ -133,8 +133,8 @@ async def test_no_local_user_authorises_a_join_without_their_servers_check(
     event = {
         name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
     }
-    lie = WireResponse(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
-    network.interceptors.append(lambda _, request: lie if "/make_join/" in request.uri else None)
+    forged = WireResponse(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
+    network.interceptors.append(lambda _, request: forged if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
         await bob.server.app.federated_rooms.remote_memberships.join_through(
@@ -266,10 +266,10 @@ def test_an_impossible_create_event_is_refused(
             ROOM_VERSIONS[version], {**bare, **fields}, identity.server_name, identity.key
         )
 
-    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def forged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [remake(event) if event["type"] == "m.room.create" else event for event in events]
 
-    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+    network.forge(NORTH, forging("/send_join/", in_state(forged)))
 
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
     assert not is_known(bob, room_id)
@@ -292,13 +292,13 @@ def test_a_join_of_another_user_in_the_response_is_refused(network: Network) -> 
 def test_an_unsigned_room_name_is_not_shown(network: Network) -> None:
     _, bob, room_id = pair(network)
 
-    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def forged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             {**each, "content": {"name": "poison"}} if each["type"] == "m.room.name" else each
             for each in events
         ]
 
-    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+    network.forge(NORTH, forging("/send_join/", in_state(forged)))
 
     join_via(bob, room_id, NORTH)
 

@@ -67,9 +67,9 @@ async def test_a_colleagues_join_does_not_undo_the_leave(network: Network, versi
 
     here = {alice.user_id: "join", bob.user_id: "leave", carol.user_id: "join"}
     assert members(carol, room_id) == here
-    news = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
-    assert room_id in news["leave"]
-    assert room_id not in news.get("join", {})
+    update = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
+    assert room_id in update["leave"]
+    assert room_id not in update.get("join", {})
     assert room_id not in rooms_in_sync(bob, "join")
     say(carol, room_id, "salom")
     let_arrive(network)

@@ -403,10 +403,10 @@ async def test_an_unverified_member_is_added_when_their_server_is_back(
     network.settle()
 
     await same_state(alice, wanda, room_id)
-    news = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"]["join"][
-        room_id
-    ]
-    assert bob.user_id in {event.get("state_key") for event in news["state"]["events"]}
+    update = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"][
+        "join"
+    ][room_id]
+    assert bob.user_id in {event.get("state_key") for event in update["state"]["events"]}
     say(wanda, room_id, "salom")
     network.settle()
     say(bob, room_id, "va alaykum")

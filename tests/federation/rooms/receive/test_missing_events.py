@@ -225,12 +225,12 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     network.interceptors.clear()
 
     room.south.server.app.federation_receiver.inbox.stop()
-    again = Side(network.rebuild(SOUTH))
-    again.server.app.federation_receiver.inbox.start()
+    restarted = Side(network.rebuild(SOUTH))
+    restarted.server.app.federation_receiver.inbox.start()
 
-    assert await again.extremities(room.room_id) == {said[-1]}
-    assert await waiting(again) == 0
-    again.server.app.federation_receiver.inbox.stop()
+    assert await restarted.extremities(room.room_id) == {said[-1]}
+    assert await waiting(restarted) == 0
+    restarted.server.app.federation_receiver.inbox.stop()
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
@@ -244,24 +244,24 @@ async def test_events_wait_while_the_database_is_unavailable(
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
     room.south.server.app.federation_receiver.inbox.stop()
-    again = Side(network.rebuild(SOUTH))
+    restarted = Side(network.rebuild(SOUTH))
 
     async def be_away(*_: object) -> None:
         raise DatabaseUnavailable("it restarts")
 
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
-        again.server.app.federation_receiver.inbox.start()
+        restarted.server.app.federation_receiver.inbox.start()
     assert [
         entry.get("error") and str(entry["error"])
         for entry in logged
         if "inbox" in entry["log_namespace"]
     ] == ["it restarts"]
     assert not [entry for entry in logged if "log_failure" in entry]
-    assert await waiting(again) == 1
+    assert await waiting(restarted) == 1
     network.clock.advance(POLL_SECONDS)
-    assert await again.extremities(room.room_id) == {said[-1]}
-    again.server.app.federation_receiver.inbox.stop()
+    assert await restarted.extremities(room.room_id) == {said[-1]}
+    restarted.server.app.federation_receiver.inbox.stop()
 
 
 async def test_another_server_in_the_room_helps_out(network: Network) -> None:
