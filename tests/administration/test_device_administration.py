@@ -25,6 +25,7 @@ from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
 from tests.helpers.push_gateway import set_pusher
+from tests.helpers.room_actions import outcome
 from tests.helpers.server import START, TestServer, User
 
 USERS = "/_synapse/admin/v2/users"
@@ -65,10 +66,6 @@ def ids(root: User, user: User) -> list[str]:
     answer = root.get(devices(user)).json
     assert answer["total"] == len(answer["devices"])
     return [device["device_id"] for device in answer["devices"]]
-
-
-def outcome(answer: Answer) -> tuple[int, str | None]:
-    return answer.status, answer.json.get("errcode")
 
 
 def sign_outs(root: User, user: User) -> list[tuple[str, str | None, str | None]]:

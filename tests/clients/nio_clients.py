@@ -73,12 +73,13 @@ async def receive_texts(client: AsyncClient) -> list[str]:
     ]
 
 
-async def say(client: AsyncClient, room_id: str, text: str) -> None:
+async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None = None) -> str:
+    """Send a text message; return its event ID."""
     content = {"msgtype": "m.text", "body": text}
     answer = await client.room_send(
-        room_id, "m.room.message", content, ignore_unverified_devices=True
+        room_id, "m.room.message", content, tx_id=txn_id, ignore_unverified_devices=True
     )
-    expect(answer, nio.RoomSendResponse)
+    return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
 async def register(server: RealServer, name: str) -> None:

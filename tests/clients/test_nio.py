@@ -7,7 +7,7 @@ import time
 import nio
 from nio import AsyncClient
 
-from tests.clients.nio_clients import expect, new_client
+from tests.clients.nio_clients import expect, new_client, say
 from tests.helpers.real_server import RealServer
 
 SECONDS_TO_HEAR = 60
@@ -15,12 +15,6 @@ SECONDS_TO_HEAR = 60
 
 async def sync(client: AsyncClient) -> nio.SyncResponse:
     return expect(await client.sync(timeout=0), nio.SyncResponse)
-
-
-async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None = None) -> str:
-    content = {"msgtype": "m.text", "body": text}
-    answer = await client.room_send(room_id, "m.room.message", content, tx_id=txn_id)
-    return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
 def test_two_users_talk_in_a_room(real_server: RealServer) -> None:

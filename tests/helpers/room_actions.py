@@ -43,6 +43,11 @@ def refused(answer: Answer) -> tuple[int, str]:
     return answer.status, answer.errcode
 
 
+def outcome(answer: Answer) -> tuple[int, str | None]:
+    """Return status and errcode of a response; the errcode of a success is None."""
+    return answer.status, answer.json.get("errcode")
+
+
 def create(user: User, **options: Any) -> str:
     """Create a room; return its ID."""
     return str(ok(user.post(f"{V3}/createRoom", options))["room_id"])
@@ -134,6 +139,11 @@ def all_texts(user: User, room_id: str) -> list[str]:
 def get_event(user: User, room_id: str, event_id: str) -> Any:
     """Return an event as the user sees it."""
     return ok(user.get(room_path(room_id, "event", event_id)))
+
+
+def is_shown(user: User, room_id: str, event_id: str) -> bool:
+    """Return whether the user can read the event."""
+    return user.get(room_path(room_id, "event", event_id)).status == 200
 
 
 def aggregations(user: User, room_id: str, event_id: str) -> Any:

@@ -62,7 +62,7 @@ def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
     assert set_email_pusher(alice, kind=None).status == 200
 
 
-def leave(alice: User, _bob: User, room_id: RoomID) -> None:
+def leave_room(alice: User, _bob: User, room_id: RoomID) -> None:
     assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
 
 
@@ -75,7 +75,7 @@ def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
     assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
 
 
-@pytest.mark.parametrize("how", [switch_off, remove, leave, kick, ignore])
+@pytest.mark.parametrize("how", [switch_off, remove, leave_room, kick, ignore])
 def test_a_pending_email_is_dropped_when_its_reason_is_gone(
     server: TestServer, how: Callable[[User, User, RoomID], None]
 ) -> None:

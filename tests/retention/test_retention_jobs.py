@@ -9,7 +9,7 @@ from federation.protocol.ids import EventID
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
-from tests.helpers.room_actions import create, messages, ok, refused, room_path, say
+from tests.helpers.room_actions import create, is_shown, messages, ok, refused, room_path, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
 
@@ -168,10 +168,6 @@ def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -
             messages(alice, room_id, limit=50)
         counts.append(dict(counter.queries))
     assert counts[0] == counts[1]
-
-
-def is_shown(user: User, room_id: str, event_id: str) -> bool:
-    return user.get(room_path(room_id, "event", event_id)).status == 200
 
 
 def is_paused(server: TestServer) -> bool:

@@ -22,7 +22,16 @@ from storage.search.search import select_batch, select_texts
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.event_search import all_pages, ask, begin_jobs, found, settle
-from tests.helpers.room_actions import create, ok, put_event, redact, refused, room_path, say
+from tests.helpers.room_actions import (
+    create,
+    is_shown,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+)
 from tests.helpers.rooms import BOB, RoomParts
 from tests.helpers.server import TestServer, User, move_user
 
@@ -281,8 +290,8 @@ def test_search_results_match_a_scan_of_all_messages(
                 for event in reachable
                 if event not in gone
                 and matches(terms, format_words(folding.lines(texts[event][-1][1])))
-                and _is_shown(user, room, event)
-                and _is_shown(user, room, texts[event][-1][0])
+                and is_shown(user, room, event)
+                and is_shown(user, room, texts[event][-1][0])
             ]
             assert found(user, query, filter={"limit": 100}) == expected[::-1], (
                 user.user_id,
@@ -293,7 +302,3 @@ def test_search_results_match_a_scan_of_all_messages(
 
 def _sender(user: User, room: str, event: str) -> str:
     return str(ok(user.get(room_path(room, "event", event)))["sender"])
-
-
-def _is_shown(user: User, room: str, event: str) -> bool:
-    return user.get(room_path(room, "event", event)).status == 200

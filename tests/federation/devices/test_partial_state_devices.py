@@ -55,11 +55,11 @@ async def test_members_who_leave_meanwhile_or_later_are_in_left(network: Network
     known = set(answer["device_lists"]["changed"])
     assert known >= {alice.user_id, member(0)}
     assert len(known) < MEMBERS
-    await leave(alice.server, room_id, member(0))
+    await send_leave(alice.server, room_id, member(0))
     network.settle()
     answer = lazily(bob, answer["next_batch"])
     assert answer["device_lists"] == {"changed": [], "left": [member(0)]}
-    await leave(alice.server, room_id, member(MEMBERS - 1))
+    await send_leave(alice.server, room_id, member(MEMBERS - 1))
     complete(network)
     answer = lazily(bob, answer["next_batch"])
     others = {alice.user_id, *map(member, range(1, MEMBERS - 1))}
@@ -156,7 +156,7 @@ async def test_device_changes_during_partial_state_are_known_in_the_end(network:
     assert ed25519_of(bob, alice) == "four"
 
 
-async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
+async def send_leave(server: TestServer, room_id: str, user_id: UserID) -> None:
     draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
     await server.app.room_engine.engine.send(RoomID(room_id), [draft])
 

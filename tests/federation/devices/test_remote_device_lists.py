@@ -58,7 +58,7 @@ async def tracked(server: TestServer, user: User) -> CachedDeviceList | None:
     )
 
 
-def leave(network: Network, user: User, room_id: str) -> None:
+def leave_and_settle(network: Network, user: User, room_id: str) -> None:
     assert user.post(f"{V3}/rooms/{room_id}/leave").status == 200
     network.settle()
 
@@ -100,7 +100,7 @@ async def test_the_list_of_a_user_who_joins_is_stale_even_after_an_immediate_kil
 ) -> None:
     room = await encrypted_room(network)
     query(room.alice, room.bob)
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
     room.bob.start("POST", f"{V3}/join/{room.room_id}?via={NORTH}", {})
     kept = await tracked(room.north.server, room.bob)
@@ -122,7 +122,7 @@ async def test_the_list_of_a_user_who_joins_two_rooms_at_once_is_stale(network: 
             == 200
         )
     network.settle()
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
     joins = [room.bob.start("POST", f"{V3}/join/{room_id}?via={NORTH}", {}) for room_id in rooms]
     network.settle()
@@ -139,7 +139,7 @@ async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     room = await encrypted_room(network)
     query(room.alice, room.bob)
     since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
-    leave(network, mover, room.room_id)
+    leave_and_settle(network, mover, room.room_id)
     query(room.north.server.register("carol"), room.bob)
     assert await tracked(room.north.server, room.bob) is None
     add_device(network, room.bob)
@@ -267,7 +267,7 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
 async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network) -> None:
     room = await encrypted_room(network)
     query(room.alice, room.bob)
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     other = another_node(network, NORTH)
     assert not await other.shares_room(room.bob.user_id)
     assert room.bob.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
@@ -394,7 +394,7 @@ async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network
 
     await do_sweep()
     assert await kept(room.bob) >= {"remote_device_lists", "remote_devices", "cross_signing_keys"}
-    leave(network, room.alice, room.room_id)
+    leave_and_settle(network, room.alice, room.room_id)
     await do_sweep()
     assert await kept(room.bob) == set()
     assert await kept(room.alice) == {"device_list_positions"}, "the local user's list stays"

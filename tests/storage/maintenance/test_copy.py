@@ -1,6 +1,6 @@
 """A complete database is copied to the other kind, and the server runs on the copy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from storage.engine.database import (
 )
 from storage.maintenance.copy import CannotCopy, CopyProgress, ProgressLines, copy_database
 from tests.conftest import run_coroutine
-from tests.helpers.databases import PostgresTemplates, open_inline, write_config_file
+from tests.helpers.databases import open_inline, write_config_file
 from tests.helpers.event_search import found, index
 from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User, move_user
@@ -31,14 +31,6 @@ def source_and_target(
     request: pytest.FixtureRequest, sqlite: SQLiteConfig, postgresql: PostgresConfig
 ) -> tuple[Config, Config]:
     return (sqlite, postgresql) if request.param.startswith("sqlite") else (postgresql, sqlite)
-
-
-@pytest.fixture
-def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
-    """An empty PostgreSQL database without tables."""
-    config = postgres_templates.create(empty=True)
-    yield config
-    postgres_templates.drop(config)
 
 
 def copy(
@@ -217,7 +209,7 @@ async def write_only(database: Database, add: Callable[[WriteTransaction], None]
 
 
 def test_many_rows_are_copied_in_batches_with_progress(
-    sqlite: SQLiteConfig, new_postgresql: PostgresConfig
+    sqlite: SQLiteConfig, empty_postgres: PostgresConfig
 ) -> None:
     database = open_inline(sqlite)
     count_accounts(database, 1234)
@@ -231,7 +223,7 @@ def test_many_rows_are_copied_in_batches_with_progress(
         steps.append(step)
         progress.report(step)
 
-    assert copy(sqlite, new_postgresql, on_progress)["accounts"] == 1234
+    assert copy(sqlite, empty_postgres, on_progress)["accounts"] == 1234
     copying = [step.rows for step in steps if step.table == "accounts" and step.phase == "copying"]
     assert copying == [0, 500, 1000, 1234]
     assert steps[-1].rows_done == steps[-1].rows_total == 2 * 1234
