@@ -38,6 +38,7 @@ from tests.helpers.databases import (
 )
 from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
+from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.server import TestServer, User, make_admin
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
@@ -249,6 +250,19 @@ def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
 def counter() -> QueryCounter:
     """Counts the queries of a database that is opened with it."""
     return QueryCounter()
+
+
+@pytest.fixture(scope="session")
+def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
+    """A running object store by a third party."""
+    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(running_store: RunningObjectStore) -> Bucket:
+    """An empty bucket of the object store."""
+    return running_store.bucket()
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

@@ -58,3 +58,11 @@ def send_logout_token(server: TestServer, provider: OpenIDProvider, **claims: An
 def is_signed_in(user: User) -> bool:
     """Return whether the user's access token is valid."""
     return user.get("/_matrix/client/v3/account/whoami").status == 200
+
+
+def check_imported_profile(server: TestServer, alice: User) -> None:
+    """Check that Alice's account has the name and the address that the provider has of her."""
+    profile = server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json
+    assert profile["displayname"] == ALICE["name"]
+    threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
+    assert threepids[0]["address"] == ALICE["email"].lower()

@@ -16,6 +16,7 @@ from tests.helpers.http import Answer
 from tests.helpers.logins import log_in
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
+from tests.helpers.upstream import check_imported_profile
 
 
 @pytest.fixture
@@ -37,14 +38,7 @@ def test_a_directory_password_signs_in(server: TestServer, slapd: Slapd) -> None
     slapd.add_person("alice", cn="Alice Liddell", mail="Alice@Example.com")
     alice = signed_in(server, "alice")
     assert alice.user_id == "@alice:example.org"
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
     for name in ("Alice", "@alice:example.org", "alice"):
         assert signed_in(server, name).user_id == alice.user_id
     browser = Browser(server)

@@ -33,7 +33,7 @@ from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
-from tests.helpers.images import ORIENTATION, picture
+from tests.helpers.images import ORIENTATION, picture, png_chunk
 from tests.helpers.server import TestServer, User
 
 PLACE = {
@@ -76,16 +76,8 @@ def photo(format: str, **more: Any) -> bytes:
 def apng() -> bytes:
     """A PNG, whose XMP Pillow does not write."""
     return with_chunks(
-        picture(40, 20, "PNG", exif=notes()), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
-    )
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
+        picture(40, 20, "PNG", exif=notes()),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
     )
 
 
@@ -192,25 +184,25 @@ def hexadecimal(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("further", "goes"),
     [
-        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)), True),
+        (png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)), True),
         (
-            chunk(
+            png_chunk(
                 b"iTXt",
                 b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<dc:title>Bozor</dc:title>"),
             ),
             False,
         ),
-        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0broken"), True),
+        (png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0broken"), True),
         (
-            chunk(
+            png_chunk(
                 b"zTXt",
                 b"Raw profile type exif\0\0" + zlib.compress(hexadecimal(notes().tobytes())),
             ),
             True,
         ),
-        (chunk(b"tEXt", b"Raw profile type APP1\0" + hexadecimal(XMP)), True),
-        (chunk(b"tEXt", b"Raw profile type xmp\0 not in digits"), True),
-        (chunk(b"tEXt", b"Title\0GPS"), False),
+        (png_chunk(b"tEXt", b"Raw profile type APP1\0" + hexadecimal(XMP)), True),
+        (png_chunk(b"tEXt", b"Raw profile type xmp\0 not in digits"), True),
+        (png_chunk(b"tEXt", b"Title\0GPS"), False),
     ],
 )
 def test_compressed_metadata_of_a_png_is_removed_completely(further: bytes, goes: bool) -> None:

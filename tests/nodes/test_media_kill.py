@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from storage.engine.database import SQLiteConfig
 from storage.media.shared_contents import Role
 from tests.helpers.media_crash_process import MILK, MOMENTS, CrashPlan, Opened
-from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+from tests.helpers.object_store import Bucket
 from tests.helpers.programs import start_program
 from tests.helpers.server_process import RunningServer, ServerFiles
 
@@ -26,17 +26,6 @@ SEED = 1447
 ROUNDS = 2
 UPLOADERS = 4
 DOWNLOAD = "/_matrix/client/v1/media/download/"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
-        yield store
-
-
-@pytest.fixture
-def bucket(running: RunningObjectStore) -> Bucket:
-    return running.bucket()
 
 
 def _killed_at(

@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Network
-from tests.helpers.remote_membership import NORTH, SOUTH, WEST
+from tests.helpers.remote_membership import NORTH, WEST
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -180,7 +181,7 @@ def test_via_must_be_server_names(alice: User) -> None:
 
 
 def test_the_summary_of_a_room_on_another_server(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     garden = create(alice, name="Garden", preset="public_chat", room_alias_name="garden")
     cellar = create(alice, name="Cellar", preset="private_chat")
 
@@ -197,7 +198,7 @@ def test_the_summary_of_a_room_on_another_server(network: Network) -> None:
 
 
 def test_the_summary_of_a_remote_room_needs_a_server_that_knows_it(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
     secret = create(alice, preset="private_chat")
 

@@ -14,21 +14,8 @@ from storage.engine.interface import Engine
 from storage.engine.postgres import PostgresEngine
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates
-from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.stepped_database import SteppedDatabase
 from tests.helpers.write_faults import Faults
-
-
-@pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    """A running object store by a third party."""
-    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
-        yield store
-
-
-@pytest.fixture
-def bucket(running: RunningObjectStore) -> Bucket:
-    return running.bucket()
 
 
 @pytest.fixture

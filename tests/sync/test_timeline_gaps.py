@@ -11,7 +11,15 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.ids import EventID, RoomID, UserID
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, Side, join_through_north, shared
+from tests.helpers.federated_rooms import (
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    join_through_north,
+    shared,
+    two_users,
+)
 from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network, forge_responses
 from tests.helpers.remote_membership import join_via
@@ -41,10 +49,7 @@ def follow(user: User, since: str | None = None) -> Any:
 def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], SlidingClient]:
     """Two people, a room, the second's token and client from before he left; what was said while no
     one of his server was in it; and he has come again."""
-    alice, bob = (
-        network.add("north.example").register("alice"),
-        network.add("south.example").register("bob"),
-    )
+    alice, bob = two_users(network)
     network.start_sending()
     room_id = create(alice, preset="public_chat")
     join_through_north(network, bob, room_id)

@@ -15,7 +15,15 @@ from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import START, TestServer
-from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, redeem, sign_in
+from tests.helpers.upstream import (
+    ALICE,
+    CLIENT,
+    REDIRECT,
+    check_imported_profile,
+    open_provider,
+    redeem,
+    sign_in,
+)
 
 
 @pytest.fixture
@@ -47,22 +55,13 @@ def test_the_first_sign_in_creates_an_account(server: TestServer, provider: Open
     assert re.fullmatch(re.escape(CLIENT) + r"\?a=b&c&loginToken=\w{32}", browser.location)
     alice = redeem(server, browser, device_id="PHONE")
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", "PHONE")
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
 
 
 def test_a_link_survives_a_change_of_the_name(server: TestServer, provider: OpenIDProvider) -> None:
     first = sign_in(server, provider, Browser(server))
-    sign_in_again = sign_in(
-        server, provider, Browser(server), preferred_username="queen", name="Queen"
-    )
-    assert sign_in_again.user_id == first.user_id
+    second = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
+    assert second.user_id == first.user_id
     assert (
         server.get(f"/_matrix/client/v3/profile/{first.user_id}").json["displayname"]
         == "Alice Liddell"

@@ -4,7 +4,14 @@ fetched state, and from then on device lists work as in any encrypted room."""
 from typing import Any
 
 from tests.helpers.encrypted_rooms import ENCRYPTED
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, join_through_north, shared
+from tests.helpers.federated_rooms import (
+    NORTH,
+    SOUTH,
+    Shared,
+    join_through_north,
+    shared,
+    two_users,
+)
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.logins import another_device
 from tests.helpers.network import Network, forge_responses
@@ -54,10 +61,7 @@ async def test_encryption_enabled_in_a_gap_bridged_by_fetched_state_is_noticed(
 async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed(
     network: Network,
 ) -> None:
-    alice, bob = (
-        network.add("north.example").register("alice"),
-        network.add("south.example").register("bob"),
-    )
+    alice, bob = two_users(network)
     network.start_sending()
     room_id = create(alice, preset="public_chat")
     join_through_north(network, bob, room_id)

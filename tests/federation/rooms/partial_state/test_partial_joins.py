@@ -14,6 +14,7 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.event_drafts import Draft
 from federation.rooms.partial_rooms import MAX_WAIT
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.large_rooms import (
     LAZY,
     MEMBERS,
@@ -368,7 +369,7 @@ async def test_completion_respects_retry_after(
 async def joined_while_cut(network: Network, count: int) -> tuple[User, User, User, str]:
     """Wanda comes into a room while the way to another server in it is cut, whose keys hers has
     never seen."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     wanda = network.add(WEST).register("wanda")
     network.start_sending()
     network.start_completing()
@@ -522,7 +523,7 @@ async def test_members_who_left_while_we_were_away_are_removed(network: Network)
 
 
 async def test_small_rooms_come_with_complete_state(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     assert is_whole(bob, room_id)
