@@ -7,9 +7,8 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated_rooms import SOUTH
 from tests.helpers.network import Network, NetworkWire
+from tests.helpers.node_pair import POSTGRES_CONFIG
 from tests.helpers.server import TestServer
-
-CONFIG = "database: {name: psycopg2, args: {}}\n"
 
 
 class NodeNetwork:
@@ -38,7 +37,7 @@ class NodeNetwork:
         self._other = TestServer(
             folder,
             self._databases[-1],
-            CONFIG,
+            POSTGRES_CONFIG,
             seed=99,
             server_name=SOUTH,
             clock=self.network.clock,

@@ -1,8 +1,9 @@
 """Two nodes on one PostgreSQL database, in one process, which receive each other's notes at
 once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from homeserver.cluster.node_messages import NodeMessages
 from storage.engine.database import PostgresConfig
@@ -143,6 +144,39 @@ class PollingNodes:
     def close(self) -> None:
         """Stop both nodes."""
         for server, database in zip((self.first, self.second), self.databases, strict=True):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+class SeparateNodes:
+    """Two nodes on one database, each with a folder of its own.
+
+    `options`: further arguments of the `TestServer` of each node.
+    """
+
+    def __init__(
+        self, folder: Path, config: PostgresConfig, options: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.servers: list[TestServer] = []
+        for number in range(2):
+            of_node = folder / str(number)
+            of_node.mkdir()
+            server = TestServer(
+                of_node,
+                self.databases[number],
+                POSTGRES_CONFIG,
+                seed=number + 1,
+                **options[number],
+            )
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
+            self.servers.append(server)
+
+    def close(self) -> None:
+        """Stop both nodes."""
+        for server, database in zip(self.servers, self.databases, strict=True):
             assert server.app.peer_nodes is not None
             server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)

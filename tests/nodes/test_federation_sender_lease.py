@@ -12,9 +12,9 @@ from storage.engine.database import PostgresConfig
 from storage.engine.interface import NodeChannel
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
-from tests.helpers.databases import open_inline
 from tests.helpers.federation_sender import DESTINATIONS
 from tests.helpers.leases import kill_part, set_node
+from tests.helpers.node_pair import SeparateNodes
 from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, make_admin, move_user
 
@@ -22,24 +22,14 @@ V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 
 
-class SendingNodes:
+class SendingNodes(SeparateNodes):
     """Two nodes with separate wires, and a room with a user of another server."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.wires = [RecordingWire(), RecordingWire()]
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.servers: list[TestServer] = []
-        for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(
-                of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number]
-            )
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.start()
+        super().__init__(folder, config, [{"wire": each} for each in self.wires])
+        for server in self.servers:
             server.app.federation_sender.sender.start()
-            self.servers.append(server)
         self.alice = self.servers[0].register("alice")
         self.room_id = str(
             self.alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
@@ -57,12 +47,6 @@ class SendingNodes:
             for server in self.servers:
                 server.clock.advance(1)
                 settle(server)
-
-    def close(self) -> None:
-        for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.stop()
-            run_coroutine(database.close(), None)
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ from storage.engine.interface import NodeChannel
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherRow
 from storage.retention.purging import PurgeCause, PurgingStore
-from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
-from tests.helpers.databases import open_inline
 from tests.helpers.keys import sync
 from tests.helpers.leases import kill_part, set_node
 from tests.helpers.logins import password_auth
+from tests.helpers.node_pair import SeparateNodes
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import poll, token
@@ -27,24 +26,14 @@ from tests.helpers.sync_requests import poll, token
 V3 = "/_matrix/client/v3"
 
 
-class PushingNodes:
+class PushingNodes(SeparateNodes):
     """Two nodes with separate push gateways, a room, and Alice, who has a pusher."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.gateways = [PushGateway(), PushGateway()]
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.servers: list[TestServer] = []
-        for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(
-                of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number]
-            )
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.start()
+        super().__init__(folder, config, [{"web": each} for each in self.gateways])
+        for server in self.servers:
             server.app.pushers.start()
-            self.servers.append(server)
         self.alice, self.bob = self.servers[0].register("alice"), self.servers[0].register("bob")
         self.room_id = str(
             self.bob.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
@@ -75,12 +64,6 @@ class PushingNodes:
             ]
             for gateway in self.gateways
         ]
-
-    def close(self) -> None:
-        for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.stop()
-            run_coroutine(database.close(), None)
 
 
 def purge(server: TestServer, event_id: str) -> None:
