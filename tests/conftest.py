@@ -31,12 +31,14 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open
 from tests.helpers import postgres
 from tests.helpers.databases import (
     PostgresTemplates,
+    QueryCounter,
     copy_sqlite,
     make_sqlite_template,
     open_inline,
 )
 from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
+from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.server import TestServer, User, make_admin
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
@@ -242,6 +244,25 @@ def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
     yield Network(tmp_path, open_another)
     for database in databases:
         run_coroutine(database.close(), None)
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    """Counts the queries of a database that is opened with it."""
+    return QueryCounter()
+
+
+@pytest.fixture(scope="session")
+def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
+    """A running object store by a third party."""
+    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(running_store: RunningObjectStore) -> Bucket:
+    """An empty bucket of the object store."""
+    return running_store.bucket()
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

@@ -22,8 +22,7 @@ from tests.helpers.room_actions import (
 )
 from tests.helpers.server import TestServer
 from tests.helpers.sliding_client import SlidingClient, a_list
-from tests.helpers.sync_requests import Rooms, sync, sync_path
-from tests.rooms.test_unsigned_data import events_in
+from tests.helpers.sync_requests import Rooms, events_in, sync, sync_path
 
 pytestmark = pytest.mark.usefixtures("compared")
 

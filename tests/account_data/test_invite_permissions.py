@@ -17,16 +17,6 @@ BLOCKED = (403, "M_INVITE_BLOCKED")
 rooms = Rooms()
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def invite(by: User, whom: User, room_id: str | None = None) -> Any:
     return membership(by, room_id or create(by), "invite", whom)
 
@@ -130,9 +120,9 @@ def test_an_unread_marker_is_in_both_syncs(alice: User) -> None:
     client.sync()
     since = sync(alice)["next_batch"]
     rooms.keep(alice, "m.marked_unread", {"unread": True}, room_id)
-    told = [{"type": "m.marked_unread", "content": {"unread": True}}]
-    assert sync(alice, since)["rooms"]["join"][room_id]["account_data"]["events"] == told
-    assert client.sync()["extensions"]["account_data"]["rooms"][room_id] == told
+    received = [{"type": "m.marked_unread", "content": {"unread": True}}]
+    assert sync(alice, since)["rooms"]["join"][room_id]["account_data"]["events"] == received
+    assert client.sync()["extensions"]["account_data"]["rooms"][room_id] == received
 
 
 def test_deleted_account_data_is_sent_once(alice: User) -> None:
@@ -154,14 +144,17 @@ def test_deleted_account_data_is_sent_once(alice: User) -> None:
         rooms.keep(alice, "org.example.never", {}, where)  # clients wait until they receive it
     gone = [{"type": f"org.example.{name}", "content": {}} for name in ("a", "b", "never")]
     answer = sync(alice, since)
-    told = client.sync()["extensions"]["account_data"]
-    everywhere = (answer["account_data"]["events"], told["global"])
-    in_room = (answer["rooms"]["join"][room_id]["account_data"]["events"], told["rooms"][room_id])
+    received = client.sync()["extensions"]["account_data"]
+    everywhere = (answer["account_data"]["events"], received["global"])
+    in_room = (
+        answer["rooms"]["join"][room_id]["account_data"]["events"],
+        received["rooms"][room_id],
+    )
     for events in (*everywhere, *in_room):
         assert sorted(events, key=lambda event: str(event["type"])) == gone
-    anew = sync(alice)
-    assert "org.example" not in str(anew["account_data"])
-    assert "org.example" not in str(anew["rooms"]["join"][room_id])
+    initial = sync(alice)
+    assert "org.example" not in str(initial["account_data"])
+    assert "org.example" not in str(initial["rooms"]["join"][room_id])
 
 
 def test_features_are_advertised(server: TestServer) -> None:

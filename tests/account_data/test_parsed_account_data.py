@@ -53,12 +53,14 @@ async def test_added_data_is_cached_unless_it_changed_meanwhile(
         capacity=3,
     )
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b"{}")
-    heard = data.version
+    version_before = data.version
     read = (await store.get_account_data(ALICE)).global_data
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
-    assert data.add(ALICE, read, heard) == b"{}"
+    assert data.add(ALICE, read, version_before) == b"{}"
     assert data.get_cached(ALICE) is None
     assert await data.of_user(ALICE) == b'{"a":1}'
-    heard = data.version
-    assert data.add(BOB, {"y": b"{}"}, heard) is None
-    assert data.add(CAROL, {"x": b'{"c":1}'}, heard) == data.get_cached(CAROL) == b'{"c":1}'
+    version_before = data.version
+    assert data.add(BOB, {"y": b"{}"}, version_before) is None
+    assert (
+        data.add(CAROL, {"x": b'{"c":1}'}, version_before) == data.get_cached(CAROL) == b'{"c":1}'
+    )

@@ -10,7 +10,8 @@ from homeserver.config.load import ConfigError, load_config
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow
 from tests.helpers.browser import Browser
-from tests.helpers.http import Answer
+from tests.helpers.email_addresses import link_in_email
+from tests.helpers.logins import log_in
 from tests.helpers.oauth import Program
 from tests.helpers.server import TestServer, User
 
@@ -47,27 +48,8 @@ def register_expiring(server: TestServer, name: str = "alice", *, address: bool 
     return user
 
 
-def login(server: TestServer, **further: Any) -> Answer:
-    identifier = {"type": "m.id.user", "user": "alice"}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        **further,
-    }
-    return server.post("/_matrix/client/v3/login", body)
-
-
 def send_emails(server: TestServer) -> int:
     return server.run(server.app.accounts.renewals.do_send_emails(10))
-
-
-def last_link(server: TestServer) -> str:
-    """Return the link in the last e-mail, without the host."""
-    text = server.relay.emails[-1][1].get_body(("plain",))
-    assert text is not None
-    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
-    return str(link)
 
 
 def test_many_users_renew_from_one_ip_address(tmp_path: Path, sqlite_database: Database) -> None:
@@ -82,7 +64,7 @@ def test_many_users_renew_from_one_ip_address(tmp_path: Path, sqlite_database: D
     assert send_emails(server) == 1
     browser = Browser(server)
     for _ in range(60):
-        browser.post(RENEW, {"token": last_link(server).partition("=")[2]})
+        browser.post(RENEW, {"token": link_in_email(server).partition("=")[2]})
         assert browser.status == 200
 
 
@@ -100,7 +82,7 @@ def test_a_session_of_an_expired_account_can_only_log_out(server: TestServer) ->
 
 def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> None:
     alice = register_expiring(server)
-    refreshable = login(server, refresh_token=True).json
+    refreshable = log_in(server, "alice", refresh_token=True).json
     server.clock.advance(100 * DAY - 60)
     token = alice.post("/_matrix/client/v1/login/get_token").json["login_token"]
     program, browser = Program(server), Browser(server)
@@ -112,9 +94,9 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
         server.app.accounts.application_passwords.do_create(alice.user_id, "Bot", None, epoch=0)
     )
     server.clock.advance(60)
-    assert login(server).errcode == EXPIRED
-    assert login(server, password=password).errcode == EXPIRED
-    assert login(server, type="m.login.token", token=token).errcode == EXPIRED
+    assert log_in(server, "alice").errcode == EXPIRED
+    assert log_in(server, "alice", password=password).errcode == EXPIRED
+    assert log_in(server, "alice", type="m.login.token", token=token).errcode == EXPIRED
     assert program.exchange(code).json["error"] == "invalid_grant"
     # a refresh still works: the client keeps its session for the time after the renewal, and can
     # request the e-mail
@@ -137,7 +119,7 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
 def test_a_wrong_password_does_not_reveal_the_expiry(server: TestServer) -> None:
     register_expiring(server)
     server.clock.advance(100 * DAY)
-    assert login(server, password="wrong").errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice", password="wrong").errcode == "M_FORBIDDEN"
 
 
 def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
@@ -155,16 +137,16 @@ def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
     server.clock.advance(10 * DAY)
     assert alice.get(WHOAMI).errcode == EXPIRED
     browser = Browser(server)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     assert "Do you want to keep this account?" in browser.words
     assert alice.get(WHOAMI).errcode == EXPIRED  # opening the page renews nothing
     browser.send()
     assert "It is valid until 2024-06-01" in browser.words
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(DAY)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     assert "The account is renewed" in browser.words
-    browser.post(browser.path.partition("?")[0], {"token": last_link(server).partition("=")[2]})
+    browser.post(browser.path.partition("?")[0], {"token": link_in_email(server).partition("=")[2]})
     assert "It is valid until 2024-06-01" in browser.words  # once
     server.clock.advance(89 * DAY)
     assert send_emails(server) == 1  # about the next expiry
@@ -204,13 +186,13 @@ def test_a_user_requests_the_email(server: TestServer) -> None:
     alice = register_expiring(server)
     server.clock.advance(100 * DAY)
     assert alice.post(SEND_MAIL).status == 200
-    first = last_link(server)
+    first = link_in_email(server)
     assert alice.post(SEND_MAIL).status == 200
     assert send_emails(server) == 0
     browser = Browser(server)
     browser.open(first)
     assert (browser.status, "This link no longer works" in browser.words) == (400, True)
-    browser.open(last_link(server))
+    browser.open(link_in_email(server))
     browser.send()
     assert alice.get(WHOAMI).status == 200
 
@@ -281,7 +263,7 @@ def test_a_server_with_disabled_validity_ignores_stored_expiry_times(
     alice = register_expiring(expiring)
     disabled = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
     assert disabled.get(WHOAMI, token=alice.token).status == 200
-    assert login(disabled).status == 200
+    assert log_in(disabled, "alice").status == 200
     assert disabled.run(disabled.app.accounts.renewals.do_set_missing_expiries(10)) == 0
     assert send_emails(disabled) == 0
     assert disabled.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"

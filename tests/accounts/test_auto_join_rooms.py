@@ -33,13 +33,13 @@ def rooms_of(user: User) -> set[str]:
 def test_new_accounts_join_the_rooms_at_registration(server: TestServer) -> None:
     alice = server.register("alice")
     assert rooms_of(alice) == set()
-    everyone, news = [
+    everyone, news_room = [
         create(alice, preset="public_chat", room_alias_name=name) for name in ("everyone", "news")
     ]
     create(alice, preset="private_chat", room_alias_name="closed")
     bob = server.register("bob")
-    assert rooms_of(bob) == {everyone, news}
-    assert set(sync(bob)["rooms"]["join"]) == {everyone, news}
+    assert rooms_of(bob) == {everyone, news_room}
+    assert set(sync(bob)["rooms"]["join"]) == {everyone, news_room}
 
 
 def test_guests_join_no_rooms(server: TestServer) -> None:

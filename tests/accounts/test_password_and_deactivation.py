@@ -10,6 +10,7 @@ from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer
 
 
@@ -299,11 +300,7 @@ def test_the_address_of_a_device_is_stored_for_user_ips_max_age(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, option)
     alice = server.register("alice")
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     other = server.post("/_matrix/client/v3/login", body).json
     path = f"/_matrix/client/v3/devices/{other['device_id']}"
     server.get(path, token=other["access_token"])

@@ -25,6 +25,7 @@ from storage.accounts.registration_tokens import RegistrationTokenRow
 from storage.engine.database import Database
 from tests.helpers.accounts import OPEN, SHARED_SECRET, AccountsServer, User
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 
 DUMMY = {"type": "m.login.dummy"}
 WITH_TOKEN = RegistrationRules(enabled=True, requires_token=True)
@@ -193,11 +194,7 @@ def test_a_guest_is_upgraded_to_a_full_account(database: Database) -> None:
         guest.get("account/whoami").json["is_guest"] is False
     )  # the earlier session is still valid
     assert guest.get(f"profile/{guest.id}/displayname").json == {"displayname": "Visitor"}
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": "wonderland",
-    }
+    login = password_auth(name)
     assert server.request("POST", "login", login).status == 200
     taken = server.request("POST", "register", {**body, "auth": DUMMY})
     assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
@@ -585,11 +582,7 @@ async def test_a_taken_name_leaves_the_uia_session_valid(server: AccountsServer)
 async def test_an_ended_uia_session_is_not_restored(server: AccountsServer) -> None:
     alice = server.register()
     session = alice.post("delete_devices", {"devices": ["A"]}).json["session"]
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": alice.password,
-    }
+    proof = password_auth("alice", alice.password)
     body = {"devices": ["A"], "auth": {**proof, "session": session}}
     server.threads.hold()
     path = "/_matrix/client/v3/delete_devices"

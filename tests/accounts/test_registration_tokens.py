@@ -6,6 +6,7 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import START, TestServer, User
 
 PATH = "/_synapse/admin/v1/registration_tokens"
@@ -22,8 +23,7 @@ def server(tmp_path: Path, database: Database) -> TestServer:
 
 @pytest.fixture
 def root(server: TestServer) -> User:
-    identifier = {"type": "m.id.user", "user": "root"}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    body = password_auth("root")
     return User(server, server.post("/_matrix/client/v3/login", body).json)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 ADMIN = "/_matrix/client/v1/admin"
@@ -87,11 +88,7 @@ def test_other_users_learn_nothing(server: TestServer, user_id: str) -> None:
 
 def test_a_deactivated_account_is_not_found(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    proof = password_auth("bob")
     assert bob.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
     assert alice.get(f"{ADMIN}/lock/{bob.user_id}").errcode == "M_NOT_FOUND"
 

@@ -7,9 +7,9 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import Database
-from tests.encryption.test_dehydrated_devices import DEVICE as DEHYDRATED
-from tests.encryption.test_dehydrated_devices import put as put_dehydrated
 from tests.helpers.browser import Browser
+from tests.helpers.dehydrated_devices import DEVICE_ID as DEHYDRATED
+from tests.helpers.dehydrated_devices import put_dehydrated_device as put_dehydrated
 from tests.helpers.http import Answer
 from tests.helpers.keys import (
     V3,
@@ -21,9 +21,11 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
 from tests.helpers.push_gateway import set_pusher
+from tests.helpers.room_actions import outcome
 from tests.helpers.server import START, TestServer, User
 
 USERS = "/_synapse/admin/v2/users"
@@ -43,11 +45,6 @@ def root(server: TestServer) -> User:
     return root
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def devices(user: User | str, device_id: str | None = None) -> str:
     user_id = user if isinstance(user, str) else user.user_id
     path = f"{USERS}/{quote(user_id)}/devices"
@@ -59,14 +56,7 @@ def delete_devices(user: User | str) -> str:
 
 
 def sign_in(server: TestServer, user: User, device_id: str | None = None, **further: Any) -> User:
-    who = {"type": "m.id.user", "user": user.user_id}
-    body = {
-        "type": "m.login.password",
-        "identifier": who,
-        "password": "wonderland",
-        "device_id": device_id,
-        **further,
-    }
+    body = {**password_auth(user.user_id), "device_id": device_id, **further}
     answer = server.post(f"{V3}/login", body)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
@@ -76,10 +66,6 @@ def ids(root: User, user: User) -> list[str]:
     answer = root.get(devices(user)).json
     assert answer["total"] == len(answer["devices"])
     return [device["device_id"] for device in answer["devices"]]
-
-
-def outcome(answer: Answer) -> tuple[int, str | None]:
-    return answer.status, answer.json.get("errcode")
 
 
 def sign_outs(root: User, user: User) -> list[tuple[str, str | None, str | None]]:
@@ -250,8 +236,7 @@ def test_removing_a_device_signs_it_out_and_deletes_its_data(
 
 
 def _password(user: User) -> dict[str, Any]:
-    who = {"type": "m.id.user", "user": user.user_id}
-    return {"type": "m.login.password", "identifier": who, "password": "wonderland"}
+    return password_auth(user.user_id)
 
 
 def test_a_session_of_the_oauth_api_ends_with_its_device(
@@ -331,8 +316,10 @@ def test_owners_do_not_see_the_address_of_an_administrator(
         ("LAPTOP", root.user_id, "192.0.2.1"),
     ]
     records = server.run(server.app.accounts.audit.get_records_for_owner(alice.user_id, 10))
-    told = [(each.device_id, each.address) for each in records if each.event == "session_ended"]
-    assert told == [("LAPTOP", None), ("PHONE", "198.51.100.2")]
+    session_ends = [
+        (each.device_id, each.address) for each in records if each.event == "session_ended"
+    ]
+    assert session_ends == [("LAPTOP", None), ("PHONE", "198.51.100.2")]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ spec: client-server-api#account-suspension, client-server-api#account-locking
 
 from typing import Any
 
-import pytest
-
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.http import Answer
@@ -24,19 +22,9 @@ from tests.helpers.room_actions import (
     room_path,
     say,
 )
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import User
 
 SUSPENDED = (403, "M_USER_SUSPENDED")
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 async def set_flags(

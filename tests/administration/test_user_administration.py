@@ -8,9 +8,9 @@ import pytest
 
 from storage.accounts.policy_consents import PolicyConsentStore
 from storage.engine.database import Database
-from tests.helpers.http import Answer
+from tests.helpers.logins import log_in
 from tests.helpers.openid import CONFIG as PROVIDER
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.server import START, TestServer, User, make_admin, move_user
 
 V2 = "/_synapse/admin/v2/users"
 V3 = "/_synapse/admin/v3/users"
@@ -22,25 +22,8 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, PROVIDER)
 
 
-@pytest.fixture
-def root(server: TestServer) -> User:
-    return administrator(server)
-
-
-def administrator(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
-
-
 def of(name: str) -> str:
     return f"{V2}/{quote(f'@{name}:example.org')}"
-
-
-def login(server: TestServer, name: str, password: str) -> Answer:
-    identifier = {"type": "m.id.user", "user": name}
-    body = {"type": "m.login.password", "identifier": identifier, "password": password}
-    return server.post("/_matrix/client/v3/login", body)
 
 
 def names(root: User, query: str = "", path: str = V2) -> list[str]:
@@ -140,9 +123,9 @@ def test_an_account_is_created_with_all_fields(server: TestServer, root: User) -
     }
     assert made.json == expected
     assert root.get(of("alice")).json == expected
-    again = root.put(of("alice"), expected)  # some tools send back the complete account
-    assert (again.status, again.json) == (200, expected)
-    assert login(server, "alice", "wonderland").status == 200
+    repeated = root.put(of("alice"), expected)  # some tools send back the complete account
+    assert (repeated.status, repeated.json) == (200, expected)
+    assert log_in(server, "alice").status == 200
     assert root.get(of("alice")).json["last_seen_ts"] is None
     found = root.get("/_synapse/admin/v1/auth_providers/oidc-town/users/17").json
     assert found == {"user_id": "@alice:example.org"}
@@ -150,7 +133,7 @@ def test_an_account_is_created_with_all_fields(server: TestServer, root: User) -
 
 def test_an_account_can_be_created_without_a_password(server: TestServer, root: User) -> None:
     assert root.put(of("alice"), {}).status == 201
-    assert login(server, "alice", "").status == 403
+    assert log_in(server, "alice", "").status == 403
     assert root.get(of("alice")).json["displayname"] == "alice"
     assert records(root, "alice")[-1] == ("registered", root.user_id)
 
@@ -195,7 +178,7 @@ def test_an_account_is_changed(server: TestServer, root: User) -> None:
     assert alice.get(WHOAMI).status == 200
     assert root.put(of("alice"), {"password": "through"}).status == 200
     assert alice.get(WHOAMI).status == 401
-    assert login(server, "alice", "through").status == 200
+    assert log_in(server, "alice", "through").status == 200
     done = dict.fromkeys(event for event, by in records(root, "alice") if by == root.user_id)
     assert list(done) == [
         "password_changed",
@@ -395,18 +378,16 @@ def test_accounts_awaiting_approval_are_listed_and_approved(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
-    root = administrator(server)
+    root = make_admin(server)
     server = TestServer(tmp_path, sqlite_database, "registration_requires_approval: true\n", seed=2)
-    root = User(
-        server, {"user_id": root.user_id, "access_token": root.token, "device_id": root.device_id}
-    )
+    root = move_user(server, root)
     body = {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
     assert server.post("/_matrix/client/v3/register", body).status == 403
     assert root.get(of("alice")).json["approved"] is False
     assert (names(root), names(root, "approved=false")) == (["root"], ["alice"])
     assert root.put(of("alice"), {"approved": True}).json["approved"] is True
     assert records(root, "alice")[0] == ("approved", root.user_id)
-    assert login(server, "alice", "wonderland").status == 200
+    assert log_in(server, "alice").status == 200
     assert root.put(of("alice"), {"approved": False}).json["approved"] is False
     assert root.get(f"{V2}?approved=false").json["users"][0]["approved"] is False
 
@@ -429,7 +410,7 @@ def test_single_actions_have_their_own_paths(server: TestServer, root: User) -> 
     assert alice.get(WHOAMI).status == 200
     assert root.post(reset, {"new_password": "newer"}).status == 200
     assert alice.get(WHOAMI).status == 401
-    assert login(server, "alice", "newer").status == 200
+    assert log_in(server, "alice", "newer").status == 200
     assert root.post(reset, {}).status == 400
     seen = root.get(f"{V1}/whois/{alice.user_id}").json
     assert seen["user_id"] == alice.user_id

@@ -10,6 +10,7 @@ from storage.engine.database import Database
 from storage.login.access_tokens import RACE_MS
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import Program
 from tests.helpers.server import TestServer, User
 from tests.oauth.conftest import browser, program, server
@@ -84,11 +85,7 @@ def test_the_address_of_new_sessions_is_recorded(program: Program, browser: Brow
     server = program.server
     boss = admin(server)
     program.take(program.exchange(program.code(browser)))
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     assert (
         server.client.request("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1").status
         == 200
@@ -120,11 +117,7 @@ def test_the_address_of_changes_is_recorded(program: Program, browser: Browser) 
     program.take(program.refresh())
     server.clock.advance(RACE_MS / 1000)
     assert program.refresh(stolen).status == 400
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     signed_in = User(server, server.post("/_matrix/client/v3/login", body).json)
     assert signed_in.post("/_matrix/client/v3/logout", {}).status == 200
     server.post("/_matrix/client/v3/login", body)
@@ -234,11 +227,7 @@ def test_all_actions_of_administrators_name_them(server: TestServer) -> None:
 def test_a_refusal_after_the_right_password_is_recorded(server: TestServer) -> None:
     boss = admin(server)
     accounts = server.app.user_data.accounts
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    login = password_auth("alice")
     server.run(accounts.do_set_flags(ALICE, locked=True))
     refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     assert refused.errcode == "M_USER_LOCKED"

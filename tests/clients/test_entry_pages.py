@@ -165,10 +165,10 @@ def test_a_client_of_the_older_api_signs_in_by_sso(chromium: Browser, served: Re
         carol.page.click("form:not(.who) button")
     assert "loginToken=" in asked.value.url
 
-    again = BrowserUser(chromium, served, "en-GB")
-    again.open(f"{REDIRECT}?{urlencode({'redirectUrl': KNOWN})}")
-    with again.page.expect_request(f"{KNOWN}**") as asked:
-        again.page.fill("[name=name]", "carol")
-        again.page.fill("[name=password]", "wonderland")
-        again.page.keyboard.press("Enter")
+    repeated = BrowserUser(chromium, served, "en-GB")
+    repeated.open(f"{REDIRECT}?{urlencode({'redirectUrl': KNOWN})}")
+    with repeated.page.expect_request(f"{KNOWN}**") as asked:
+        repeated.page.fill("[name=name]", "carol")
+        repeated.page.fill("[name=password]", "wonderland")
+        repeated.page.keyboard.press("Enter")
     assert "loginToken=" in asked.value.url

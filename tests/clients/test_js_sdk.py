@@ -1,40 +1,13 @@
 """matrix-js-sdk, the SDK of Element Web: two users and a room (`js/story.mjs`)."""
 
-import json
-import subprocess
-from pathlib import Path
-from typing import Any
-
 import pytest
 
+from tests.helpers.js_scripts import list_requests, sync_forms
 from tests.helpers.real_server import RealServer
-
-SCRIPT = Path(__file__).parent / "js" / "story.mjs"
-MODULES = Path(__file__).parents[2] / ".cache" / "js"
-NODE = MODULES / "node_modules" / ".bin" / "node"
-SECONDS = 300
 
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])
 @pytest.mark.parametrize("threads", ["false", "true"])
 def test_two_users_talk_in_a_room(real_server: RealServer, threads: str, form: str) -> None:
-    assert NODE.exists(), (
-        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
-    )
-    command = [str(NODE), str(SCRIPT), real_server.url, f"js-{form}-{threads}", threads, form]
-    done = subprocess.run(
-        command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
-        json.dumps(request) for request in requests[-20:]
-    )
+    requests = list_requests("story.mjs", real_server.url, f"js-{form}-{threads}", threads, form)
     assert sync_forms(requests) == {form}
-    unexpected = [request for request in requests if request["status"] >= 500]
-    assert unexpected == []
-
-
-def sync_forms(requests: list[dict[str, Any]]) -> set[str]:
-    """Return the forms of sync that the script used."""
-    paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
-    return {"sliding" if "msc3575" in path else "v3" for path in paths}

@@ -3,49 +3,18 @@ room."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
 
 import nio
-from nio import AsyncClient, AsyncClientConfig
+from nio import AsyncClient
 
+from tests.clients.nio_clients import expect, new_client, say
 from tests.helpers.real_server import RealServer
-
-R = TypeVar("R")
 
 SECONDS_TO_HEAR = 60
 
 
-def expect(answer: Any, kind: type[R]) -> R:
-    """Return the response, which must be a success in nio's terms."""
-    assert isinstance(answer, kind), answer
-    return answer
-
-
-@asynccontextmanager
-async def person(server: RealServer, name: str) -> AsyncIterator[AsyncClient]:
-    """Register a user and sign in."""
-    client = AsyncClient(
-        server.url, name, config=AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0)
-    )
-    try:
-        expect(
-            await client.register(name, "correct horse", device_name="nio"), nio.RegisterResponse
-        )
-        yield client
-    finally:
-        await client.close()
-
-
 async def sync(client: AsyncClient) -> nio.SyncResponse:
     return expect(await client.sync(timeout=0), nio.SyncResponse)
-
-
-async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None = None) -> str:
-    content = {"msgtype": "m.text", "body": text}
-    answer = await client.room_send(room_id, "m.room.message", content, tx_id=txn_id)
-    return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
 def test_two_users_talk_in_a_room(real_server: RealServer) -> None:
@@ -53,7 +22,7 @@ def test_two_users_talk_in_a_room(real_server: RealServer) -> None:
 
 
 async def _two_users_and_a_room(server: RealServer) -> None:
-    async with person(server, "nio-alice") as alice, person(server, "nio-bob") as bob:
+    async with new_client(server, "nio-alice") as alice, new_client(server, "nio-bob") as bob:
         expect(await alice.set_displayname("Алиса"), nio.ProfileSetDisplayNameResponse)
         created = await alice.room_create(
             name="Choyxona",

@@ -6,7 +6,7 @@ import io
 import nio
 from nio.crypto.attachments import decrypt_attachment
 
-from tests.clients.test_nio import expect, person
+from tests.clients.nio_clients import expect, new_client
 from tests.helpers.images import opened, picture
 from tests.helpers.real_server import RealServer
 
@@ -16,7 +16,7 @@ def test_files_are_uploaded_and_downloaded(real_server: RealServer) -> None:
 
 
 async def _files(server: RealServer) -> None:
-    async with person(server, "nio-carol") as carol, person(server, "nio-dave") as dave:
+    async with new_client(server, "nio-carol") as carol, new_client(server, "nio-dave") as dave:
         image = picture(1000, 500)
         uploaded, _ = await carol.upload(
             io.BytesIO(image), content_type="image/png", filename="чой.png", filesize=len(image)

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from storage.engine.database import SQLiteConfig
-from tests.clients.test_js_sdk import MODULES, NODE
+from tests.helpers.js_scripts import MODULES, NODE
 from tests.helpers.real_browser import SECONDS, BrowserUser, EmailLinks, confirm_address
 from tests.helpers.real_server import RealServer, running_server
 

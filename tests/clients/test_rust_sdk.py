@@ -88,8 +88,8 @@ async def _a_conversation(server: RealServer, folder: Path) -> None:
 
 async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     first = await ours.say("salom")
-    heard = await theirs.receives("salom")
-    assert id_of(heard) == id_of(first)
+    received = await theirs.receives("salom")
+    assert id_of(received) == id_of(first)
     await ours.timeline.edit(
         by_id(first), sdk.EditedContent.ROOM_MESSAGE(content("assalomu alaykum"))
     )

@@ -13,12 +13,12 @@ pytest.importorskip(
 )
 
 from tests.clients.rust_sdk import person
-from tests.clients.test_rust_sdk_encryption import (
-    converse,
+from tests.clients.rust_sdk_encryption import (
     enable_recovery,
     encrypted_room,
+    exchange_messages,
     recover,
-    unreadable,
+    undecryptable_events,
 )
 from tests.helpers.restored_server import Restorable
 
@@ -36,16 +36,18 @@ async def _scenario(restorable: Restorable, folder: Path) -> None:
         key, _ = [await enable_recovery(each) for each in (alice, bob)]
         room_id = await encrypted_room(alice, bob)
         timelines = [await alice.timeline(room_id), await bob.timeline(room_id)]
-        await converse(timelines, "kept")
+        await exchange_messages(timelines, "kept")
         restorable.back_up()
-        await converse(timelines, "lost")
+        await exchange_messages(timelines, "lost")
         async with person(server, "bob", folder / "lost", new=False, encrypts=True) as bob2:
-            await converse([*timelines, await bob2.timeline(room_id)], "lost, on three devices")
+            await exchange_messages(
+                [*timelines, await bob2.timeline(room_id)], "lost, on three devices"
+            )
         restorable.restore(1)
-        await converse(timelines, "after the restore")
+        await exchange_messages(timelines, "after the restore")
         async with person(server, "alice", folder / "second", new=False, encrypts=True) as alice2:
             await recover(alice2, key)
             timelines.append(await alice2.timeline(room_id))
-            await converse(timelines, "on a device that came then")
+            await exchange_messages(timelines, "on a device that came then")
             for timeline in timelines:
-                assert unreadable(timeline) == []
+                assert undecryptable_events(timeline) == []

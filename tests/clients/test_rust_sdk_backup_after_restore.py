@@ -15,12 +15,12 @@ pytest.importorskip(
 import matrix_sdk_python as sdk
 
 from tests.clients.rust_sdk import Person, person, until
-from tests.clients.test_rust_sdk_encryption import (
-    converse,
+from tests.clients.rust_sdk_encryption import (
     enable_recovery,
     encrypted_room,
-    reads,
+    exchange_messages,
     recover,
+    wait_for_texts,
 )
 from tests.helpers.restored_server import Restorable
 
@@ -39,15 +39,15 @@ async def _scenario(restorable: Restorable, folder: Path) -> None:
         key, _ = [await enable_recovery(each) for each in both]
         room_id = await encrypted_room(alice, bob)
         timelines = [await each.timeline(room_id) for each in both]
-        said = await converse(timelines, "kept")
+        said = await exchange_messages(timelines, "kept")
         await _backed_up(*both)
         restorable.back_up()
         await _with_new_sessions(room_id, *both)
-        await converse(timelines, "lost")
+        await exchange_messages(timelines, "lost")
         await _backed_up(*both)
         restorable.restore(1)
         await _with_new_sessions(room_id, *both)
-        said += await converse(timelines, "after the restore")
+        said += await exchange_messages(timelines, "after the restore")
         await _backed_up(*both)
         assert [each.client.encryption().recovery_state() for each in both] == [
             sdk.RecoveryState.ENABLED
@@ -59,7 +59,7 @@ async def _scenario(restorable: Restorable, folder: Path) -> None:
     # all other devices are off: the keys can only come from the backup
     async with person(server, "alice", folder / "second", new=False, encrypts=True) as alice2:
         await recover(alice2, key)
-        await reads(await alice2.timeline(room_id), said)
+        await wait_for_texts(await alice2.timeline(room_id), said)
 
 
 async def _with_new_sessions(room_id: str, *people: Person) -> None:

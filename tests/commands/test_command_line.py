@@ -126,9 +126,9 @@ def test_init_creates_a_valid_configuration(tmp_path: Path) -> None:
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert call("init", "example.org", "--folder", tmp_path).exit_code == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    again = call("init", "other.example", "--folder", tmp_path)
-    assert again.exit_code == 1
-    assert "there is already a configuration" in again.output
+    repeated = call("init", "other.example", "--folder", tmp_path)
+    assert repeated.exit_code == 1
+    assert "there is already a configuration" in repeated.output
     assert (
         "already exists and was not changed"
         in call("init", "example.org", "--folder", tmp_path).output
@@ -522,8 +522,8 @@ def test_run_serves_until_sigterm_and_create_user_works_meanwhile(data: Path) ->
             "users cannot choose such a password. Change it on the account page "
             "(/_mahalla/account) after the first login.\n"
         )
-        again = run_command("create-user", "-c", str(config), "alice")
-        assert (again.returncode, again.stdout, again.stderr) == (
+        repeated = run_command("create-user", "-c", str(config), "alice")
+        assert (repeated.returncode, repeated.stdout, repeated.stderr) == (
             1,
             "",
             "Error: User ID already taken\n",

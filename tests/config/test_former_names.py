@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import Field
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,16 +15,11 @@ from homeserver.config.option import get_description
 from homeserver.config.read import format_place, iterate_options, types_of
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.yaml_text import Place
-from tests.config.test_load import Folder
+from tests.helpers.config_folder import ConfigFolder
 
 BASE = "server_name: a.b\n"
 WORKS = "the former name works in this release and not in the next one"
 LDAP = "ldap_providers:\n  - uri: ['ldaps://a.example']\n    base: dc=a\n"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
 
 
 def sections(kind: type[Any]) -> Iterator[type[Any]]:
@@ -47,7 +41,7 @@ def fields_of(kind: type[Any]) -> dict[str, Field[Any]]:
     return fields
 
 
-def test_a_former_key_takes_effect_with_a_notice(folder: Folder) -> None:
+def test_a_former_key_takes_effect_with_a_notice(folder: ConfigFolder) -> None:
     text = BASE + "media_free_disk_floor: 1G\n"
     assert folder.load(text).config.storage.media_min_free_disk == 1024**3
     assert folder.notices(text) == [
@@ -55,7 +49,7 @@ def test_a_former_key_takes_effect_with_a_notice(folder: Folder) -> None:
     ]
 
 
-def test_a_former_rate_limit_takes_effect_in_full(folder: Folder) -> None:
+def test_a_former_rate_limit_takes_effect_in_full(folder: ConfigFolder) -> None:
     text = BASE + "rc_key_strangers: {burst_count: 7}\nrc_invites:\n  false_promises:\n    {}\n"
     limits = folder.load(text).config.limits
     assert limits.rc_key_requests_to_new_servers == RateLimit(per_second=0.1, burst_count=7)
@@ -66,13 +60,13 @@ def test_a_former_rate_limit_takes_effect_in_full(folder: Folder) -> None:
     ]
 
 
-def test_a_former_key_of_a_section_takes_effect_beside_defaults(folder: Folder) -> None:
+def test_a_former_key_of_a_section_takes_effect_beside_defaults(folder: ConfigFolder) -> None:
     text = BASE + "media_scanning: {larger_files: pass, time_limit: 5s}\n"
     scanning = folder.load(text).config.storage.media_scanning
     assert (scanning.oversized_files, scanning.timeout, scanning.concurrency) == ("pass", 5000, 4)
 
 
-def test_a_former_key_in_a_list_of_sections_takes_effect(folder: Folder) -> None:
+def test_a_former_key_in_a_list_of_sections_takes_effect(folder: ConfigFolder) -> None:
     text = BASE + LDAP + "    leavers: lock\n    leavers_at_most: 0.5\n"
     (provider,) = folder.load(text).config.upstream.ldap_providers
     assert (provider.removed_users, provider.removed_users_max_share) == ("lock", 0.5)
@@ -84,7 +78,7 @@ def test_a_former_key_in_a_list_of_sections_takes_effect(folder: Folder) -> None
     ]
 
 
-def test_an_option_under_both_names_is_refused(folder: Folder) -> None:
+def test_an_option_under_both_names_is_refused(folder: ConfigFolder) -> None:
     text = BASE + "media_free_disk_floor: 1G\nmedia_min_free_disk: 2G\n"
     assert folder.errors(text) == [
         "homeserver.yaml:2: media_free_disk_floor: is the former name of media_min_free_disk, "
@@ -97,7 +91,7 @@ def test_an_option_under_both_names_is_refused(folder: Folder) -> None:
     ]
 
 
-def test_a_wrong_value_under_a_former_name_is_found_in_its_line(folder: Folder) -> None:
+def test_a_wrong_value_under_a_former_name_is_found_in_its_line(folder: ConfigFolder) -> None:
     text = BASE + "bcrypt_rounds: 4\nregistration_approval_letters:\n  admin@a.b: [en]\n"
     (wrong,) = folder.errors(text)
     assert wrong.startswith("homeserver.yaml:4: registration_approval_emails.admin@a.b: got ['en']")
@@ -107,7 +101,7 @@ def test_a_wrong_value_under_a_former_name_is_found_in_its_line(folder: Folder) 
     ]
 
 
-def test_a_misspelt_former_key_suggests_the_current_one(folder: Folder) -> None:
+def test_a_misspelt_former_key_suggests_the_current_one(folder: ConfigFolder) -> None:
     (wrong,) = folder.errors(BASE + "media_free_disk_flor: 1G")
     assert wrong.endswith("did you mean media_min_free_disk?")
     (wrong,) = folder.errors(BASE + "media_min_fre_disk: 1G")
@@ -116,7 +110,7 @@ def test_a_misspelt_former_key_suggests_the_current_one(folder: Folder) -> None:
     assert wrong.endswith("did you mean removed_users?")
 
 
-def test_config_check_names_former_keys_of_every_file(folder: Folder) -> None:
+def test_config_check_names_former_keys_of_every_file(folder: ConfigFolder) -> None:
     first = folder.write("homeserver.yaml", BASE)
     other = folder.write("other.yaml", "\n\nmedia_free_disk_floor: 1G\n")
     result = CliRunner().invoke(main, ["config", "check", "-c", str(first), "-c", str(other)])
@@ -126,7 +120,7 @@ def test_config_check_names_former_keys_of_every_file(folder: Folder) -> None:
 
 
 def test_former_names_in_the_environment_take_effect(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: ConfigFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declared = fields_of(type(folder.load(BASE).config.registration))
     description = get_description(declared["registration_shared_secret"])

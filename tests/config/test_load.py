@@ -7,38 +7,12 @@ import pytest
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
-from homeserver.config.load import REASONS, ConfigError, LoadedConfig, load_config, synapse_keys
+from homeserver.config.load import REASONS, ConfigError, load_config, synapse_keys
 from homeserver.config.read import format_place, iterate_options
+from tests.helpers.config_folder import ConfigFolder
 
 
-class Folder:
-    """A folder with configuration files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, name: str, text: str) -> Path:
-        (self.path / name).write_text(text, encoding="utf-8")
-        return self.path / name
-
-    def load(self, text: str, environment: dict[str, str] | None = None) -> LoadedConfig:
-        return load_config([self.write("homeserver.yaml", text)], environment or {})
-
-    def errors(self, text: str) -> list[str]:
-        with pytest.raises(ConfigError) as refused:
-            self.load(text)
-        return [line.removeprefix(f"{self.path}/") for line in refused.value.lines]
-
-    def notices(self, text: str) -> list[str]:
-        return [line.removeprefix(f"{self.path}/") for line in self.load(text).notices]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
-
-
-def test_only_the_server_name_is_required(folder: Folder) -> None:
+def test_only_the_server_name_is_required(folder: ConfigFolder) -> None:
     config = folder.load("server_name: example.org").config
     assert config.server_name == "example.org"
     assert config.network.listeners[0].port == 8008
@@ -50,7 +24,7 @@ def test_only_the_server_name_is_required(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("spelt", ["0660", "0o660", "432", '"0660"'])
-def test_permissions_are_octal(folder: Folder, spelt: str) -> None:
+def test_permissions_are_octal(folder: ConfigFolder, spelt: str) -> None:
     listener = "{path: hs.socket, mode: %s, type: http, resources: [{names: [client]}]}"
     config = folder.load(f"server_name: a.b\nlisteners: [{listener % spelt}]").config
     assert config.network.listeners[0].mode == 0o660
@@ -58,12 +32,12 @@ def test_permissions_are_octal(folder: Folder, spelt: str) -> None:
     assert "at most 0o777" in wrong
 
 
-def test_use_presence_is_a_notice_that_names_the_new_option(folder: Folder) -> None:
+def test_use_presence_is_a_notice_that_names_the_new_option(folder: ConfigFolder) -> None:
     (notice,) = folder.notices("server_name: a.b\nuse_presence: false")
     assert "`presence.enabled`" in notice
 
 
-def test_a_file_for_synapse_takes_effect(folder: Folder) -> None:
+def test_a_file_for_synapse_takes_effect(folder: ConfigFolder) -> None:
     loaded = folder.load(
         """
         server_name: "hs1.example"
@@ -125,7 +99,7 @@ def test_a_file_for_synapse_takes_effect(folder: Folder) -> None:
 
 
 def test_all_errors_are_reported_with_file_line_key_value_and_nearest_key(
-    folder: Folder,
+    folder: ConfigFolder,
 ) -> None:
     assert folder.errors(
         "server_name: https://example.org\n"
@@ -158,13 +132,13 @@ def test_all_errors_are_reported_with_file_line_key_value_and_nearest_key(
     ]
 
 
-def test_a_wrong_value_is_reported_once(folder: Folder) -> None:
+def test_a_wrong_value_is_reported_once(folder: ConfigFolder) -> None:
     assert folder.errors("server_name: a.b\nlisteners: [{port: 80080}]") == [
         "homeserver.yaml:2: listeners[0].port: got 80080; must be at most 65535",
     ]
 
 
-def test_bounds_are_reported_in_the_unit_of_the_option(folder: Folder) -> None:
+def test_bounds_are_reported_in_the_unit_of_the_option(folder: ConfigFolder) -> None:
     assert folder.errors(
         "server_name: a.b\nmedia_retention: {local_media_lifetime: 5m}\nmedia_scanning: {max_size: "
         "0}"
@@ -174,7 +148,7 @@ def test_bounds_are_reported_in_the_unit_of_the_option(folder: Folder) -> None:
     ]
 
 
-def test_the_server_name_is_required(folder: Folder) -> None:
+def test_the_server_name_is_required(folder: ConfigFolder) -> None:
     assert folder.errors("bcrypt_rounds: 4") == [
         "homeserver.yaml: server_name: is required, as in example.org",
     ]
@@ -191,14 +165,14 @@ def test_the_server_name_is_required(folder: Folder) -> None:
         "xn--e1afmkfd.example",
     ],
 )
-def test_valid_server_names_are_accepted(folder: Folder, name: str) -> None:
+def test_valid_server_names_are_accepted(folder: ConfigFolder, name: str) -> None:
     assert folder.load(f'server_name: "{name}"').config.server_name == name
 
 
 @pytest.mark.parametrize(
     "name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"]
 )
-def test_invalid_server_names_are_refused(folder: Folder, name: str) -> None:
+def test_invalid_server_names_are_refused(folder: ConfigFolder, name: str) -> None:
     assert "server_name" in folder.errors(f'server_name: "{name}"')[0]
 
 
@@ -214,11 +188,11 @@ def test_invalid_server_names_are_refused(folder: Folder, name: str) -> None:
         ("server_name: !!python/name:os.system x", "is not allowed in a configuration"),
     ],
 )
-def test_invalid_yaml_is_refused(folder: Folder, written: str, complaint: str) -> None:
+def test_invalid_yaml_is_refused(folder: ConfigFolder, written: str, complaint: str) -> None:
     assert complaint in folder.errors(written)[0]
 
 
-def test_exponential_aliases_are_refused(folder: Folder) -> None:
+def test_exponential_aliases_are_refused(folder: ConfigFolder) -> None:
     bomb = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
     assert "too many values" in folder.errors(f"a0: &a0 [1]\n{bomb}")[0]
 
@@ -228,7 +202,7 @@ def test_a_missing_file_is_reported(tmp_path: Path) -> None:
         load_config([tmp_path / "none.yaml"], {})
 
 
-def test_yaml_1_1_surprises_are_text(folder: Folder) -> None:
+def test_yaml_1_1_surprises_are_text(folder: ConfigFolder) -> None:
     config = folder.load(
         "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nturn_uris: [2024-01-01, 0123, "
         "on]\n"
@@ -240,7 +214,7 @@ def test_yaml_1_1_surprises_are_text(folder: Folder) -> None:
     assert config.rooms.default_room_version == "10"
 
 
-def test_auto_join_rooms_must_be_aliases_or_ids(folder: Folder) -> None:
+def test_auto_join_rooms_must_be_aliases_or_ids(folder: ConfigFolder) -> None:
     rooms = ("#everyone:a.b", "!r:a.b")
     assert (
         folder.load(
@@ -252,14 +226,14 @@ def test_auto_join_rooms_must_be_aliases_or_ids(folder: Folder) -> None:
         folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
-def test_address_ranges_are_read(folder: Folder) -> None:
+def test_address_ranges_are_read(folder: ConfigFolder) -> None:
     config = folder.load(
         "server_name: a.b\nip_range_blacklist: [10.0.0.0/8, 'fe80::/10', 192.0.2.7]"
     ).config
     assert config.federation.ip_range_blacklist == ("10.0.0.0/8", "fe80::/10", "192.0.2.7")
 
 
-def test_merge_keys_of_yaml_are_merged(folder: Folder) -> None:
+def test_merge_keys_of_yaml_are_merged(folder: ConfigFolder) -> None:
     config = folder.load(
         "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: "
         "*many, burst_count: 7}"
@@ -271,14 +245,14 @@ def test_merge_keys_of_yaml_are_merged(folder: Folder) -> None:
     "text", ["", "{}", "[{}]", '[{"endpoints": [{}]}]', '[{"endpoints": [{"url": "tube:x"}]}]']
 )
 def test_invalid_oembed_provider_files_are_refused(
-    folder: Folder, tmp_path: Path, text: str
+    folder: ConfigFolder, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "providers.json").write_text(text)
     (wrong,) = folder.errors("server_name: a.b\noembed: {additional_providers: [providers.json]}")
     assert "providers.json" in wrong
 
 
-def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path) -> None:
+def test_later_files_replace_keys_of_earlier_ones(folder: ConfigFolder, tmp_path: Path) -> None:
     first = folder.write(
         "homeserver.yaml", "server_name: a.b\nbcrypt_rounds: 4\nmax_upload_size: 1K"
     )
@@ -292,7 +266,7 @@ def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path
         load_config([first, tmp_path / "conf.d"], {})
 
 
-def test_secrets_are_read_from_files_and_from_the_environment(folder: Folder) -> None:
+def test_secrets_are_read_from_files_and_from_the_environment(folder: ConfigFolder) -> None:
     folder.write("secret", "from the file\n")
     by_file = "server_name: a.b\nregistration_shared_secret_path: secret"
     assert folder.load(by_file).config.registration.registration_shared_secret == "from the file"
@@ -316,7 +290,7 @@ def test_secrets_are_read_from_files_and_from_the_environment(folder: Folder) ->
     ]
 
 
-def test_named_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
+def test_named_secrets_from_files_and_from_the_environment(folder: ConfigFolder) -> None:
     folder.write("clients.yaml", "calendar: from the file\n")
     by_file = "server_name: a.b\noauth:\n  introspection_clients_path: clients.yaml"
     loaded = folder.load(by_file).config.sessions.oauth.introspection_clients
@@ -327,7 +301,7 @@ def test_named_secrets_from_files_and_from_the_environment(folder: Folder) -> No
 
 
 @pytest.mark.parametrize("text", ["hunter2", "calendar: [hunter2]", "{calendar: hunter2"])
-def test_a_malformed_named_secret_is_not_shown(folder: Folder, text: str) -> None:
+def test_a_malformed_named_secret_is_not_shown(folder: ConfigFolder, text: str) -> None:
     folder.write("clients.yaml", text)
     for file in (
         "server_name: a.b\noauth:\n  introspection_clients_path: clients.yaml",
@@ -338,13 +312,13 @@ def test_a_malformed_named_secret_is_not_shown(folder: Folder, text: str) -> Non
         assert "hunter2" not in str(errors)
 
 
-def test_a_path_that_cannot_be_looked_up_is_an_error_with_advice(folder: Folder) -> None:
+def test_a_path_that_cannot_be_looked_up_is_an_error_with_advice(folder: ConfigFolder) -> None:
     path = folder.path / ("a" * 300)
     with pytest.raises(ConfigError, match=r"File name too long; give its path with `--config`"):
         load_config([path], {})
 
 
-def test_a_secret_is_not_shown(folder: Folder) -> None:
+def test_a_secret_is_not_shown(folder: ConfigFolder) -> None:
     (line,) = folder.errors("server_name: a.b\nregistration_shared_secret: [hunter2]")
     assert "hunter2" not in line
     config = folder.load("server_name: a.b\nregistration_shared_secret: hunter2").config
@@ -395,17 +369,17 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ),
     ],
 )
-def test_invalid_values_are_refused(folder: Folder, written: str, complaint: str) -> None:
+def test_invalid_values_are_refused(folder: ConfigFolder, written: str, complaint: str) -> None:
     (line,) = folder.errors(f"server_name: a.b\n{written}")
     assert complaint in line
 
 
-def test_unimplemented_options_are_reported(folder: Folder) -> None:
+def test_unimplemented_options_are_reported(folder: ConfigFolder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredis: {host: a}")
     assert notice == "homeserver.yaml:2: redis: has no effect: not implemented yet"
 
 
-def test_an_option_without_its_companion_is_reported(folder: Folder) -> None:
+def test_an_option_without_its_companion_is_reported(folder: ConfigFolder) -> None:
     base = "server_name: a.b\npublic_baseurl: https://a.b/\n"
     (notice,) = folder.notices(base + "email: {enable_notifs: true}")
     assert notice.startswith(
@@ -419,7 +393,7 @@ def test_an_option_without_its_companion_is_reported(folder: Folder) -> None:
 @pytest.mark.parametrize(
     "shown", ["type: metrics", "resources: [{names: [client]}, {names: [metrics]}]"]
 )
-def test_a_metrics_listener_without_metrics_is_reported(folder: Folder, shown: str) -> None:
+def test_a_metrics_listener_without_metrics_is_reported(folder: ConfigFolder, shown: str) -> None:
     base = f"server_name: a.b\nlisteners:\n  - {{port: 8008}}\n  - {{port: 9000, {shown}}}\n"
     (notice,) = folder.notices(base)
     assert (
@@ -439,7 +413,7 @@ def test_synapse_keys_contain_none_of_our_options() -> None:
     assert set(synapse_keys().values()) <= set(REASONS)
 
 
-def test_the_first_retry_interval_must_not_exceed_the_longest(folder: Folder) -> None:
+def test_the_first_retry_interval_must_not_exceed_the_longest(folder: ConfigFolder) -> None:
     assert folder.errors("server_name: a.b\nfederation: {destination_min_retry_interval: 2h}") == [
         "homeserver.yaml:2: federation.destination_min_retry_interval: "
         "must not be more than `destination_max_retry_interval`"
@@ -451,7 +425,7 @@ def test_the_first_retry_interval_must_not_exceed_the_longest(folder: Folder) ->
     assert folder.load(config).notices == ()
 
 
-def test_contradictory_lifetimes_are_refused(folder: Folder) -> None:
+def test_contradictory_lifetimes_are_refused(folder: ConfigFolder) -> None:
     config = "\n".join(
         (
             "server_name: a.b",
@@ -474,7 +448,7 @@ def test_contradictory_lifetimes_are_refused(folder: Folder) -> None:
     ]
 
 
-def test_retention_rules_of_synapse_are_read(folder: Folder) -> None:
+def test_retention_rules_of_synapse_are_read(folder: ConfigFolder) -> None:
     config = (
         "server_name: a.b\nforgotten_room_retention_period: 28d\nretention: {enabled: true, "
         "default_policy: null,"
@@ -483,7 +457,7 @@ def test_retention_rules_of_synapse_are_read(folder: Folder) -> None:
     assert folder.load(config).notices == ()
 
 
-def test_redaction_retention_period_is_a_notice(folder: Folder) -> None:
+def test_redaction_retention_period_is_a_notice(folder: ConfigFolder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
     assert notice == (
         "homeserver.yaml:2: redaction_retention_period: has no effect: "

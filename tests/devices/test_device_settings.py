@@ -1,5 +1,6 @@
 """Account data of a device is deleted with it. Proposal: MSC3890"""
 
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import Rooms, sync
@@ -9,11 +10,7 @@ TYPE = "org.matrix.msc3890.local_notification_settings."
 
 def test_settings_of_a_device_are_deleted_with_it(server: TestServer) -> None:
     alice = server.register("alice")
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     phone = User(server, ok(server.post(f"{V3}/login", body)))
     rooms = Rooms()
     for user in (alice, phone):

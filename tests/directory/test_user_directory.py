@@ -19,6 +19,7 @@ from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.event_search import begin_jobs, settle
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import (
     V3,
     create,
@@ -31,7 +32,7 @@ from tests.helpers.room_actions import (
     room_path,
     set_state,
 )
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 Start = Callable[..., TestServer]
 
@@ -268,19 +269,13 @@ def test_deactivated_and_locked_accounts_are_not_found(start: Start) -> None:
     run_coroutine(lock(), None)
     assert finds(alice, "bob") == ["bob"]
     shows = start(show_locked_users="true")
-    again = User(
-        shows, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    )
-    assert set(finds(again, "bob")) == {"bob", "bobir"}
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    moved = move_user(shows, alice)
+    assert set(finds(moved, "bob")) == {"bob", "bobir"}
+    auth = password_auth("bob")
     bob.server = shows
     session = bob.post(f"{V3}/account/deactivate", {}).json["session"]
     ok(bob.post(f"{V3}/account/deactivate", {"auth": {**auth, "session": session}}))
-    assert finds(again, "bob") == ["bobir"]
+    assert finds(moved, "bob") == ["bobir"]
 
 
 def test_remote_users_in_shared_rooms_are_found(start: Start) -> None:

@@ -5,51 +5,19 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.keys import (
-    V3,
-    PersonalKey,
-    claim,
-    cross_signing_key,
-    identity_keys,
-    query,
-    sync,
-    upload,
+from tests.helpers.dehydrated_devices import (
+    DEVICE_DATA,
+    DEVICE_ID,
+    PATH,
+    PATHS,
+    UNSTABLE,
+    dehydrated_device,
+    dehydrated_device_keys,
+    put_dehydrated_device,
 )
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
-
-UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
-PATHS = ("/_matrix/client/v1/dehydrated_device", UNSTABLE)
-PATH = PATHS[0]
-DEVICE = "a/b+Curve25519IdentityKeyInBase64"
-DATA = {"algorithm": "m.dehydration.v2", "device_pickle": "secret", "nonce": "n"}
-
-
-def keys_of(user: User, device_id: str, seed: int = 7) -> dict[str, Any]:
-    key = PersonalKey(seed, device_id)
-    content = {
-        "user_id": user.user_id,
-        "device_id": device_id,
-        "dehydrated": True,
-        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-        "keys": {f"curve25519:{device_id}": device_id, key.key_id: key.public},
-    }
-    return key.sign(content, user)
-
-
-def new_device(user: User, device_id: str = DEVICE) -> dict[str, Any]:
-    return {
-        "device_id": device_id,
-        "device_data": DATA,
-        "initial_device_display_name": "Dehydrated",
-        "device_keys": keys_of(user, device_id),
-        "one_time_keys": {"signed_curve25519:a": {"key": "a", "signatures": {}}},
-        "fallback_keys": {"signed_curve25519:f": {"key": "f", "fallback": True, "signatures": {}}},
-    }
-
-
-def put(user: User, device_id: str = DEVICE, path: str = PATH) -> None:
-    answer = user.put(path, new_device(user, device_id))
-    assert (answer.status, answer.json) == (200, {"device_id": device_id}), answer.body
 
 
 def events(device_id: str, path: str = PATH) -> str:
@@ -77,28 +45,30 @@ def test_the_feature_is_advertised(alice: User) -> None:
 def test_a_device_can_be_uploaded_read_and_deleted(alice: User, bob: User, path: str) -> None:
     answer = alice.get(path)
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
-    put(alice, path=path)
-    assert alice.get(path).json == {"device_id": DEVICE, "device_data": DATA}
+    put_dehydrated_device(alice, path=path)
+    assert alice.get(path).json == {"device_id": DEVICE_ID, "device_data": DEVICE_DATA}
     assert bob.get(path).status == 404, "it belongs to the user"
-    assert alice.delete(path, {}).json == {"device_id": DEVICE}
+    assert alice.delete(path, {}).json == {"device_id": DEVICE_ID}
     assert alice.get(path).status == 404
     assert alice.delete(path, {}).errcode == "M_NOT_FOUND"
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
 def test_other_users_see_a_dehydrated_device_with_all_its_keys(alice: User, bob: User) -> None:
-    put(alice)
-    found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
-    assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(
-        alice, DEVICE
-    )
-    assert DEVICE in {device["device_id"] for device in alice.get(f"{V3}/devices").json["devices"]}
-    requested = {alice.user_id: {DEVICE: "signed_curve25519"}}
+    put_dehydrated_device(alice)
+    found = query(bob, alice)["device_keys"][alice.user_id][DEVICE_ID]
+    assert {
+        name: value for name, value in found.items() if name != "unsigned"
+    } == dehydrated_device_keys(alice, DEVICE_ID)
+    assert DEVICE_ID in {
+        device["device_id"] for device in alice.get(f"{V3}/devices").json["devices"]
+    }
+    requested = {alice.user_id: {DEVICE_ID: "signed_curve25519"}}
     given = [
         list(
             bob.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json["one_time_keys"][
                 alice.user_id
-            ][DEVICE]
+            ][DEVICE_ID]
         )
         for _ in range(2)
     ]
@@ -115,7 +85,11 @@ def test_users_who_share_an_encrypted_room_are_notified(alice: User, bob: User) 
     room_id = alice.post(f"{V3}/createRoom", requested).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     since = sync(bob)["next_batch"]
-    for change in (lambda: put(alice), lambda: put(alice, "other"), lambda: alice.delete(PATH, {})):
+    for change in (
+        lambda: put_dehydrated_device(alice),
+        lambda: put_dehydrated_device(alice, "other"),
+        lambda: alice.delete(PATH, {}),
+    ):
         change()
         answer = sync(bob, since)
         assert answer["device_lists"]["changed"] == [alice.user_id]
@@ -123,55 +97,58 @@ def test_users_who_share_an_encrypted_room_are_notified(alice: User, bob: User) 
 
 
 def test_a_new_device_replaces_the_previous_one(alice: User, bob: User) -> None:
-    put(alice)
-    send(bob, alice, DEVICE, range(1))
-    put(alice, "another")
+    put_dehydrated_device(alice)
+    send(bob, alice, DEVICE_ID, range(1))
+    put_dehydrated_device(alice, "another")
     assert alice.get(PATH).json["device_id"] == "another"
     assert list(query(bob, alice)["device_keys"][alice.user_id]) == ["another"]
-    answer = alice.get(events(DEVICE))
+    answer = alice.get(events(DEVICE_ID))
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
-    put(alice)
-    assert alice.get(events(DEVICE)).json == {"events": []}, (
+    put_dehydrated_device(alice)
+    assert alice.get(events(DEVICE_ID)).json == {"events": []}, (
         "it is a new device, though with the old ID"
     )
 
 
 def test_a_repeated_upload_keeps_the_messages(alice: User, bob: User) -> None:
-    put(alice)
-    send(bob, alice, DEVICE, range(1))
-    put(alice)
-    assert numbers(alice.get(events(DEVICE)).json) == [0]
+    put_dehydrated_device(alice)
+    send(bob, alice, DEVICE_ID, range(1))
+    put_dehydrated_device(alice)
+    assert numbers(alice.get(events(DEVICE_ID)).json) == [0]
 
 
 def test_a_new_device_with_the_same_id_starts_without_messages(alice: User, bob: User) -> None:
-    put(alice)
-    send(bob, alice, DEVICE, range(1, 3))
-    other = {**new_device(alice), "device_keys": keys_of(alice, DEVICE, seed=8)}
+    put_dehydrated_device(alice)
+    send(bob, alice, DEVICE_ID, range(1, 3))
+    other = {
+        **dehydrated_device(alice),
+        "device_keys": dehydrated_device_keys(alice, DEVICE_ID, seed=8),
+    }
     other["one_time_keys"] = {"signed_curve25519:a": {"key": "another", "signatures": {}}}
     assert alice.put(PATH, other).status == 200
-    send(bob, alice, DEVICE, range(3, 4))
-    assert numbers(alice.get(events(DEVICE)).json) == [3]
-    requested = {"one_time_keys": {alice.user_id: {DEVICE: "signed_curve25519"}}}
+    send(bob, alice, DEVICE_ID, range(3, 4))
+    assert numbers(alice.get(events(DEVICE_ID)).json) == [3]
+    requested = {"one_time_keys": {alice.user_id: {DEVICE_ID: "signed_curve25519"}}}
     (given,) = (
         bob.post(f"{V3}/keys/claim", requested)
-        .json["one_time_keys"][alice.user_id][DEVICE]
+        .json["one_time_keys"][alice.user_id][DEVICE_ID]
         .values()
     )
     assert given["key"] == "another", "no key of the old device can be claimed"
     assert (
-        query(bob, alice)["device_keys"][alice.user_id][DEVICE]["keys"]
+        query(bob, alice)["device_keys"][alice.user_id][DEVICE_ID]["keys"]
         == other["device_keys"]["keys"]
     )
 
 
 def test_messages_come_in_pages_and_are_not_deleted(alice: User, bob: User) -> None:
-    put(alice)
-    send(bob, alice, DEVICE, range(250))
+    put_dehydrated_device(alice)
+    send(bob, alice, DEVICE_ID, range(250))
     for _ in range(2):
         got: list[int] = []
         after = ""
         while True:
-            answer = alice.get(events(DEVICE) + (f"?from={after}" if after else "")).json
+            answer = alice.get(events(DEVICE_ID) + (f"?from={after}" if after else "")).json
             got += numbers(answer)
             if "next_batch" not in answer:
                 break
@@ -180,12 +157,12 @@ def test_messages_come_in_pages_and_are_not_deleted(alice: User, bob: User) -> N
 
 
 def test_the_older_version_ends_with_an_empty_page(alice: User, bob: User) -> None:
-    put(alice, path=UNSTABLE)
-    send(bob, alice, DEVICE, range(120))
+    put_dehydrated_device(alice, path=UNSTABLE)
+    send(bob, alice, DEVICE_ID, range(120))
     got: list[int] = []
     body: dict[str, Any] = {}
     while True:
-        answer = alice.post(events(DEVICE, UNSTABLE), body).json
+        answer = alice.post(events(DEVICE_ID, UNSTABLE), body).json
         if not answer["events"]:
             break
         got += numbers(answer)
@@ -194,52 +171,42 @@ def test_the_older_version_ends_with_an_empty_page(alice: User, bob: User) -> No
 
 
 def test_only_the_owner_reads_the_events(alice: User, bob: User) -> None:
-    put(alice)
-    for user, device_id in ((bob, DEVICE), (alice, alice.device_id), (alice, "NONE")):
+    put_dehydrated_device(alice)
+    for user, device_id in ((bob, DEVICE_ID), (alice, alice.device_id), (alice, "NONE")):
         answer = user.get(events(device_id))
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     for malformed in ("x", "-1", "9" * 40, "%C2%B2"):
-        answer = alice.get(f"{events(DEVICE)}?from={malformed}")
+        answer = alice.get(f"{events(DEVICE_ID)}?from={malformed}")
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
 
 
 def test_a_dehydrated_device_is_deleted_with_all_sessions_and_with_other_devices(
     server: TestServer, alice: User
 ) -> None:
-    put(alice)
-    answer = alice.delete(f"{V3}/devices/{quote(DEVICE, safe='')}", {})
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "session": answer.json["session"],
-    }
-    assert alice.delete(f"{V3}/devices/{quote(DEVICE, safe='')}", {"auth": auth}).status == 200
+    put_dehydrated_device(alice)
+    answer = alice.delete(f"{V3}/devices/{quote(DEVICE_ID, safe='')}", {})
+    auth = {**password_auth(alice.user_id), "session": answer.json["session"]}
+    assert alice.delete(f"{V3}/devices/{quote(DEVICE_ID, safe='')}", {"auth": auth}).status == 200
     assert alice.get(PATH).status == 404
-    put(alice)
+    put_dehydrated_device(alice)
     assert alice.post(f"{V3}/logout/all").status == 200
-    again = User(server, server.post(f"{V3}/login", {**auth, "session": None}).json)
-    assert again.get(PATH).status == 404
+    new_session = User(server, server.post(f"{V3}/login", {**auth, "session": None}).json)
+    assert new_session.get(PATH).status == 404
 
 
 def test_a_dehydrated_device_is_refused_at_login_and_cannot_replace_a_session(
     server: TestServer, alice: User
 ) -> None:
-    answer = alice.put(PATH, new_device(alice, alice.device_id))
+    answer = alice.put(PATH, dehydrated_device(alice, alice.device_id))
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
-    put(alice)
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": DEVICE,
-    }
+    put_dehydrated_device(alice)
+    login = {**password_auth(alice.user_id), "device_id": DEVICE_ID}
     assert server.post(f"{V3}/login", login).errcode == "M_FORBIDDEN"
     _, master = cross_signing_key(alice, "master", 2)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     (public,) = master["keys"].values()
-    assert alice.put(PATH, new_device(alice, public)).errcode == "M_FORBIDDEN"
-    assert alice.get(PATH).json["device_id"] == DEVICE, "the refused request changed nothing"
+    assert alice.put(PATH, dehydrated_device(alice, public)).errcode == "M_FORBIDDEN"
+    assert alice.get(PATH).json["device_id"] == DEVICE_ID, "the refused request changed nothing"
 
 
 @pytest.mark.parametrize(
@@ -258,40 +225,35 @@ def test_a_dehydrated_device_is_refused_at_login_and_cannot_replace_a_session(
     ],
 )
 def test_malformed_requests_are_refused(alice: User, changed: dict[str, Any], errcode: str) -> None:
-    answer = alice.put(PATH, {**new_device(alice), **changed})
+    answer = alice.put(PATH, {**dehydrated_device(alice), **changed})
     assert (answer.status, answer.errcode) == (400, errcode), answer.body
     assert alice.get(PATH).status == 404
 
 
 def test_the_user_can_sign_in_on_another_device(alice: User, bob: User) -> None:
-    put(alice)
+    put_dehydrated_device(alice)
     upload(
         alice,
         device_keys=identity_keys(alice)[1],
         one_time_keys={"signed_curve25519:z": {"key": "z"}},
     )
-    assert query(bob, alice)["device_keys"][alice.user_id].keys() == {DEVICE, alice.device_id}
+    assert query(bob, alice)["device_keys"][alice.user_id].keys() == {DEVICE_ID, alice.device_id}
     assert list(claim(bob, alice)) == ["signed_curve25519:z"]
     body = {"messages": {alice.user_id: {"*": {"n": 1}}}}
     assert bob.put(f"{V3}/sendToDevice/org.example/wild", body).status == 200
-    assert numbers(alice.get(events(DEVICE)).json) == [1]
+    assert numbers(alice.get(events(DEVICE_ID)).json) == [1]
     assert numbers(sync(alice)["to_device"]) == [1]
 
 
 def test_the_device_id_cannot_be_the_wildcard(server: TestServer) -> None:
     """Messages to all devices would go to this device alone."""
     alice = server.register("alice")
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": "*",
-    }
+    login = {**password_auth(alice.user_id), "device_id": "*"}
     account = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
     for answer in (
         server.post(f"{V3}/login", login),
         server.post(f"{V3}/register", {**account, "device_id": "*"}),
-        alice.put(PATH, new_device(alice, "*")),
+        alice.put(PATH, dehydrated_device(alice, "*")),
     ):
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     assert server.post(f"{V3}/register", account).status == 200, "nothing was stored"

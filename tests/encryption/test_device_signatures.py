@@ -1,29 +1,24 @@
 """Signatures made by devices, and when they are deleted."""
 
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from storage.engine.database import Database, Transaction
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
-
-ENCRYPTED: Final = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
 
 
 def test_removing_a_device_removes_its_signatures(server: TestServer) -> None:
     """A client signs the master key with its device key. Each former device would leave a signature
     that nobody can check."""
     alice, bob = server.register("alice"), server.register("bob")
-    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
-    identifier = {"type": "m.id.user", "user": alice.user_id}
-    login = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    login = password_auth(alice.user_id)
     second = User(server, server.post(f"{V3}/login", login).json)
     signers = [identity_keys(user, seed) for seed, user in enumerate((alice, second), 1)]
     for user, (_, device) in zip((alice, second), signers, strict=True):
@@ -122,12 +117,7 @@ def test_keys_replaced_during_signing_get_no_signature(
                 upload(alice, device_keys=identity_keys(alice, 4)[1])
             else:
                 _, other_json = cross_signing_key(alice, "self_signing", 5, by=master)
-                identifier = {"type": "m.id.user", "user": alice.user_id}
-                auth = {
-                    "type": "m.login.password",
-                    "identifier": identifier,
-                    "password": "wonderland",
-                }
+                auth = password_auth(alice.user_id)
                 body = {"self_signing_key": other_json, "auth": auth}
                 assert alice.post(f"{V3}/keys/device_signing/upload", body).status == 200
         return await write(self, name, *args)
@@ -146,8 +136,7 @@ def test_no_key_has_the_name_of_a_device_that_signs_in_meanwhile(
 ) -> None:
     """spec: client-server-api#key-and-signature-security"""
     alice = server.register("alice")
-    identifier = {"type": "m.id.user", "user": alice.user_id}
-    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    proof = password_auth(alice.user_id)
     if not is_first:
         _, former = cross_signing_key(alice, "master", 1)
         assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": former}).status == 200
@@ -174,7 +163,7 @@ def test_no_key_has_the_name_of_a_device_that_signs_in_meanwhile(
 def test_deactivation_deletes_keys_and_signatures(server: TestServer) -> None:
     """The users that somebody has verified reveal whom they know."""
     alice, bob = server.register("alice"), server.register("bob")
-    body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    body = {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     for user, seed in ((alice, 1), (bob, 4)):
@@ -195,8 +184,7 @@ def test_deactivation_deletes_keys_and_signatures(server: TestServer) -> None:
         assert user.post(f"{V3}/keys/signatures/upload", signed).json == {"failures": {}}
     since = sync(bob)["next_batch"]
 
-    identifier = {"type": "m.id.user", "user": alice.user_id}
-    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    proof = password_auth(alice.user_id)
     assert alice.post(f"{V3}/account/deactivate", {"auth": proof}).status == 200
     shown = query(bob, alice, bob)
     assert shown["device_keys"] == {alice.user_id: {}, bob.user_id: {}}

@@ -8,6 +8,7 @@ import pytest
 from homeserver.services.encryption.key_backups import KEYS_PER_BATCH, MAX_SESSION_DATA_BYTES
 from storage.encryption.key_backups import MAX_BACKUPS, KeyBackupStore
 from storage.engine.database import Database
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 KEYS = "/_matrix/client/v3/room_keys"
@@ -219,11 +220,7 @@ def test_backups_of_other_users_are_inaccessible(server: TestServer, version: st
 
 def test_deactivation_deletes_the_backup(server: TestServer, alice: User, version: str) -> None:
     alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-    }
+    proof = password_auth(alice.user_id)
     assert alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
     backups = KeyBackupStore(database=server.app.database)
     assert server.run(backups.get_backup(alice.user_id, None)) is None

@@ -22,11 +22,6 @@ from tests.helpers.server import TestServer, User
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[TestServer]:
     database = open_inline(sqlite, counter)
     yield TestServer(tmp_path, database)

@@ -19,6 +19,7 @@ from storage.encryption.device_keys import DeviceKeyStore, KeyCounts
 from storage.engine.database import Database, SQLiteConfig
 from storage.engine.streams import Change, Stage
 from tests.helpers.databases import open_inline
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import (
     V3,
     claim,
@@ -29,18 +30,13 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
-
-ENCRYPTION = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
 
 
 def encrypted_room(creator: User, *others: User) -> str:
     room_id: str = creator.post(
-        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION]}
+        f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
     ).json["room_id"]
     for other in others:
         assert other.post(f"{V3}/join/{room_id}", {}).status == 200
@@ -99,11 +95,11 @@ def test_a_claimed_key_is_not_published_again_by_a_repeated_upload(alice: User, 
         ["signed_curve25519:c"],
         None,
     ]
-    anew = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
-    assert upload(alice, one_time_keys=anew) == {"signed_curve25519": 1}, (
+    new_keys = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
+    assert upload(alice, one_time_keys=new_keys) == {"signed_curve25519": 1}, (
         "a client with new identity keys counts from the start"
     )
-    assert claim(bob, alice) == anew
+    assert claim(bob, alice) == new_keys
 
 
 def test_a_repeated_upload_restores_no_claimed_key_even_after_later_uploads(
@@ -192,7 +188,9 @@ def test_users_without_a_shared_encrypted_room_are_not_in_changed(alice: User, b
     since = sync(alice)["next_batch"]
     upload(bob, device_keys=identity_keys(bob)[1])
     assert sync(alice, since)["device_lists"]["changed"] == []
-    answer = alice.put(f"{V3}/rooms/{room_id}/state/m.room.encryption/", ENCRYPTION["content"])
+    answer = alice.put(
+        f"{V3}/rooms/{room_id}/state/m.room.encryption/", ENCRYPTION_EVENT["content"]
+    )
     assert answer.status == 200
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 
@@ -278,12 +276,7 @@ def test_no_device_has_the_name_of_a_cross_signing_key(server: TestServer, alice
     _, master = cross_signing_key(alice, "master", 2)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     (public,) = master["keys"].values()
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "device_id": public,
-    }
+    login = {**password_auth(alice.user_id), "device_id": public}
     answer = server.post(f"{V3}/login", login)
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
@@ -296,11 +289,7 @@ def test_signatures_of_other_users_keys_are_visible_only_to_the_signer(
         server,
         server.post(
             f"{V3}/login",
-            {
-                "type": "m.login.password",
-                "identifier": {"type": "m.id.user", "user": alice.user_id},
-                "password": "wonderland",
-            },
+            password_auth(alice.user_id),
         ).json,
     )
     encrypted_room(alice, bob, carol)
@@ -398,12 +387,7 @@ def test_replacing_cross_signing_keys_needs_confirmation(alice: User) -> None:
         _, master = cross_signing_key(alice, "master", seed)
         answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master})
         assert answer.status == (200 if seed == 2 else 401)
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": alice.user_id},
-        "password": "wonderland",
-        "session": answer.json["session"],
-    }
+    auth = {**password_auth(alice.user_id), "session": answer.json["session"]}
     assert (
         alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "auth": auth}).status
         == 200
@@ -471,11 +455,7 @@ def test_cached_key_counts_match_the_database(
     """Counts of two devices of one user, after uploads and claims, some of them on another node."""
     names = iter(f"k{number}" for number in count())
     alice, bob = server.register(f"alice{uuid4().hex}"), server.register(f"bob{uuid4().hex}")
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-    }
+    login = password_auth(bob.user_id)
     devices = [bob, User(server, server.post(f"{V3}/login", login).json)]
     store = DeviceKeyStore(server.app.database)
     for step, at in steps:

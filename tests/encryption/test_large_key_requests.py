@@ -17,6 +17,7 @@ from storage.encryption.published_keys import PublishedKeys
 from storage.engine.database import Database
 from storage.engine.postgres_statements import NUL_SUBSTITUTE
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 
@@ -56,13 +57,7 @@ def test_ids_that_the_database_cannot_distinguish_do_not_get_the_same_key(
     """PostgreSQL has no U+0000: another character, which an ID may contain, stands for it."""
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
-    who = {"type": "m.id.user", "user": "alice"}
-    login = {
-        "type": "m.login.password",
-        "identifier": who,
-        "password": "wonderland",
-        "device_id": f"D{NUL_SUBSTITUTE}",
-    }
+    login = {**password_auth("alice"), "device_id": f"D{NUL_SUBSTITUTE}"}
     phone = User(server, server.post(f"{V3}/login", login).json)
     upload(phone, one_time_keys=one_time_keys("a", "b"))
     requested = {phone.device_id: "signed_curve25519", "D\0": "signed_curve25519"}
@@ -79,8 +74,7 @@ def test_a_user_with_very_many_devices_does_not_break_encryption_for_a_room(
         tmp_path, database, "rc_login: {account: {per_second: 100, burst_count: 100}}\n"
     )
     mallory, alice = server.register("mallory"), server.register("alice")
-    who = {"type": "m.id.user", "user": "mallory"}
-    login = {"type": "m.login.password", "identifier": who, "password": "wonderland"}
+    login = password_auth("mallory")
     devices = [mallory, *(User(server, server.post(f"{V3}/login", login).json) for _ in range(17))]
     answers = [
         device.post(

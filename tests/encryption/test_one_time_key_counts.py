@@ -33,7 +33,7 @@ class Disk:
         self.head = 0
         self.left: dict[KeyRequest, list[int]] = {owner: [2] for owner in OWNERS}
         """The count at each position."""
-        self.unheard: list[tuple[int, Change | None]] = []
+        self.undelivered: list[tuple[int, Change | None]] = []
         """Commits by position; None if another process made it."""
         self.reading: list[tuple[Deferred[Answer], Answer]] = []
 
@@ -58,7 +58,7 @@ class Disk:
         for owner, left in self.left.items():
             left.append(changed.get(owner, left[-1]))
         user_id = users[0] if isinstance(detail, KeyCountsChanged) or detail is None else None
-        self.unheard.append(
+        self.undelivered.append(
             (self.head, Change(self.head, topic, user_id=user_id, detail=detail, user_ids=users))
         )
 
@@ -67,7 +67,7 @@ class Disk:
         after = {owner: self.left[owner][-1] - 1 for owner in taken}
         self.commit(after, Topic.KEY_COUNT, KeysClaimed(taken), tuple(user for user, _, _ in taken))
         if elsewhere:
-            self.unheard[-1] = (self.head, None)
+            self.undelivered[-1] = (self.head, None)
 
     def upload(self, owner: KeyRequest) -> None:
         after = {owner: self.left[owner][-1] + 2}
@@ -81,12 +81,12 @@ class Disk:
             after, Topic.KEY_COUNT, KeyCountsChanged(device_id, KeyCounts(counts, ())), (user_id,)
         )
 
-    def hear(self) -> None:
+    def deliver(self) -> None:
         """Deliver the next commit of this process, and those of other processes before it; or a
         commit of another process."""
-        position, change = self.unheard.pop(0)
-        while change is None and self.unheard:
-            position, change = self.unheard.pop(0)
+        position, change = self.undelivered.pop(0)
+        while change is None and self.undelivered:
+            position, change = self.undelivered.pop(0)
         if change is None:
             self.streams.advance_to(position)
         else:
@@ -164,8 +164,8 @@ def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
                     waiting, answer = disk.reading.pop(0 if step == "answer first" else -1)
                     waiting.callback(answer)
             case _:
-                while disk.unheard:
-                    disk.hear()
+                while disk.undelivered:
+                    disk.deliver()
                     if step == "hear":
                         break
     for waiting, answer in disk.reading:

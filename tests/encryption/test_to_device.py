@@ -20,7 +20,9 @@ from storage.encryption.to_device import DELETE_CHUNK, LOG_RETENTION_MS, MIN_LOG
 from storage.engine.database import Database, SQLiteConfig, WriteTransaction
 from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.keys import V3, sync
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.server import TestServer, User
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -37,10 +39,10 @@ def test_messages_arrive_once_in_order_and_until_acknowledged(alice: User, bob: 
     ]
     first = sync(bob, since)
     assert first["to_device"]["events"] == expected
-    again = sync(bob, since)
-    assert again["to_device"]["events"] == expected, "the response may have been lost"
-    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
-    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+    repeated = sync(bob, since)
+    assert repeated["to_device"]["events"] == expected, "the response may have been lost"
+    assert sync(bob, repeated["next_batch"])["to_device"]["events"] == []
+    assert sync(bob, repeated["next_batch"])["to_device"]["events"] == []
 
 
 def test_messages_survive_a_restart_in_between(
@@ -54,16 +56,16 @@ def test_messages_survive_a_restart_in_between(
             assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
 
     send(range(3))
-    heard = sync(bob, since)
-    assert len(heard["to_device"]["events"]) == 3
-    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
-    alice.server = bob.server = anew
+    received = sync(bob, since)
+    assert len(received["to_device"]["events"]) == 3
+    restarted = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    alice.server = bob.server = restarted
     send(range(2, 6))
-    again = sync(bob, since)["to_device"]["events"]
-    assert [event["content"]["n"] for event in again] == list(range(6)), (
+    repeated = sync(bob, since)["to_device"]["events"]
+    assert [event["content"]["n"] for event in repeated] == list(range(6)), (
         "the response may have been lost"
     )
-    rest = sync(bob, heard["next_batch"])
+    rest = sync(bob, received["next_batch"])
     assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
         "and a retry is not sent twice"
     )
@@ -178,11 +180,7 @@ def test_one_request_reaches_a_bounded_number_of_devices(
 
 
 def test_a_wildcard_means_the_existing_devices(server: TestServer, alice: User, bob: User) -> None:
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-    }
+    login = password_auth(bob.user_id)
     second = User(server, server.post(f"{V3}/login", login).json)
     body = {"messages": {bob.user_id: {"*": {"n": 1}}, alice.user_id: {"*": {"n": 2}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
@@ -203,17 +201,14 @@ def send_numbers(sender: User, to: User, numbers: range) -> None:
 def test_messages_for_a_deleted_device_are_deleted(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     body: dict[str, Any] = {"messages": {bob.user_id: {"NOSUCHDEVICE": {}, bob.device_id: {}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     assert bob.post(f"{V3}/logout", {}).status == 200
-    again = User(server, server.post(f"{V3}/login", login).json)
-    assert sync(again)["to_device"]["events"] == [], "a new device with the old ID is a new device"
+    new_session = User(server, server.post(f"{V3}/login", login).json)
+    assert sync(new_session)["to_device"]["events"] == [], (
+        "a new device with the old ID is a new device"
+    )
 
 
 SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -241,19 +236,14 @@ def test_a_new_session_gets_no_message_of_its_devices_old_session(
     send_numbers(alice, bob, range(3))
     bob.server = there
     assert bob.post(f"{V3}/{ends}", {}).status == 200
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     new = User(here, here.post(f"{V3}/login", login).json)
     assert (new.device_id, to_device_of(new, None)) == (bob.device_id, [])
     assert to_device_of(new, since.split("_")[0].lstrip("s")) == []
-    assert numbers_of(sync(new, since)) == []
+    assert numbers_in(sync(new, since)) == []
     send_numbers(alice, new, range(5, 7))
     assert to_device_of(new, None) == [5, 6]
-    assert numbers_of(sync(new, since)) == [5, 6]
+    assert numbers_in(sync(new, since)) == [5, 6]
 
 
 def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_one(
@@ -267,19 +257,10 @@ def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_o
     send_numbers(alice, bob, range(3))
     bob.server = there
     assert bob.post(f"{V3}/logout", {}).status == 200
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-        "device_id": bob.device_id,
-    }
+    login = {**password_auth(bob.user_id), "device_id": bob.device_id}
     new = User(here, there.post(f"{V3}/login", login).json)
     assert to_device_of(new, None) == []
-    assert numbers_of(sync(new)) == []
-
-
-def numbers_of(answer: Any) -> list[int]:
-    return [event["content"]["n"] for event in answer["to_device"]["events"]]
+    assert numbers_in(sync(new)) == []
 
 
 def test_a_device_that_keeps_up_needs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -292,13 +273,13 @@ def test_a_device_that_keeps_up_needs_no_query(tmp_path: Path, sqlite: SQLiteCon
         send_numbers(alice, bob, range(number * 2, number * 2 + 2))
         counter.clear()
         answer = sync(bob, since)
-        assert numbers_of(answer) == [number * 2, number * 2 + 1]
+        assert numbers_in(answer) == [number * 2, number * 2 + 1]
         assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), (
             "except to remove acknowledged messages"
         )
         since = answer["next_batch"]
     counter.clear()
-    assert numbers_of(sync(bob, since)) == []
+    assert numbers_in(sync(bob, since)) == []
     assert dict(counter.queries) == {"remove_to_device": 2}
     rows = server.run(
         database.read("count", lambda txn: txn.query("SELECT count(*) FROM to_device_messages"))
@@ -316,10 +297,10 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
     send_numbers(alice, bob, range(1))
     server.clock.advance(0)
     woken = pending.answer.json
-    assert numbers_of(woken) == [0]
-    assert numbers_of(sync(bob, since)) == [0], "the response may have been lost"
-    assert numbers_of(sync(bob, woken["next_batch"])) == []
-    assert numbers_of(sync(bob)) == [], "it has arrived"
+    assert numbers_in(woken) == [0]
+    assert numbers_in(sync(bob, since)) == [0], "the response may have been lost"
+    assert numbers_in(sync(bob, woken["next_batch"])) == []
+    assert numbers_in(sync(bob)) == [], "it has arrived"
 
 
 def test_equal_contents_count_once_in_memory() -> None:
@@ -360,11 +341,11 @@ def test_messages_beyond_the_cache_are_read_from_the_database(alice: User, bob: 
     for number in range(sent):
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number, "filler": filler}}}}
         assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
-    heard: list[int] = []
-    while found := numbers_of(answer := sync(bob, since)):
-        heard += found
+    received: list[int] = []
+    while found := numbers_in(answer := sync(bob, since)):
+        received += found
         since = answer["next_batch"]
-    assert heard == list(range(sent))
+    assert received == list(range(sent))
 
 
 def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_removed(
@@ -392,28 +373,13 @@ def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_rem
     assert stored() == waiting, "a floor is set"
     send_numbers(alice, bob, range(1, 3))
     answer = sync(bob, since)
-    assert numbers_of(answer) == [1, 2]
-    assert numbers_of(sync(bob, answer["next_batch"])) == []
+    assert numbers_in(answer) == [1, 2]
+    assert numbers_in(sync(bob, answer["next_batch"])) == []
     assert stored() == waiting, "the two were removed, and nothing else in the same statement"
     while server.run(to_device.sweep(200, 0)):
         pass
     assert stored() == 0
-    assert numbers_of(sync(bob, answer["next_batch"])) == []
-
-
-def log_in(server: TestServer, user: User, device_id: str | None = None) -> User:
-    """Start another session of a device, which may have had one before."""
-    login: dict[str, Any] = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
-    return User(
-        server,
-        server.post(
-            f"{V3}/login", login | ({} if device_id is None else {"device_id": device_id})
-        ).json,
-    )
+    assert numbers_in(sync(bob, answer["next_batch"])) == []
 
 
 def logged_rows(server: TestServer) -> int:
@@ -429,7 +395,7 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
     """With messages to one device before and after, over a restart, and with the cleanup job."""
-    others = [log_in(server, bob) for _ in range(MIN_LOGGED)]
+    others = [another_device(bob) for _ in range(MIN_LOGGED)]
     since = sync(bob)["next_batch"]
     send_numbers(alice, bob, range(1))
     everybody = {"*": {"n": 1}, bob.device_id: {"n": 2}, "NOSUCHDEVICE": {"n": -1}}
@@ -440,32 +406,32 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     send_numbers(alice, bob, range(100, 101))
     assert logged_rows(server) == 2
     first = sync(bob, since)
-    assert numbers_of(first) == [0, 1, 2, 3, 100]
-    assert [numbers_of(sync(user)) for user in others] == [
+    assert numbers_in(first) == [0, 1, 2, 3, 100]
+    assert [numbers_in(sync(user)) for user in others] == [
         [1, number] for number in range(4, 4 + len(others))
     ]
-    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
-    bob.server = alice.server = anew
-    again = sync(bob, since)
-    assert again["to_device"]["events"] == first["to_device"]["events"], (
+    restarted = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    bob.server = alice.server = restarted
+    repeated = sync(bob, since)
+    assert repeated["to_device"]["events"] == first["to_device"]["events"], (
         "the response may have been lost"
     )
-    assert again["to_device"]["events"][1] == {
+    assert repeated["to_device"]["events"][1] == {
         "type": "m.test",
         "sender": alice.user_id,
         "content": {"n": 1},
     }
-    assert numbers_of(sync(bob, again["next_batch"])) == []
-    assert numbers_of(sync(bob)) == [], "it has arrived"
-    others[0].server = anew
+    assert numbers_in(sync(bob, repeated["next_batch"])) == []
+    assert numbers_in(sync(bob)) == [], "it has arrived"
+    others[0].server = restarted
     token = sync(others[0])["next_batch"]
-    later = int(anew.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
-    while anew.run(anew.app.accounts.stores.to_device.sweep(50, later)):
+    later = int(restarted.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
+    while restarted.run(restarted.app.accounts.stores.to_device.sweep(50, later)):
         pass
-    assert logged_rows(anew) == 0
-    assert numbers_of(sync(bob)) == []
-    assert numbers_of(sync(others[0])) == [1, 4], "it was not acknowledged"
-    assert numbers_of(sync(others[0], token)) == []
+    assert logged_rows(restarted) == 0
+    assert numbers_in(sync(bob)) == []
+    assert numbers_in(sync(others[0])) == [1, 4], "it was not acknowledged"
+    assert numbers_in(sync(others[0], token)) == []
 
 
 def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestServer]) -> None:
@@ -474,18 +440,18 @@ def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestSe
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     send_numbers(alice, bob, range(2))
-    second = log_in(there, bob)
+    second = another_device(bob, server=there)
     body: dict[str, Any] = {"messages": {bob.user_id: {second.device_id: {"n": 2}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/second", body).status == 200
     there.run(there.app.database.catch_up())
-    assert numbers_of(sync(second)) == [2]
+    assert numbers_in(sync(second)) == [2]
     bob.server = there
     assert bob.post(f"{V3}/logout", {}).status == 200
-    again = log_in(there, second, bob.device_id)
+    new_session = another_device(second, bob.device_id)
     body = {"messages": {bob.user_id: {bob.device_id: {"n": 3}, "*": {"n": 4}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/again", body).status == 200
     there.run(there.app.database.catch_up())
-    assert [numbers_of(sync(user)) for user in (again, second)] == [[3, 4], [2, 4]]
+    assert [numbers_in(sync(user)) for user in (new_session, second)] == [[3, 4], [2, 4]]
 
 
 @pytest.fixture
@@ -515,10 +481,10 @@ def test_messages_arrive_in_order_and_once_from_either_node(
     """Either node serves a request. A used token works again, as after a lost response."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
-    others = [log_in(nodes[0], bob).device_id for _ in range(MIN_LOGGED)]
+    others = [another_device(bob, server=nodes[0]).device_id for _ in range(MIN_LOGGED)]
     nodes[1].run(nodes[1].app.database.catch_up())
     since = sync(bob)["next_batch"]
-    heard: list[int] = []
+    received: list[int] = []
     for step in [*steps, "sync", "sync"]:
         node = alice.server = bob.server = nodes[here]
         match step:
@@ -535,20 +501,20 @@ def test_messages_arrive_in_order_and_once_from_either_node(
                 )
                 sent += 1
             case "sync":
-                arrived = len(heard)
+                arrived = len(received)
                 answer = sync(bob, since)
-                heard += numbers_of(answer)
+                received += numbers_in(answer)
                 since = answer["next_batch"]
             case "again":
-                assert numbers_of(sync(bob, since)) == list(range(len(heard), sent))
-                arrived = len(heard)
+                assert numbers_in(sync(bob, since)) == list(range(len(received), sent))
+                arrived = len(received)
             case "first":
-                assert numbers_of(sync(bob)) == list(range(arrived, sent)), (
+                assert numbers_in(sync(bob)) == list(range(arrived, sent)), (
                     "the messages that were not acknowledged"
                 )
             case _:
                 here = 1 - here
                 node = nodes[here]
                 node.run(node.app.database.catch_up())
-        assert heard == list(range(len(heard)))
-    assert heard == list(range(sent))
+        assert received == list(range(len(received)))
+    assert received == list(range(sent))

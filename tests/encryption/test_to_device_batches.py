@@ -16,6 +16,7 @@ from tests.helpers.databases import open_inline
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 
@@ -38,8 +39,7 @@ class World:
         return User(self.server, self.do(f"{V3}/register", body))
 
     def another(self, user: User) -> User:
-        name = {"type": "m.id.user", "user": user.user_id}
-        login = {"type": "m.login.password", "identifier": name, "password": "wonderland"}
+        login = password_auth(user.user_id)
         return User(self.server, self.do(f"{V3}/login", login))
 
     def send(self, by: User, txn_id: str, messages: Any) -> Pending:
@@ -91,10 +91,10 @@ def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: boo
     assert failed
     assert failed[0].check(ValueError)
     assert [pending.answer.status for pending in (*sent, gone)] == [200] * 6
-    again = world.another(bob)
+    new_session = world.another(bob)
     for user in (bob, *others[1:]):
         assert world.numbers(user) == [*before, 1, 2]
-    assert world.numbers(again) == []
+    assert world.numbers(new_session) == []
     at = int(world.server.clock.seconds() * 1000)
     for later in (LOG_RETENTION_MS, LOG_RETENTION_MS, LOG_RETENTION_MS):
         Deferred.fromCoroutine(store.sweep(5000, at + later))
@@ -105,12 +105,12 @@ def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: boo
     )
     world.writer.run()
     assert left == [0], "the failed write does not count for ever"
-    anew = TestServer(
+    restarted = TestServer(
         Path(world.server.config.folder),
         world.database,
         seed=3,
         now=world.server.clock.seconds() + 1,
     )
-    world.server = anew
+    world.server = restarted
     for user in (bob, *others[1:]):
         assert world.numbers(user) == [*before, 1, 2]

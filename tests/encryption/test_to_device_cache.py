@@ -22,9 +22,9 @@ def test_contents_are_stored_once_and_bounded() -> None:
     tracemalloc.start()
     try:
         for position, content in enumerate(contents, 1):
-            news = ToDeviceAdded(position, b'{"content":', [("@a:example.org", "D", 1)], [content])
+            added = ToDeviceAdded(position, b'{"content":', [("@a:example.org", "D", 1)], [content])
             streams.publish(
-                [Change(position, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
+                [Change(position, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=added)],
                 position,
             )
         grown, _ = tracemalloc.get_traced_memory()
@@ -54,19 +54,19 @@ def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     devices = [("@a:example.org", f"D{number}") for number in range(30)]
     for round_ in range(3):
         recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
-        news = ToDeviceAdded(1 + 30 * round_, b"", recipients, [b"1"] * 30)
+        added = ToDeviceAdded(1 + 30 * round_, b"", recipients, [b"1"] * 30)
         streams.publish(
-            [Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
-            news.last,
+            [Change(added.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=added)],
+            added.last,
         )
         for number, device in enumerate(devices):
             mine = recent.since(device, 0)
-            assert mine is None or mine[-1][0] == news.first + number
+            assert mine is None or mine[-1][0] == added.first + number
             recent.drop(device, 1 << 40)
             assert not recent.since(device, 0)
     assert recent.since(devices[0], streams.current()) == []
-    news = ToDeviceAdded(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
-    streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
+    added = ToDeviceAdded(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
+    streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=added)], 91)
     assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], (
         "no token of a later time hides it"
     )
@@ -79,8 +79,8 @@ def test_a_message_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatc
     streams = Streams()
     recent = ToDeviceCache(streams=streams)
     streams.publish([], 10)
-    news = ToDeviceAdded(11, b"", [("@a:example.org", "D", 1)], [b"1"])
-    streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
+    added = ToDeviceAdded(11, b"", [("@a:example.org", "D", 1)], [b"1"])
+    streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=added)], 11)
     for number in range(20):
         recent.drop(("@b:example.org", f"D{number}"), 10)
         found = recent.since(("@a:example.org", "D"), 10)
@@ -99,14 +99,14 @@ def test_unsorted_messages_are_found_and_evicted_in_order() -> None:
     position = 1
     for number in range(5 * MAX_UNSORTED):
         to = [(*device, 1) for device in devices[: 1 + number % 3]]
-        news = ToDeviceAdded(position, b"", to, [b"%d" % number * 10] * len(to))
+        added = ToDeviceAdded(position, b"", to, [b"%d" % number * 10] * len(to))
         position += len(to)
         for each in (streams, others):
             each.publish(
-                [Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
-                news.last,
+                [Change(added.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=added)],
+                added.last,
             )
-        assert eager.since(devices[0], news.last) == []
+        assert eager.since(devices[0], added.last) == []
         if number % 50 == 49:
             for device in devices:
                 found = [lazy.since(device, after) for after in range(position)]

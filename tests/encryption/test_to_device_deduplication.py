@@ -3,22 +3,18 @@ repeats requests, and over restarts."""
 
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
 from homeserver.services.sync import device_sections
 from storage.engine.database import Database
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer
 from tests.helpers.sliding_client import act
 from tests.helpers.sync_requests import sync
 
 V3 = "/_matrix/client/v3"
-
-
-def numbers(answer: dict[str, Any]) -> list[int]:
-    return [event["content"]["n"] for event in answer["to_device"]["events"]]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -74,7 +70,7 @@ def test_messages_arrive_once_in_order(
         elif what == "back" and before is not None:
             since, had = before
             answer = sync(alice, since)
-            got = numbers(answer)
+            got = numbers_in(answer)
             begin = got[0] if got else received
             assert begin in (had, received), (
                 "earlier messages are removed only if the device used the token after them"
@@ -82,14 +78,14 @@ def test_messages_arrive_once_in_order(
             assert got == list(range(begin, min(sent, begin + 3)))
         else:
             answer = sync(alice, token)
-            got = numbers(answer)
+            got = numbers_in(answer)
             assert got == list(range(received, min(sent, received + 3)))
             if what == "sync":
                 before = (token, received)
                 token, received = answer["next_batch"], received + len(got)
     while received < sent:
         answer = sync(alice, token)
-        got = numbers(answer)
+        got = numbers_in(answer)
         assert got == list(range(received, min(sent, received + 3)))
         token, received = answer["next_batch"], received + len(got)
-    assert numbers(sync(alice, token)) == []
+    assert numbers_in(sync(alice, token)) == []

@@ -21,6 +21,7 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import open_inline, silence
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 PAGE = 5
@@ -83,7 +84,7 @@ class World:
         self.positions: dict[tuple[str, int], list[int]] = {}
         self.now = 1_700_000_000.0
         for database in databases:
-            database.streams.subscribe(self._hear, Topic.TO_DEVICE, stage=Stage.NOTIFY)
+            database.streams.subscribe(self._on_changes, Topic.TO_DEVICE, stage=Stage.NOTIFY)
         self.nodes = [self._start(0), self._start(1)]
         self.number = 0
 
@@ -91,7 +92,7 @@ class World:
         self.seed += 1
         return TestServer(self.folder, self.databases[at], seed=self.seed, now=self.now)
 
-    def _hear(self, changes: Any) -> None:
+    def _on_changes(self, changes: Any) -> None:
         for change in changes:
             if isinstance(change, Change) and isinstance(change.detail, ToDeviceAdded):
                 for index, (_, device_id, _) in enumerate(change.detail.recipients):
@@ -116,12 +117,7 @@ class World:
         self.nodes[at].run(self.databases[at].catch_up())
 
     def _log_in(self, name: str) -> Device:
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.bob.user_id},
-            "password": "wonderland",
-            "device_id": name,
-        }
+        login = {**password_auth(self.bob.user_id), "device_id": name}
         return Device(
             User(self.nodes[self.here], self.nodes[self.here].post(f"{V3}/login", login).json)
         )

@@ -13,6 +13,7 @@ import pytest
 from homeserver.services.sync import device_sections, to_device_cache
 from homeserver.services.sync.device_sections import MESSAGES_PER_RESPONSE
 from tests.helpers.keys import V3
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 AN_ANSWER = 12
@@ -25,19 +26,14 @@ class Device:
     def __init__(self, server: TestServer, user: User, device_id: str) -> None:
         self.server, self.user, self.device_id = server, user, device_id
         self.sent: list[int] = []
-        self.heard = 0
+        self.received = 0
         self.since = ""
         self.token = ""
 
     def log_in(self) -> None:
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.user.user_id},
-            "password": "wonderland",
-            "device_id": self.device_id,
-        }
+        login = {**password_auth(self.user.user_id), "device_id": self.device_id}
         self.token = self.server.post(f"{V3}/login", login).json["access_token"]
-        self.sent, self.heard, self.since = [], 0, ""
+        self.sent, self.received, self.since = [], 0, ""
 
     def log_out(self) -> None:
         assert self.server.post(f"{V3}/logout", {}, token=self.token).status == 200
@@ -47,10 +43,10 @@ class Device:
         since = f"&since={self.since}" if self.since else ""
         answer = self.server.get(f"{V3}/sync?timeout=0{since}", token=self.token).json
         numbers = [event["content"]["n"] for event in answer["to_device"]["events"]]
-        assert numbers == self.sent[self.heard :][:AN_ANSWER]
+        assert numbers == self.sent[self.received :][:AN_ANSWER]
         if not is_lost:
             self.since = answer["next_batch"]
-            self.heard += len(numbers)
+            self.received += len(numbers)
         return len(numbers)
 
 
@@ -115,4 +111,4 @@ def test_each_message_arrives_once_and_in_order(
     for device in there:
         while device.sync():
             pass
-        assert device.heard == len(device.sent)
+        assert device.received == len(device.sent)

@@ -10,6 +10,7 @@ from homeserver.services.encryption import to_device
 from storage.engine.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, sync
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 SLOW = "rc_to_device_bytes: {per_second: 1000, burst_count: 20000}\n"
@@ -70,12 +71,7 @@ def test_each_device_of_a_wildcard_counts(
     for number in range(9):
         server.post(
             f"{V3}/login",
-            {
-                "type": "m.login.password",
-                "identifier": {"type": "m.id.user", "user": "bob"},
-                "password": "wonderland",
-                "device_id": f"D{number}",
-            },
+            {**password_auth("bob"), "device_id": f"D{number}"},
         )
     decoys: dict[str, dict[str, Any]] = {
         bob.user_id: {**{f"none{number}": {} for number in range(20)}, "*": {"x": "y" * 3_000}}

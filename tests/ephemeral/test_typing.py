@@ -90,8 +90,8 @@ def test_typing_of_ignored_users_is_not_sent(alice: User, bob: User, server: Tes
     for answer in (sync(alice), sync(alice, since)):
         assert typing(answer, room_id) == [carol.user_id]
         assert set(ephemeral(answer, room_id, "m.receipt")[event_id]["m.read"]) == {carol.user_id}
-    anew = SlidingClient(alice, "other", lists=sliding.body["lists"], extensions=extensions)
-    for client in (sliding, anew):
+    new_client = SlidingClient(alice, "other", lists=sliding.body["lists"], extensions=extensions)
+    for client in (sliding, new_client):
         received = client.sync()["extensions"]
         assert received["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
         assert set(received["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
@@ -120,8 +120,8 @@ def test_a_read_receipt_of_an_ignored_user_does_not_wake(
 
 def test_typing_of_remote_users_is_sent(server: TestServer, alice: User, bob: User) -> None:
     service = server.app.presence.typing
-    heard: list[tuple[int, str, bool]] = []
-    service.subscribe(lambda *what: heard.append(what))
+    typing_changes: list[tuple[int, str, bool]] = []
+    service.subscribe(lambda *what: typing_changes.append(what))
     room_id = rooms.create(alice)
     nids: list[int] = []
     Deferred.fromCoroutine(server.app.room_engine.engine.get_snapshot(RoomID(room_id))).addCallback(
@@ -129,7 +129,7 @@ def test_typing_of_remote_users_is_sent(server: TestServer, alice: User, bob: Us
     )
     rooms.type(alice, room_id)
     rooms.type(alice, room_id, typing=False)
-    assert heard == [(nids[0], alice.user_id, True), (nids[0], alice.user_id, False)]
+    assert typing_changes == [(nids[0], alice.user_id, True), (nids[0], alice.user_id, False)]
 
     def receive(origin: str, user_id: str) -> None:
         Deferred.fromCoroutine(
@@ -142,4 +142,4 @@ def test_typing_of_remote_users_is_sent(server: TestServer, alice: User, bob: Us
     assert typing(sync(alice), room_id) is None
     receive("example.org", alice.user_id)
     assert typing(sync(alice), room_id) == [alice.user_id]
-    assert len(heard) == 2
+    assert len(typing_changes) == 2

@@ -88,11 +88,11 @@ def test_sync_sends_the_end_of_typing_after_a_restart(place: RestartableServer) 
 
     answer = sync(place.alice, answer["next_batch"])
     assert typing(answer) == {typed: []}
-    again = sync(place.alice, answer["next_batch"])
-    assert "rooms" not in again
-    assert again["next_batch"] == answer["next_batch"]
+    repeated = sync(place.alice, answer["next_batch"])
+    assert "rooms" not in repeated
+    assert repeated["next_batch"] == answer["next_batch"]
     place.type(typed)
-    assert typing(sync(place.alice, again["next_batch"])) == {typed: [place.bob.user_id]}
+    assert typing(sync(place.alice, repeated["next_batch"])) == {typed: [place.bob.user_id]}
 
 
 def test_initial_and_waiting_syncs_have_typing_after_a_restart(place: RestartableServer) -> None:

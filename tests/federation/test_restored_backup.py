@@ -13,14 +13,10 @@ from storage.engine.database import Database
 from storage.engine.sqlite import SQLiteEngine
 from storage.maintenance.after_restore import repair_after_restore
 from tests.helpers.databases import open_inline, sqlite_config
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import NORTH, Shared
 from tests.helpers.keys import claim, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 from tests.helpers.sliding_client import SlidingClient

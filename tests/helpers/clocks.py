@@ -1,6 +1,6 @@
 """Advances the clock of a server or of a network step by step."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.task import Clock
 
@@ -24,3 +24,13 @@ def pass_time(clocked: Clocked, seconds: float, step: float) -> None:
     while (left := end - clocked.clock.seconds()) > 1e-6:
         clocked.clock.advance(min(step, left))
         settle(clocked)
+
+
+class TurnCountingClock(Clock):
+    """Counts the scheduled calls: how often long work let other work run."""
+
+    taken = 0
+
+    def callLater(self, *args: Any, **kwargs: Any) -> Any:
+        self.taken += 1
+        return super().callLater(*args, **kwargs)

@@ -20,7 +20,13 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection, make_dsn
 
-from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.engine.database import (
+    Database,
+    PostgresConfig,
+    SQLiteConfig,
+    WriteTransaction,
+    make_engine,
+)
 from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.migrate import SCHEMA, migrate
 from storage.engine.observer import NullObserver, Observer
@@ -28,6 +34,8 @@ from storage.engine.postgres import PostgresEngine
 from storage.engine.streams import Streams
 from tests.helpers import postgres
 from tests.helpers.database_reset import MOST_USES, DatabaseReset
+
+Config = SQLiteConfig | PostgresConfig
 
 
 @dataclass
@@ -264,3 +272,28 @@ class PostgresTemplates:
         with self._connected().cursor() as cursor:
             cursor.execute(statement)
             return cursor.description is not None and cursor.fetchone() is not None
+
+
+async def create_things_table(
+    database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES"
+) -> None:
+    """Create a table `things`, with the engine's type for bytes."""
+
+    def make(txn: WriteTransaction) -> None:
+        txn.execute("DROP TABLE IF EXISTS things")
+        txn.execute(f"CREATE TABLE things ({columns.replace('BYTES', database.engine.bytes_type)})")
+
+    await database.write("make_table", make)
+
+
+def write_config_file(
+    folder: Path, name: str, config: Config, server_name: str = "example.org"
+) -> Path:
+    if isinstance(config, SQLiteConfig):
+        section = f"{{name: sqlite3, args: {{database: {config.path}}}}}"
+    else:
+        arguments = ", ".join(f"{name}: {value}" for name, value in config.connect.items())
+        section = f"{{name: psycopg2, args: {{{arguments}}}}}"
+    path = folder / name
+    path.write_text(f"server_name: {server_name}\ndatabase: {section}\n")
+    return path

@@ -10,6 +10,8 @@ from tests.helpers.room_actions import set_state
 from tests.helpers.server import User
 
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
+ENCRYPTION_EVENT = {"type": "m.room.encryption", "state_key": "", "content": ENCRYPTED}
+"""An entry of `initial_state` that makes a new room encrypted."""
 ALGORITHM = "signed_curve25519"
 
 
@@ -28,15 +30,6 @@ async def encrypted_room(network: Network) -> Shared:
     return room
 
 
-def another_device(user: User) -> User:
-    """Sign the user in on a new device."""
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
-    answer = user.server.post(f"{V3}/login", body)
-    assert answer.status == 200, answer.body
-    return User(user.server, answer.json)
-
-
 def begin_claim(room: Shared) -> Pending:
     """Let Alice claim a key of Bob's; she waits ten seconds for it."""
     claims = {room.bob.user_id: {room.bob.device_id: ALGORITHM}}
@@ -51,6 +44,10 @@ def send_number(user: User, number: int, messages: dict[str, Any]) -> None:
 
 def receive_numbers(user: User, since: str | None = None) -> tuple[list[Any], str]:
     """Return the numbers of the messages that arrived for a device, and the next token."""
-    answer = sync(user, since)
-    events = answer.get("to_device", {}).get("events", [])
-    return [event["content"]["n"] for event in events], answer["next_batch"]
+    response = sync(user, since)
+    return numbers_in(response), response["next_batch"]
+
+
+def numbers_in(response: Any) -> list[Any]:
+    """Return the numbers of the messages in a response of `/sync`."""
+    return [event["content"]["n"] for event in response.get("to_device", {}).get("events", [])]

@@ -21,16 +21,6 @@ def pair(network: Network, north: str = "", south: str = "") -> tuple[User, User
     return network.add(NORTH, north).register("alice"), network.add(SOUTH, south).register("bob")
 
 
-def upload(user: User, body: bytes, type: str = "text/plain", query: str = "") -> str:
-    """Upload a file; return its server name and media ID as `server/id`."""
-    path = f"/_matrix/media/v3/upload{query}"
-    answer = user.server.client.request(
-        "POST", path, token=user.token, body=body, headers={"Content-Type": type}
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["content_uri"]).removeprefix("mxc://")
-
-
 def media_requests(network: Network, path: str = "/media/") -> list[str]:
     return [uri for _, _, _, uri in network.log if path in uri]
 

@@ -18,6 +18,7 @@ from federation.protocol.signing import encode_base64
 from federation.rooms.events import StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, ok
 from tests.helpers.server import TestServer, User
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
@@ -260,3 +261,9 @@ async def shared(
 def two_users(network: Network) -> tuple[User, User]:
     """Return Alice in the north and Bob in the south."""
     return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+
+
+def join_through_north(network: Network, user: User, room_id: str) -> None:
+    """Join a room through the northern server, and let all requests complete."""
+    ok(user.post(f"{V3}/join/{room_id}?via={NORTH}"))
+    network.settle()

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from tests.helpers.keys import identity_keys, one_time_keys
+
 T = TypeVar("T")
 V3 = "/_matrix/client/v3"
 PASSWORD = "wonderland"
@@ -243,3 +245,32 @@ def until(
 
 def _bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
     return [event["content"]["body"] for event in events if "body" in event.get("content", {})]
+
+
+def create_shared_room(host: Person, guest: Person, **options: Any) -> str:
+    """Create a public room with both users. Return its ID."""
+    room_id = host.create(preset="public_chat", **options)
+    assert guest.join(room_id, host.server.name).status == 200
+    until(lambda: host.members(room_id).get(guest.user_id) == "join")
+    until(
+        lambda: room_id in guest.rooms("join")
+    )  # Synapse shows the room once it has the complete state
+    return room_id
+
+
+def state_event_ids(person: Person, room_id: str) -> dict[tuple[str, str], str]:
+    """Return the event IDs of the complete state."""
+    events = person.ok("GET", f"/rooms/{quote(room_id)}/state")
+    return {(event["type"], event["state_key"]): event["event_id"] for event in events}
+
+
+def topic_of(person: Person, room_id: str) -> Any:
+    """Return the topic as the person sees it."""
+    return (person.state(room_id, "m.room.topic") or {}).get("topic")
+
+
+def publish_keys(person: Person, seed: int, *names: str) -> dict[str, Any]:
+    """Publish the keys of a device; return the keys that others must receive."""
+    keys = identity_keys(person, seed)[1]
+    person.ok("POST", "/keys/upload", {"device_keys": keys, "one_time_keys": one_time_keys(*names)})
+    return keys

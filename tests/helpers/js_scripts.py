@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Any
 
+SECONDS = 300
 SCRIPTS = Path(__file__).parents[1] / "clients" / "js"
 MODULES = Path(__file__).parents[2] / ".cache" / "js"
 NODE = MODULES / "node_modules" / ".bin" / "node"
@@ -77,3 +78,30 @@ def _listen(
         else:
             requests.append(note)
     return requests, said
+
+
+def list_requests(name: str, *arguments: str) -> list[dict[str, Any]]:
+    """Run a script, which must succeed and get no error of the server. Return its requests."""
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
+    done = subprocess.run(
+        [str(NODE), str(SCRIPTS / name), *arguments],
+        cwd=MODULES,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
+        json.dumps(request) for request in requests[-20:]
+    )
+    assert [request for request in requests if request["status"] >= 500] == []
+    return requests
+
+
+def sync_forms(requests: list[dict[str, Any]]) -> set[str]:
+    """Return the forms of sync that the script used."""
+    paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
+    return {"sliding" if "msc3575" in path else "v3" for path in paths}

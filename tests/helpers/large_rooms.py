@@ -8,7 +8,7 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS
 from federation.rooms.receipt_checks import Verdict
-from tests.helpers.federated_rooms import Side
+from tests.helpers.federated_rooms import Side, two_users
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, membership, ok, room_path
@@ -43,7 +43,7 @@ async def send_as_member(server: TestServer, room_id: str, number: int, text: st
 async def large_room(network: Network, **options: Any) -> tuple[User, User, str]:
     """Create a large room of Alice in the north. Return Alice, Bob in the south, and the room
     ID."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     network.start_sending()
     room_id = create(alice, preset="public_chat", **options)
     await fill(alice.server, room_id)

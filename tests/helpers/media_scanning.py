@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 
 from homeserver.services.plugins.hooks import FileToCheck, hookimpl
 from storage.engine.database import Database
-from tests.helpers.http import Answer, Pending
+from tests.helpers.http import Pending
 from tests.helpers.scanners import RunningScanners
 from tests.helpers.server import TestServer, User
 
@@ -77,12 +77,6 @@ class ScanningServers:
 
 def clamd(scanners: RunningScanners, further: str = "") -> str:
     return f"media_scanning: {{clamd: '{scanners.unix}'{further}}}\n"
-
-
-def send(user: User, body: bytes, type: str = "text/plain") -> Answer:
-    return user.server.client.request(
-        "POST", UPLOAD, token=user.token, body=body, headers={"Content-Type": type}
-    )
 
 
 def begin_upload(user: User, body: bytes) -> Pending:

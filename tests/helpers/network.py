@@ -12,7 +12,9 @@ chooses. `network.choose_fate` decides the fate of each request.
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -195,8 +197,8 @@ class Network:
         self, origin: str, destination: ServerName, request: WireRequest
     ) -> WireResponse:
         self.log.append((origin, destination, request.method, request.uri))
-        for lie in self.interceptors:
-            answer = lie(destination, request)
+        for intercept in self.interceptors:
+            answer = intercept(destination, request)
             if answer is not None:
                 return answer
         answered: Deferred[WireResponse] = Deferred()
@@ -289,9 +291,11 @@ PIECE = 1000
 """The size in bytes of the pieces of a long response."""
 
 
-def count_requests(network: Network, server: str, word: str) -> int:
-    """Return the number of requests to a server whose URI has the word."""
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
+def count_requests(network: Network, server: str | None = None, word: str = "") -> int:
+    """Return the number of requests whose URI has the word, to one server or to all."""
+    return sum(
+        1 for _, to, _, uri in network.log if (server is None or to == server) and word in uri
+    )
 
 
 def stream_body(
@@ -321,3 +325,23 @@ def _is_whole(pending: Pending) -> bool:
     head, separator, body = pending.connection.received().partition(b"\r\n\r\n")
     lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     return bool(separator) and (not lengths or len(body) >= int(lengths[0].partition(b":")[2]))
+
+
+def forge_responses(
+    network: Network, server: str, word: str, answer: Callable[[Any], Any]
+) -> list[Any]:
+    """Replace a server's responses to requests with a word in their path.
+
+    `answer`: returns the response for a request body, or for the URI of a request without one.
+    Returns the list of these bodies and URIs, which grows with each request.
+    """
+    asked: list[Any] = []
+
+    def answer_for(destination: ServerName, request: WireRequest) -> WireResponse | None:
+        if destination != server or f"/{word}/" not in request.uri:
+            return None
+        asked.append(msgspec.json.decode(request.body) if request.body else request.uri)
+        return WireResponse(200, {}, msgspec.json.encode(answer(asked[-1])))
+
+    network.interceptors.append(answer_for)
+    return asked

@@ -1,8 +1,9 @@
 """Two nodes on one PostgreSQL database, in one process, which receive each other's notes at
 once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from homeserver.cluster.node_messages import NodeMessages
 from storage.engine.database import PostgresConfig
@@ -10,8 +11,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.recording_wire import RecordingWire
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
+POSTGRES_CONFIG = "database: {name: psycopg2, args: {}}\n"
 CONFIG = """database: {name: psycopg2, args: {}}
 presence: {enabled: true}
 rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}
@@ -93,8 +95,7 @@ class NodePair:
         return self._at(1, user)
 
     def _at(self, number: int, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.servers[number], session)
+        return move_user(self.servers[number], user)
 
     def wait(self, seconds: float = 1.0) -> None:
         """Advance the clock of both nodes."""
@@ -105,6 +106,73 @@ class NodePair:
         for _ in range(3):
             for server in self.servers:
                 settle(server)
+
+    def close(self) -> None:
+        """Stop both nodes."""
+        for server, database in zip(self.servers, self.databases, strict=True):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+class PollingNodes:
+    """Two nodes that share everything except their memory, and read notes of each other only by
+    polling the database."""
+
+    def __init__(self, folder: Path, config: PostgresConfig) -> None:
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.first, self.second = (
+            TestServer(folder, database, POSTGRES_CONFIG, seed=seed)
+            for seed, database in enumerate(self.databases, 1)
+        )
+        for server in (self.first, self.second):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
+
+    def here_and_there(self, name: str) -> tuple[User, User]:
+        """Register a user and return the session at both nodes."""
+        here = self.first.register(name)
+        return here, move_user(self.second, here)
+
+    def wait(self) -> None:
+        """Advance the clock by a second."""
+        for server in (self.first, self.second):
+            server.clock.advance(1.0)
+            for _ in range(3):
+                server.clock.advance(0)
+
+    def close(self) -> None:
+        """Stop both nodes."""
+        for server, database in zip((self.first, self.second), self.databases, strict=True):
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+class SeparateNodes:
+    """Two nodes on one database, each with a folder of its own.
+
+    `options`: further arguments of the `TestServer` of each node.
+    """
+
+    def __init__(
+        self, folder: Path, config: PostgresConfig, options: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.servers: list[TestServer] = []
+        for number in range(2):
+            of_node = folder / str(number)
+            of_node.mkdir()
+            server = TestServer(
+                of_node,
+                self.databases[number],
+                POSTGRES_CONFIG,
+                seed=number + 1,
+                **options[number],
+            )
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
+            self.servers.append(server)
 
     def close(self) -> None:
         """Stop both nodes."""

@@ -144,3 +144,8 @@ def returned(browser: Browser) -> dict[str, str]:
     """Return the parameters of the redirect to the client."""
     split = urlsplit(browser.location)
     return dict(parse_qsl(split.fragment or split.query, strict_parsing=True))
+
+
+def assert_refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> None:
+    """Check the error of a response of the OAuth 2.0 API."""
+    assert (answer.status, answer.json.get("error")) == (status, error), answer.body

@@ -19,7 +19,7 @@ class CurrentServer:
     asked: int = 0
     """The number of requests so far, over all processes."""
 
-    def tell(self, server: RunningServer | None, *, over: bool = False) -> None:
+    def set_server(self, server: RunningServer | None, *, over: bool = False) -> None:
         with self.changed:
             self.server, self.over = server, over
             self.changed.notify_all()

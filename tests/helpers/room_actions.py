@@ -43,6 +43,11 @@ def refused(answer: Answer) -> tuple[int, str]:
     return answer.status, answer.errcode
 
 
+def outcome(answer: Answer) -> tuple[int, str | None]:
+    """Return status and errcode of a response; the errcode of a success is None."""
+    return answer.status, answer.json.get("errcode")
+
+
 def create(user: User, **options: Any) -> str:
     """Create a room; return its ID."""
     return str(ok(user.post(f"{V3}/createRoom", options))["room_id"])
@@ -136,6 +141,11 @@ def get_event(user: User, room_id: str, event_id: str) -> Any:
     return ok(user.get(room_path(room_id, "event", event_id)))
 
 
+def is_shown(user: User, room_id: str, event_id: str) -> bool:
+    """Return whether the user can read the event."""
+    return user.get(room_path(room_id, "event", event_id)).status == 200
+
+
 def aggregations(user: User, room_id: str, event_id: str) -> Any:
     """Return the aggregations of an event's children."""
     return get_event(user, room_id, event_id)["unsigned"].get("m.relations", {})
@@ -167,3 +177,11 @@ def ignore(user: User, other: User) -> None:
     """Ignore one user and no others."""
     path = f"{V3}/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
     ok(user.put(path, {"ignored_users": {other.user_id: {}}}))
+
+
+def send_receipt(
+    user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None
+) -> None:
+    """Send a receipt: public, or with kind `m.read.private`."""
+    body = {} if thread is None else {"thread_id": thread}
+    ok(user.post(room_path(room_id, "receipt", kind, event_id), body))

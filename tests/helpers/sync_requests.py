@@ -1,6 +1,7 @@
 """Requests for tests of `/sync`."""
 
 import json
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 from urllib.parse import quote
@@ -130,3 +131,14 @@ def bodies(room: Json) -> list[str]:
 def keys(events: list[Json]) -> set[tuple[str, str]]:
     """Return the types and state keys of events."""
     return {(event["type"], event["state_key"]) for event in events}
+
+
+def events_in(value: object) -> Iterator[dict[str, Any]]:
+    """Return every event in a response, however deep."""
+    if isinstance(value, dict):
+        if "event_id" in value and "origin_server_ts" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from events_in(each)

@@ -1,9 +1,11 @@
 """Signs in with an upstream identity provider."""
 
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
+from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from tests.helpers.browser import Browser
-from tests.helpers.openid import OpenIDProvider
+from tests.helpers.openid import LOGOUT, OpenIDProvider
 from tests.helpers.server import TestServer, User
 
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
@@ -40,3 +42,27 @@ def redeem(server: TestServer, browser: Browser, **further: str) -> User:
     )
     assert answer.status == 200, answer.body
     return User(server, answer.json)
+
+
+def post_logout_token(server: TestServer, token: str) -> int:
+    """Send a logout token of the provider; return the status of the response."""
+    return server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status
+
+
+def send_logout_token(server: TestServer, provider: OpenIDProvider, **claims: Any) -> int:
+    """Let the provider sign and send a logout token; return the status of the response."""
+    token = provider.sign(provider.claims(**claims, events={LOGOUT_EVENT: {}}))
+    return post_logout_token(server, token)
+
+
+def is_signed_in(user: User) -> bool:
+    """Return whether the user's access token is valid."""
+    return user.get("/_matrix/client/v3/account/whoami").status == 200
+
+
+def check_imported_profile(server: TestServer, alice: User) -> None:
+    """Check that Alice's account has the name and the address that the provider has of her."""
+    profile = server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json
+    assert profile["displayname"] == ALICE["name"]
+    threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
+    assert threepids[0]["address"] == ALICE["email"].lower()

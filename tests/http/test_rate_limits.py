@@ -12,8 +12,8 @@ from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
-from tests.encryption.test_dehydrated_devices import PATH as DEHYDRATED
-from tests.encryption.test_dehydrated_devices import new_device
+from tests.helpers.dehydrated_devices import PATH as DEHYDRATED
+from tests.helpers.dehydrated_devices import dehydrated_device
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
 from tests.helpers.room_actions import create, ok, redact, room_path, say
@@ -289,7 +289,7 @@ def test_device_changes_that_are_broadcast_are_limited(
             f"{V3}/keys/signatures/upload",
             {alice.user_id: {master_key.public: key.sign(dict(master), alice)}},
         ),
-        ("PUT", DEHYDRATED, new_device(alice)),
+        ("PUT", DEHYDRATED, dehydrated_device(alice)),
         ("DELETE", DEHYDRATED, {}),
     ]
     assert [alice.start(*change).answer.status for change in changes] == [200] * 6

@@ -11,9 +11,12 @@ from storage.engine.transaction import WriteTransaction
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
+from tests.helpers.event_search import begin_jobs
 from tests.helpers.http import Answer
+from tests.helpers.logins import log_in
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
+from tests.helpers.upstream import check_imported_profile
 
 
 @pytest.fixture
@@ -21,25 +24,10 @@ def server(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> TestServe
     return TestServer(tmp_path, sqlite_database, config_of(slapd))
 
 
-def login(server: TestServer, name: str, password: str = "wonderland") -> Answer:
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
-    return server.post("/_matrix/client/v3/login", body)
-
-
 def signed_in(server: TestServer, name: str, password: str = "wonderland") -> User:
-    answer = login(server, name, password)
+    answer = log_in(server, name, password)
     assert answer.status == 200, answer.body
     return User(server, answer.json)
-
-
-def look(server: TestServer) -> None:
-    """Let the periodic check run."""
-    server.app.jobs.start()
-    server.clock.advance(60)
 
 
 def whoami(user: User) -> Answer:
@@ -50,14 +38,7 @@ def test_a_directory_password_signs_in(server: TestServer, slapd: Slapd) -> None
     slapd.add_person("alice", cn="Alice Liddell", mail="Alice@Example.com")
     alice = signed_in(server, "alice")
     assert alice.user_id == "@alice:example.org"
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
     for name in ("Alice", "@alice:example.org", "alice"):
         assert signed_in(server, name).user_id == alice.user_id
     browser = Browser(server)
@@ -87,7 +68,7 @@ def test_wrong_names_and_passwords_are_refused(server: TestServer, slapd: Slapd)
         ("", "wonderland"),
         ("bob\0", "wonderland"),
     ):
-        answer = login(server, name, password)
+        answer = log_in(server, name, password)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), (name, password)
     assert signed_in(server, "bob").user_id == "@bob:example.org"
 
@@ -105,10 +86,10 @@ def test_an_account_belongs_to_the_entry_not_the_name(server: TestServer, slapd:
     carol = signed_in(server, "carol", "first")
     slapd.remove_person("carol")
     slapd.add_person("carol", "second")  # another person with that name
-    assert login(server, "carol", "second").status == 403
-    look(server)  # the first Carol was removed
+    assert log_in(server, "carol", "second").status == 403
+    begin_jobs(server)  # the first Carol was removed
     assert whoami(carol).status == 401
-    assert login(server, "carol", "second").status == 403
+    assert log_in(server, "carol", "second").status == 403
 
 
 def test_existing_accounts_are_linked_only_if_configured(
@@ -117,7 +98,7 @@ def test_existing_accounts_are_linked_only_if_configured(
     server = TestServer(tmp_path, sqlite_database, config_of(slapd))
     slapd.add_person("dora", "directory")
     server.register("dora", "own")
-    assert login(server, "dora", "directory").status == 403
+    assert log_in(server, "dora", "directory").status == 403
     assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
     server = TestServer(
         tmp_path, sqlite_database, config_of(slapd, "  allow_existing_users: true"), 2
@@ -136,7 +117,7 @@ def test_local_passwords_can_be_disabled(
     server = TestServer(tmp_path, sqlite_database, further)
     slapd.add_person("emil", "directory")
     server.register("emil", "own")
-    assert login(server, "emil", "own").status == 403
+    assert log_in(server, "emil", "own").status == 403
     assert signed_in(server, "emil", "directory").user_id == "@emil:example.org"
 
 
@@ -166,7 +147,7 @@ def test_names_are_imported_when_they_change(
         slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
     uma, una = signed_in(server, "uma"), signed_in(server, "una")
     uma.put(f"/_matrix/client/v3/profile/{uma.user_id}/displayname", {"displayname": "G."})
-    look(server)  # checks run every twenty seconds from now on
+    begin_jobs(server)  # checks run every twenty seconds from now on
     written: list[str] = []
     write = server.app.database.write
 
@@ -212,7 +193,7 @@ def test_only_changed_values_are_imported(server: TestServer, slapd: Slapd) -> N
     server.run(server.app.database.write("forget", forget))
     for uid in ("ugo", "uri"):
         slapd.set(uid, mail=f"new.{uid}@example.org")
-    look(server)
+    begin_jobs(server)
     assert shown(ugo) == ("Mine", ["new.ugo@example.org"])
     assert shown(uri) == (
         "Mine",
@@ -235,7 +216,7 @@ def test_an_address_of_another_account_is_retried(
     for uid, address in (("abe", "abe@example.org"), ("ada", "office@example.org")):
         slapd.add_person(uid, mail=address)
     abe, ada = signed_in(server, "abe"), signed_in(server, "ada")
-    look(server)
+    begin_jobs(server)
     slapd.set("abe", mail="office@example.org")
     server.clock.advance(20)
     assert addresses(abe) == ["abe@example.org"]  # Ada has the other address
@@ -264,7 +245,7 @@ def test_users_swap_their_addresses(
     for uid in names:
         slapd.add_person(uid, mail=f"{uid}@example.org")
     people = [signed_in(server, uid) for uid in names]
-    look(server)
+    begin_jobs(server)
     after = [names[place] for place in (1, 0, 3, 4, 2)]
     for uid, other in zip(names, after, strict=True):
         slapd.set(uid, mail=f"{other}@example.org")
@@ -301,8 +282,8 @@ ldap_providers:
 """
     server = TestServer(tmp_path, sqlite_database, further)
     assert signed_in(server, "hal,9000").user_id == "@hal=2c9000:example.org"
-    assert login(server, "hal,9000", "wrong").status == 403
-    assert login(server, "hal", "wonderland").status == 403
+    assert log_in(server, "hal,9000", "wrong").status == 403
+    assert log_in(server, "hal", "wonderland").status == 403
 
 
 def test_an_invalid_certificate_is_refused(
@@ -320,7 +301,7 @@ def test_an_invalid_certificate_is_refused(
             f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority},"
             f" base: '{PEOPLE}', mode: bind}}]"
         )
-        answer = login(TestServer(tmp_path, sqlite_database, further), "ida")
+        answer = log_in(TestServer(tmp_path, sqlite_database, further), "ida")
         assert (answer.status, answer.errcode) == (503, "M_UNKNOWN"), uri
 
 
@@ -333,19 +314,19 @@ def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: s
     for uid in (stays, goes):
         slapd.add_person(uid)
     staying, going = signed_in(server, stays), signed_in(server, goes)
-    look(server)
+    begin_jobs(server)
     assert (whoami(staying).status, whoami(going).status) == (200, 200)
     getattr(slapd, leaves)(goes)
-    look(server)
+    begin_jobs(server)
     assert (whoami(staying).status, whoami(going).status) == (200, 401)
-    assert login(server, goes).status == 403
+    assert log_in(server, goes).status == 403
 
 
 def test_a_login_of_a_removed_user_starts_a_check(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("jack")
     jack = signed_in(server, "jack")
     slapd.remove_from_staff("jack")
-    assert login(server, "jack").status == 403
+    assert log_in(server, "jack").status == 403
     assert whoami(jack).status == 401
 
 
@@ -359,13 +340,13 @@ def test_a_returned_user_is_unlocked(
     server.run(server.app.user_data.accounts.do_set_flags(karl.user_id, locked=True))
     for uid in ("kate", "karl"):
         slapd.remove_from_staff(uid)
-        look(server)
+        begin_jobs(server)
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
         slapd.add_to_staff(uid)
-    assert login(server, "karl").errcode == "M_USER_LOCKED"
+    assert log_in(server, "karl").errcode == "M_USER_LOCKED"
     assert audit_records(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
-    look(server)
+    begin_jobs(server)
     assert whoami(kate).status == 200
     assert whoami(karl).errcode == "M_USER_LOCKED"  # locked by an administrator
 
@@ -380,12 +361,12 @@ def test_a_faulty_directory_removes_nobody(
     crowd = [signed_in(server, uid) for uid in names]
 
     def all_are_here() -> bool:
-        look(server)
+        begin_jobs(server)
         return all(whoami(each).status == 200 for each in crowd)
 
     slapd.stop()  # the directory does not respond
     assert all_are_here()
-    answer = login(server, names[0])
+    answer = log_in(server, names[0])
     assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
     slapd.start()
 
@@ -404,5 +385,5 @@ def test_a_faulty_directory_removes_nobody(
         slapd.remove_from_staff(uid)
     assert all_are_here()
     slapd.add_to_staff(names[0])
-    look(server)
+    begin_jobs(server)
     assert [whoami(each).status for each in crowd] == [200, 401, 200, 200]

@@ -22,6 +22,7 @@ from tests.helpers.npm_sign_ins import (
 )
 from tests.helpers.server import TestServer
 from tests.helpers.sso_browser import SSOBrowser
+from tests.helpers.upstream import check_imported_profile
 
 ACS = "_synapse/client/saml2/authn_response"
 
@@ -43,14 +44,7 @@ def test_a_user_signs_in_with_openid_connect(
     sign_in_at_the_town_hall(traveller, "alice")
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
     traveller.go(
         f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}"
     )  # already signed in at the provider, which does not ask again
@@ -91,14 +85,7 @@ def test_a_user_signs_in_with_saml(server: TestServer) -> None:
     traveller.go(BASE.rstrip("/") + traveller.home.location)
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
 
 
 @needs_saml

@@ -198,9 +198,9 @@ def test_invalid_logout_requests_are_refused(
         assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
     traveller.home.open(request)
     assert alice.get(WHOAMI).status == 401
-    again, _ = sign_in_at_the_school(server)
+    repeated, _ = sign_in_at_the_school(server)
     traveller.home.open(request)  # a used request ends nothing
-    assert again.get(WHOAMI).status == 200
+    assert repeated.get(WHOAMI).status == 200
 
 
 def sign(folder: Path, query: str) -> str:

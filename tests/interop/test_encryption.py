@@ -5,24 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.interop import Person, until
-from tests.helpers.keys import cross_signing_key, identity_keys, one_time_keys
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
+from tests.helpers.interop import Person, create_shared_room, publish_keys, until
+from tests.helpers.keys import cross_signing_key
 from tests.interop.conftest import Pair
-from tests.interop.test_shared_rooms import enter
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
-ENCRYPTED = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
-
-
-def publish(person: Person, seed: int, *names: str) -> dict[str, Any]:
-    """Publish the keys of a device; return the keys that others must receive."""
-    keys = identity_keys(person, seed)[1]
-    person.ok("POST", "/keys/upload", {"device_keys": keys, "one_time_keys": one_time_keys(*names)})
-    return keys
 
 
 def devices(person: Person, other: Person) -> dict[str, Any]:
@@ -43,13 +31,13 @@ def changed(person: Person, since: str) -> list[str]:
 @SIDES
 def test_device_lists_and_their_changes_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    enter(host, guest, initial_state=[ENCRYPTED])
-    keys = publish(host, 1)
+    create_shared_room(host, guest, initial_state=[ENCRYPTION_EVENT])
+    keys = publish_keys(host, 1)
     until(lambda: keys_of(devices(guest, host)) == {host.device_id: keys["keys"]})
 
     since = guest.sync()["next_batch"]
     second = host.another_device()
-    more = publish(second, 2)
+    more = publish_keys(second, 2)
     until(lambda: host.user_id in changed(guest, since))
     until(
         lambda: (
@@ -66,8 +54,8 @@ def test_device_lists_and_their_changes_federate(pair: Pair, we_are_host: bool) 
 @SIDES
 def test_cross_signing_keys_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    enter(host, guest, initial_state=[ENCRYPTED])
-    publish(host, 3)
+    create_shared_room(host, guest, initial_state=[ENCRYPTION_EVENT])
+    publish_keys(host, 3)
     until(lambda: devices(guest, host))
     since = guest.sync()["next_batch"]
     master, master_key = cross_signing_key(host, "master", 4)
@@ -106,8 +94,8 @@ def test_cross_signing_keys_federate(pair: Pair, we_are_host: bool) -> None:
 @SIDES
 def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    enter(host, guest, initial_state=[ENCRYPTED])
-    publish(host, 7, "AAAAAQ", "AAAAAg")
+    create_shared_room(host, guest, initial_state=[ENCRYPTION_EVENT])
+    publish_keys(host, 7, "AAAAAQ", "AAAAAg")
     requested = {
         "one_time_keys": {host.user_id: {host.device_id: "signed_curve25519"}},
         "timeout": 60_000,
@@ -122,7 +110,7 @@ def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
 @SIDES
 def test_to_device_messages_arrive_in_order_and_once(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    enter(host, guest, initial_state=[ENCRYPTED])
+    create_shared_room(host, guest, initial_state=[ENCRYPTION_EVENT])
     since = guest.sync()["next_batch"]
 
     for number in range(30):

@@ -77,8 +77,8 @@ def test_expired_events_federate_without_content(pair: Pair, version: str) -> No
     alice.set_state(room_id, "m.room.retention", {"max_lifetime": 3_600_000})
     answer = bob.say(room_id, "and now?")
     until(lambda: alice.event(room_id, answer))
-    again = alice.say(room_id, "now this")
-    until(lambda: bob.event(room_id, again))
+    repeated = alice.say(room_id, "now this")
+    until(lambda: bob.event(room_id, repeated))
 
 
 def test_expired_events_of_another_server_are_not_shown(pair: Pair) -> None:

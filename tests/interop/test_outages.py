@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.interop import Person, until
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
+from tests.helpers.interop import (
+    Person,
+    create_shared_room,
+    publish_keys,
+    state_event_ids,
+    topic_of,
+    until,
+)
 from tests.interop.conftest import Pair
-from tests.interop.test_encryption import ENCRYPTED, publish
-from tests.interop.test_shared_rooms import enter, topic, whole_state
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 SECONDS = float(os.environ.get("MAHALLA_PARTITION_SECONDS", "0"))
@@ -49,14 +55,14 @@ def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
         )
         texts = [text for text in who.said(room_id) if text in said]
         assert len(texts) == len(said), texts
-    until(lambda: whole_state(host, room_id) == whole_state(guest, room_id), TO_RECOVER)
+    until(lambda: state_event_ids(host, room_id) == state_event_ids(guest, room_id), TO_RECOVER)
 
 
 @SIDES
 @pytest.mark.parametrize("we_are_killed", [True, False], ids=["we-die", "they-die"])
 def test_a_killed_server_loses_nothing(pair: Pair, we_are_host: bool, we_are_killed: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest)
+    room_id = create_shared_room(host, guest)
     level(host, guest, room_id)
     victim, survivor = (pair.ours, pair.theirs) if we_are_killed else (pair.theirs, pair.ours)
     there, here = (host, guest) if host.server is victim else (guest, host)
@@ -79,15 +85,15 @@ def test_a_killed_server_loses_nothing(pair: Pair, we_are_host: bool, we_are_kil
 
     assert survivor.ask("GET", "/_matrix/client/versions").status == 200
     same(host, guest, room_id, said)
-    assert topic(host, room_id) == topic(guest, room_id) == "meanwhile"
+    assert topic_of(host, room_id) == topic_of(guest, room_id) == "meanwhile"
 
 
 @SIDES
 def test_a_network_partition_heals(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest, initial_state=[ENCRYPTED])
+    room_id = create_shared_room(host, guest, initial_state=[ENCRYPTION_EVENT])
     level(host, guest, room_id)
-    publish(host, 9)
+    publish_keys(host, 9)
     since = guest.sync()["next_batch"]
     said: set[str] = set()
     for gate in (pair.ours.gate, pair.theirs.gate):
@@ -116,7 +122,7 @@ def test_a_network_partition_heals(pair: Pair, we_are_host: bool) -> None:
             f"/sendToDevice/org.example.count/{host.device_id}{count}",
             {"messages": messages},
         )
-    publish(host.another_device(), 10)
+    publish_keys(host.another_device(), 10)
 
     for gate in (pair.ours.gate, pair.theirs.gate):
         gate.mend()
@@ -134,7 +140,7 @@ def test_a_network_partition_heals(pair: Pair, we_are_host: bool) -> None:
         assert max(times) - min(times) > (SECONDS or 300) * 1000
         assert who.state(room_id, "org.example.of_host") == {"number": number}
         assert who.state(room_id, "org.example.of_guest") == {"number": number}
-    assert topic(host, room_id) == topic(guest, room_id)
+    assert topic_of(host, room_id) == topic_of(guest, room_id)
     came: list[int] = []
     lists: set[str] = set()
 

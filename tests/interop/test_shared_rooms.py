@@ -5,38 +5,18 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.interop import Person, until
+from tests.helpers.interop import create_shared_room, state_event_ids, topic_of, until
 from tests.interop.conftest import Pair
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 VERSIONS = pytest.mark.parametrize("version", ["6", "10", "11", "12"])
 
 
-def enter(host: Person, guest: Person, **options: Any) -> str:
-    """Create a public room with both users. Return its ID."""
-    room_id = host.create(preset="public_chat", **options)
-    assert guest.join(room_id, host.server.name).status == 200
-    until(lambda: host.members(room_id).get(guest.user_id) == "join")
-    until(
-        lambda: room_id in guest.rooms("join")
-    )  # Synapse shows the room once it has the complete state
-    return room_id
-
-
-def whole_state(person: Person, room_id: str) -> dict[tuple[str, str], str]:
-    events = person.ok("GET", f"/rooms/{quote(room_id)}/state")
-    return {(event["type"], event["state_key"]): event["event_id"] for event in events}
-
-
-def topic(person: Person, room_id: str) -> Any:
-    return (person.state(room_id, "m.room.topic") or {}).get("topic")
-
-
 @SIDES
 @VERSIONS
 def test_both_users_send_messages_and_state(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest, room_version=version)
+    room_id = create_shared_room(host, guest, room_version=version)
 
     host.say(room_id, "salom")
     until(lambda: guest.bodies(room_id) == ["salom"])
@@ -44,14 +24,14 @@ def test_both_users_send_messages_and_state(pair: Pair, version: str, we_are_hos
     until(lambda: host.bodies(room_id) == ["vaalaykum assalom", "salom"])
 
     host.set_state(room_id, "m.room.topic", {"topic": "of the host"})
-    until(lambda: topic(guest, room_id) == "of the host")
+    until(lambda: topic_of(guest, room_id) == "of the host")
     assert guest.ask("PUT", f"/rooms/{room_id}/state/m.room.topic/", {"topic": "no"}).status == 403
     users = dict(host.state(room_id, "m.room.power_levels")["users"])
     host.set_levels(room_id, users={**users, guest.user_id: 60})
     until(lambda: guest.state(room_id, "m.room.power_levels")["users"].get(guest.user_id) == 60)
     guest.set_state(room_id, "m.room.topic", {"topic": "of the guest"})
-    until(lambda: topic(host, room_id) == "of the guest")
-    until(lambda: whole_state(host, room_id) == whole_state(guest, room_id))
+    until(lambda: topic_of(host, room_id) == "of the guest")
+    until(lambda: state_event_ids(host, room_id) == state_event_ids(guest, room_id))
 
 
 @SIDES
@@ -60,7 +40,7 @@ def test_a_redaction_removes_content_on_both_servers(
     pair: Pair, version: str, we_are_host: bool
 ) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest, room_version=version)
+    room_id = create_shared_room(host, guest, room_version=version)
     own, others = guest.say(room_id, "a slip"), guest.say(room_id, "an insult")
     until(lambda: host.event(room_id, others))
 
@@ -82,7 +62,7 @@ def test_a_redaction_removes_content_on_both_servers(
 @VERSIONS
 def test_kicks_and_bans_federate(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest, room_version=version)
+    room_id = create_shared_room(host, guest, room_version=version)
 
     assert host.room(room_id, "kick", user_id=guest.user_id, reason="out").status == 200
     until(lambda: room_id not in guest.rooms("join"))
@@ -97,13 +77,13 @@ def test_kicks_and_bans_federate(pair: Pair, version: str, we_are_host: bool) ->
 
     host.say(room_id, "welcome back")
     until(lambda: guest.bodies(room_id)[:1] == ["welcome back"])
-    until(lambda: whole_state(host, room_id) == whole_state(guest, room_id))
+    until(lambda: state_event_ids(host, room_id) == state_event_ids(guest, room_id))
 
 
 @SIDES
 def test_a_remote_moderator_kicks_a_user_of_the_host(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest)
+    room_id = create_shared_room(host, guest)
     victim, _ = pair.both_ways(we_are_host)
     assert victim.join(room_id, host.server.name).status == 200
     users = dict(host.state(room_id, "m.room.power_levels")["users"])
@@ -121,7 +101,7 @@ def test_a_remote_moderator_kicks_a_user_of_the_host(pair: Pair, we_are_host: bo
 @pytest.mark.parametrize(("old", "new"), [("6", "11"), ("10", "12"), ("11", "12")])
 def test_an_upgrade_is_followed(pair: Pair, old: str, new: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest, room_version=old, name="tea")
+    room_id = create_shared_room(host, guest, room_version=old, name="tea")
 
     successor = host.ok("POST", f"/rooms/{quote(room_id)}/upgrade", {"new_version": new})[
         "replacement_room"
@@ -144,7 +124,7 @@ def test_an_upgrade_is_followed(pair: Pair, old: str, new: str, we_are_host: boo
 @SIDES
 def test_typing_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest)
+    room_id = create_shared_room(host, guest)
     path = f"/rooms/{quote(room_id)}/typing/{host.user_id}"
 
     host.ok("PUT", path, {"typing": True, "timeout": 120000})
@@ -156,7 +136,7 @@ def test_typing_federates(pair: Pair, we_are_host: bool) -> None:
 @SIDES
 def test_only_public_receipts_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest)
+    room_id = create_shared_room(host, guest)
     root, second = guest.say(room_id, "the root"), guest.say(room_id, "second")
     relation = {"rel_type": "m.thread", "event_id": root}
     path = f"/rooms/{quote(room_id)}/send/m.room.message/threaded"
@@ -189,7 +169,7 @@ def test_only_public_receipts_federate(pair: Pair, we_are_host: bool) -> None:
 @SIDES
 def test_presence_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    enter(host, guest)
+    create_shared_room(host, guest)
 
     host.ok(
         "PUT",
@@ -210,7 +190,7 @@ def test_presence_federates(pair: Pair, we_are_host: bool) -> None:
 @SIDES
 def test_a_changed_display_name_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
-    room_id = enter(host, guest)
+    room_id = create_shared_room(host, guest)
 
     host.ok("PUT", f"/profile/{host.user_id}/displayname", {"displayname": "Alisher"})
 

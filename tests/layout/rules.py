@@ -400,6 +400,23 @@ def tests_reach_no_private_names(file: SourceFile) -> Iterator[str]:
             )
 
 
+def tests_import_no_test_module(file: SourceFile) -> Iterator[str]:
+    """Complain of an import from a test module: what several modules use belongs in a helper."""
+    if file.package != "tests":
+        return
+    for node in file.nodes_with("test_"):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            is_own = isinstance(node, ast.ImportFrom) and node.level > 0
+            for name in _imported(node):
+                parts = name.split(".")
+                if (is_own or parts[0] == "tests") and any(
+                    part.startswith("test_") for part in parts
+                ):
+                    yield file.at(
+                        node, f"{name}: a test module is imported; move the name to a helper module"
+                    )
+
+
 def _defined_names(file: SourceFile) -> set[str]:
     names: set[str] = set()
     for node in file.nodes:
@@ -465,6 +482,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     no_eviction_by_hand,
     tests_name_a_subject,
     tests_reach_no_private_names,
+    tests_import_no_test_module,
 )
 
 

@@ -4,13 +4,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tests.layout.language import (
-    LANGUAGE_RULES,
-    no_clause_opens_a_docstring,
-    no_private_words,
-)
+from tests.layout.language import LANGUAGE_RULES, no_clause_opens_a_docstring, no_private_words
+from tests.layout.project_files import files_below
 from tests.layout.rules import Rule, SourceFile
-from tests.layout.test_layout import files_below
 
 FOLDERS = ("homeserver", "federation", "storage", "tests", "scripts", "docs")
 OWN_EXAMPLES = {"tests/layout/language.py", "tests/layout/test_language.py"}

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tests.layout.language import comments, docstrings
+from tests.layout.project_files import files_below
 from tests.layout.rules import SourceFile
-from tests.layout.test_layout import files_below
 
 QUOTED = re.compile(r"`[^`\n]*`")
 DOTTED_NAME = re.compile(r"`([\w.]+)(?:\(\))?`")

@@ -162,6 +162,26 @@ BAD: list[tuple[Rule, str, str]] = [
         "def find(self: Finder) -> None:\n    self._drop()\n",
         "tests/sync/test_a.py",
     ),
+    (
+        rules.tests_import_no_test_module,
+        "from tests.rooms.test_sending import say\n",
+        "tests/sync/test_a.py",
+    ),
+    (
+        rules.tests_import_no_test_module,
+        "from tests.rooms import test_sending as sending\n",
+        "tests/helpers/a.py",
+    ),
+    (
+        rules.tests_import_no_test_module,
+        "import tests.rooms.test_sending\n",
+        "tests/sync/conftest.py",
+    ),
+    (
+        rules.tests_import_no_test_module,
+        "from .test_sending import say\n",
+        "tests/rooms/test_a.py",
+    ),
     (rules.no_stub, "def f():\n    raise NotImplementedError\n", "storage/a.py"),
     (rules.no_stub, 'def f():\n    raise NotImplementedError("later")\n', "homeserver/a.py"),
     (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
@@ -273,6 +293,11 @@ GOOD: list[tuple[Rule, str, str]] = [
         "tests/sync/test_a.py",
     ),
     (rules.tests_reach_no_private_names, "outbox._store = store\n", "homeserver/email/a.py"),
+    (
+        rules.tests_import_no_test_module,
+        "from tests.helpers.room_actions import say\nfrom cryptography.test_vectors import load\n",
+        "tests/sync/test_a.py",
+    ),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
     (rules.is_strict_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),

@@ -25,11 +25,6 @@ CONTEXT = RequestContext("r", "GET", b"/", "10.0.0.1", {b"user-agent": b"test"})
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def server(database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter) -> AccountsServer:
     return AccountsServer(open_inline(database_config, counter))
 

@@ -3,7 +3,6 @@ sessions."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,8 +10,8 @@ from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser, press
-from tests.helpers.http import Answer
 from tests.helpers.keys import cross_signing_key, query
+from tests.helpers.logins import log_in, password_auth
 from tests.helpers.oauth import CONFIG
 from tests.helpers.server import TestServer, User
 from tests.oauth.conftest import server
@@ -43,12 +42,6 @@ def make(browser: Browser, name: str = "Bot", days: str = "", password: str = "w
     return str(found)
 
 
-def login(server: TestServer, password: str, name: str = "alice", **further: Any) -> Answer:
-    identifier = {"type": "m.id.user", "user": name}
-    body = {"type": "m.login.password", "identifier": identifier, "password": password, **further}
-    return server.post("/_matrix/client/v3/login", body)
-
-
 def records(server: TestServer, user_id: str = "@alice:example.org") -> list[str]:
     return [
         each.event
@@ -73,10 +66,10 @@ def test_a_program_signs_in_until_the_password_is_revoked(
     browser.open(PAGE)
     assert "mhp_" not in browser.text  # shown once
     assert "Bot" in browser.words
-    answer = login(server, password, device_id="BOT")
+    answer = log_in(server, "alice", password, device_id="BOT")
     assert answer.status == 200, answer.body
     bot = User(server, answer.json)
-    by_hand = User(server, login(server, "wonderland", device_id="HAND").json)
+    by_hand = User(server, log_in(server, "alice", "wonderland", device_id="HAND").json)
     assert bot.get(WHOAMI).json["user_id"] == "@alice:example.org"
     browser.open(PAGE)
     assert "Last used 2023-11-14" in browser.words
@@ -85,7 +78,7 @@ def test_a_program_signs_in_until_the_password_is_revoked(
     assert ("application_password_ended", "Bot") in audit_records(server)
     assert bot.get(WHOAMI).status == 401
     assert by_hand.get(WHOAMI).status == 200
-    assert login(server, password).errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice", password).errcode == "M_FORBIDDEN"
     assert "application_password_ended" in records(server)
     press_again = {**browser.page.forms[0].fields, "do": "end", "password_id": "gone"}
     browser.post(PAGE, press_again)
@@ -94,48 +87,43 @@ def test_a_program_signs_in_until_the_password_is_revoked(
 
 def test_an_application_password_only_logs_in(server: TestServer, browser: Browser) -> None:
     password = make(browser)
-    bot = User(server, login(server, password).json)
+    bot = User(server, log_in(server, "alice", password).json)
     other = Browser(server)
     other.open(SIGN_IN)
     other.send(SIGN_IN, name="alice", password=password)
     assert (other.status, "The user name or the password is wrong." in other.words) == (403, True)
     path = "/_matrix/client/v3/account/deactivate"
     session = bot.post(path).json["session"]
-    auth = {
-        "type": "m.login.password",
-        "session": session,
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": password,
-    }
+    auth = {**password_auth("alice", password), "session": session}
     assert bot.post(path, {"auth": auth}).errcode == "M_FORBIDDEN"
     browser.open(PAGE)
     press(browser, "make", name="Another", old_password=password)
     assert (browser.status, "The password is wrong." in browser.words) == (403, True)
     assert server.post("/_matrix/client/v3/keys/query", {}, token=password).status == 401
     server.register("bob")
-    assert login(server, password, "bob").errcode == "M_FORBIDDEN"
+    assert log_in(server, "bob", password).errcode == "M_FORBIDDEN"
 
 
 def test_a_later_login_takes_the_device_from_the_application_password(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
-    assert login(server, password, device_id="D").status == 200
-    own = User(server, login(server, "wonderland", device_id="D").json)
+    assert log_in(server, "alice", password, device_id="D").status == 200
+    own = User(server, log_in(server, "alice", "wonderland", device_id="D").json)
     press(browser, "end")
     assert own.get(WHOAMI).status == 200
 
 
 def test_an_application_password_takes_over_no_device(server: TestServer, browser: Browser) -> None:
     first, second = make(browser), make(browser, "Other")
-    own = User(server, login(server, "wonderland", device_id="OWN").json)
-    assert login(server, first, device_id="BOT").status == 200
+    own = User(server, log_in(server, "alice", "wonderland", device_id="OWN").json)
+    assert log_in(server, "alice", first, device_id="BOT").status == 200
     for password, device_id in ((first, "OWN"), (second, "BOT")):
-        refused = login(server, password, device_id=device_id)
+        refused = log_in(server, "alice", password, device_id=device_id)
         assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert own.get(WHOAMI).status == 200
-    again = User(server, login(server, first, device_id="BOT").json)
-    assert again.get(WHOAMI).json["device_id"] == "BOT"
+    new_session = User(server, log_in(server, "alice", first, device_id="BOT").json)
+    assert new_session.get(WHOAMI).json["device_id"] == "BOT"
 
 
 def test_a_session_of_an_application_password_signs_in_no_other_client(
@@ -147,12 +135,12 @@ def test_a_session_of_an_application_password_signs_in_no_other_client(
     password = server.run(
         server.app.accounts.application_passwords.do_create(alice.user_id, "Bot", None, epoch=0)
     )
-    bot = User(server, login(server, password).json)
+    bot = User(server, log_in(server, "alice", password).json)
     path = "/_matrix/client/v1/login/get_token"
     assert (bot.post(path).status, bot.post(path).errcode) == (403, "M_FORBIDDEN")
     assert alice.post(path).status == 200
     own = User(
-        server, login(server, "wonderland", device_id=bot.device_id).json
+        server, log_in(server, "alice", "wonderland", device_id=bot.device_id).json
     )  # the device no longer belongs to the application password
     assert own.post(path).status == 200
 
@@ -160,8 +148,8 @@ def test_a_session_of_an_application_password_signs_in_no_other_client(
 def test_a_session_of_an_application_password_sets_no_cross_signing_keys(
     server: TestServer, browser: Browser
 ) -> None:
-    bot = User(server, login(server, make(browser)).json)
-    own = User(server, login(server, "wonderland").json)
+    bot = User(server, log_in(server, "alice", make(browser)).json)
+    own = User(server, log_in(server, "alice", "wonderland").json)
     keys = {"master_key": cross_signing_key(bot, "master", 7)[1]}
     refused = bot.post("/_matrix/client/v3/keys/device_signing/upload", keys)
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
@@ -172,10 +160,10 @@ def test_a_session_of_an_application_password_sets_no_cross_signing_keys(
 
 def test_application_passwords_expire(server: TestServer, browser: Browser) -> None:
     password = make(browser, days="30")
-    bot = User(server, login(server, password).json)
+    bot = User(server, log_in(server, "alice", password).json)
     assert "Expires 2023-12-14" in browser.words
     server.clock.advance(30 * 24 * 3600)
-    assert login(server, password).errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice", password).errcode == "M_FORBIDDEN"
     assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 1
     assert bot.get(WHOAMI).status == 401
     assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 0
@@ -240,7 +228,7 @@ def test_a_user_without_a_password_needs_a_recent_sign_in(
     browser.open(PAGE)
     assert "Your password" not in browser.words
     password = make(browser)
-    assert login(server, password).status == 200
+    assert log_in(server, "alice", password).status == 200
     server.clock.advance(16 * 60)
     press(browser, "make", name="Second")
     assert browser.path.startswith(SIGN_IN)
@@ -256,8 +244,8 @@ def test_application_passwords_work_without_local_passwords(
 
     closed = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS, seed=2)
     assert closed.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
-    assert login(closed, password).status == 200
-    assert login(closed, "wonderland").errcode == "M_FORBIDDEN"
+    assert log_in(closed, "alice", password).status == 200
+    assert log_in(closed, "alice", "wonderland").errcode == "M_FORBIDDEN"
 
     options = "application_passwords: {in_login_flows: true}\n"
     naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + options, seed=3)
@@ -266,11 +254,11 @@ def test_application_passwords_work_without_local_passwords(
     off = "application_passwords: {enabled: false, in_login_flows: true}\n"
     without = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + off, seed=4)
     assert without.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
-    assert login(without, password).status == 403
+    assert log_in(without, "alice", password).status == 403
     assert Browser(without).open(PAGE).status == 404
     off_here = TestServer(tmp_path, sqlite_database, CONFIG + off, seed=5)
-    assert login(off_here, password).errcode == "M_FORBIDDEN"
-    assert login(off_here, "wonderland").status == 200
+    assert log_in(off_here, "alice", password).errcode == "M_FORBIDDEN"
+    assert log_in(off_here, "alice", "wonderland").status == 200
 
 
 def test_failed_logins_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
@@ -280,8 +268,8 @@ def test_failed_logins_are_rate_limited(tmp_path: Path, sqlite_database: Databas
     passwords = server.app.accounts.application_passwords
     right = server.run(passwords.do_create(UserID("@alice:example.org"), "Bot", None, epoch=0))
     wrong = server.app.accounts.secret_text.application_password()
-    assert [login(server, wrong).status for _ in range(3)] == [403, 403, 429]
-    assert login(server, right).status == 429
+    assert [log_in(server, "alice", wrong).status for _ in range(3)] == [403, 403, 429]
+    assert log_in(server, "alice", right).status == 429
     assert records(server).count("sign_in_failed") == 2
 
 
@@ -291,11 +279,11 @@ def test_logging_out_everywhere_revokes_them_and_a_lock_does_not(
     password = make(browser)
     accounts = server.app.user_data.accounts
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=True))
-    assert login(server, password).errcode == "M_USER_LOCKED"
+    assert log_in(server, "alice", password).errcode == "M_USER_LOCKED"
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=False))
-    bot = User(server, login(server, password).json)
+    bot = User(server, log_in(server, "alice", password).json)
     assert bot.post("/_matrix/client/v3/logout/all").status == 200
-    assert login(server, password).errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice", password).errcode == "M_FORBIDDEN"
     assert "application_password_ended" in records(server)
 
 
@@ -312,7 +300,7 @@ def test_the_account_data_lists_them_without_secrets(browser: Browser) -> None:
 
 def test_administrators_list_and_revoke_them(server: TestServer, browser: Browser) -> None:
     password = make(browser)
-    bot = User(server, login(server, password).json)
+    bot = User(server, log_in(server, "alice", password).json)
     root = server.register("root")
     server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     [found] = root.get(ADMIN).json["application_passwords"]

@@ -13,8 +13,10 @@ from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
+from tests.helpers.logins import log_in, password_auth
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
+from tests.helpers.room_actions import ok
 from tests.helpers.server import TestServer, User
 
 NEEDS_APPROVAL = f"""{OAUTH}
@@ -53,14 +55,7 @@ def register_awaiting(server: TestServer, name: str = "alice") -> UserID:
 
 
 def sign_in(server: TestServer, name: str) -> User:
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": "wonderland",
-    }
-    answer = server.post(LOGIN, login)
-    assert answer.status == 200, answer.body
-    return User(server, answer.json)
+    return User(server, ok(log_in(server, name)))
 
 
 def admin_browser(server: TestServer, languages: str = "en") -> Browser:
@@ -81,11 +76,7 @@ def test_an_account_awaiting_approval_cannot_sign_in(server: TestServer) -> None
         assert answer.json["approval_notice_medium"] == "m.none"
         assert "access_token" not in answer.json
     assert server.get(f"{REGISTER}/available?username=alice").errcode == "M_USER_IN_USE"
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    login = password_auth("alice")
     refused = server.post(LOGIN, login)
     assert (refused.status, refused.errcode) == (403, ERRCODE)
     assert server.post(LOGIN, {**login, "password": "wrong"}).errcode == "M_FORBIDDEN"
@@ -146,11 +137,7 @@ def test_an_administrator_approves_and_declines_on_the_page(server: TestServer) 
     browser.post(APPROVALS, {**form.fields, "decision": "decline"})
     assert "The account was closed." in browser.words
     assert "No account is awaiting approval." in browser.words
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "mallory"},
-        "password": "wonderland",
-    }
+    login = password_auth("mallory")
     assert server.post(LOGIN, login).status == 403
     # a forged form cannot close an account that does not await approval
     browser.post(APPROVALS, {**form.fields, "user_id": alice, "decision": "decline"})
@@ -216,11 +203,7 @@ def test_administrators_and_users_get_emails_about_approvals(
     server.relay.emails.clear()
     refused = server.post(
         LOGIN,
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        },
+        password_auth("alice"),
     )
     assert refused.json["approval_notice_medium"] == "m.email"
     assert server.run(server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
@@ -267,11 +250,7 @@ def test_an_approval_is_revoked(server: TestServer) -> None:
     register_approved(server, "alice")
     alice = sign_in(server, "alice")
     server.run(server.app.login.approvals.do_revoke(alice.user_id, by=ROOT))
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    login = password_auth("alice")
     assert server.post(LOGIN, login).errcode == ERRCODE
     assert [each.user_id for each in server.run(server.app.login.approvals.get_awaiting(10))] == [
         alice.user_id

@@ -12,6 +12,7 @@ from storage.engine.database import Database
 from storage.login.uia import ConfirmationStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
+from tests.helpers.logins import log_in, password_auth
 from tests.helpers.oauth import CONFIG
 from tests.helpers.server import TestServer, User
 from tests.oauth.conftest import browser, server
@@ -30,22 +31,9 @@ def fallback(stage: str, session: str) -> str:
     return f"/_matrix/client/v3/auth/{stage}/fallback/web?session={session}"
 
 
-def proof(password: str = "wonderland") -> dict[str, Any]:
-    return {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": password,
-    }
-
-
 def another(server: TestServer, name: str = "alice") -> User:
     """Sign the same user in on another device."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": "wonderland",
-    }
-    return User(server, server.post("/_matrix/client/v3/login", body).json)
+    return User(server, log_in(server, name).json)
 
 
 def end(user: User, other: User, auth: object = None) -> Answer:
@@ -173,7 +161,7 @@ def test_a_confirmation_holds_for_a_time_on_its_device(lenient: TestServer) -> N
     alice, other = another(lenient), another(lenient)
     first, second, third = (another(lenient) for _ in range(3))
     assert end(alice, first).status == 401
-    assert end(alice, first, proof()).status == 200
+    assert end(alice, first, password_auth("alice")).status == 200
     assert end(alice, second).status == 200
     assert end(other, third).status == 401
     lenient.clock.advance(599)
@@ -184,7 +172,7 @@ def test_a_confirmation_holds_for_a_time_on_its_device(lenient: TestServer) -> N
 
 def test_dangerous_operations_are_confirmed_each_time(lenient: TestServer) -> None:
     alice = another(lenient)
-    assert end(alice, another(lenient), proof()).status == 200
+    assert end(alice, another(lenient), password_auth("alice")).status == 200
     assert alice.post("/_matrix/client/v3/account/password", {"new_password": "new"}).status == 401
     assert alice.post("/_matrix/client/v3/account/deactivate").status == 401
 
@@ -205,7 +193,7 @@ def test_a_password_change_ends_a_confirmation_from_a_page(
 
 def test_a_password_change_ends_a_confirmation(lenient: TestServer) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
-    assert end(alice, first, proof()).status == 200
+    assert end(alice, first, password_auth("alice")).status == 200
     accounts = lenient.app.user_data.accounts
     lenient.run(
         accounts.do_set_password(UserID(alice.user_id), "another password")
@@ -226,20 +214,20 @@ def test_a_confirmation_during_a_password_change_is_refused(
         await set_confirmed(self, *args)
 
     monkeypatch.setattr(ConfirmationStore, "set_confirmed", too_late)
-    assert end(alice, first, proof()).status == 403
+    assert end(alice, first, password_auth("alice")).status == 403
     assert ConfirmationStore.set_confirmed is set_confirmed
     assert end(alice, second).status == 401
 
 
 def test_a_new_session_on_the_device_has_no_confirmation(lenient: TestServer) -> None:
     alice = another(lenient)
-    assert end(alice, another(lenient), proof()).status == 200
-    body = {**proof(), "device_id": alice.device_id}
-    again = User(lenient, lenient.post("/_matrix/client/v3/login", body).json)
-    assert end(again, another(lenient)).status == 401
+    assert end(alice, another(lenient), password_auth("alice")).status == 200
+    body = {**password_auth("alice"), "device_id": alice.device_id}
+    new_session = User(lenient, lenient.post("/_matrix/client/v3/login", body).json)
+    assert end(new_session, another(lenient)).status == 401
 
 
 def test_by_default_each_operation_is_confirmed(server: TestServer) -> None:
     alice = another(server)
-    assert end(alice, another(server), proof()).status == 200
+    assert end(alice, another(server), password_auth("alice")).status == 200
     assert end(alice, another(server)).status == 401

@@ -19,6 +19,7 @@ from storage.engine.database import Database
 from storage.login.browser_sessions import BrowserSessionStore
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 HTTPS = "public_baseurl: https://matrix.example.org/\n"
@@ -190,11 +191,7 @@ def test_a_session_ends_with_its_account_or_password(server: TestServer, way: st
 
 
 def _end(server: TestServer, alice: User, way: str) -> None:
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    proof = password_auth("alice")
     match way:
         case "password":
             body = {"new_password": "looking glass", "auth": proof}

@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
@@ -15,11 +13,6 @@ from tests.helpers.upstream import ALICE
 
 PAGE = "/_matrix/static/client/login/"
 WHOAMI = "/_matrix/client/v3/account/whoami"
-
-
-@pytest.fixture
-def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
-    return TestServer(tmp_path, sqlite_database)
 
 
 def passed_response(browser: Browser) -> dict[str, Any]:

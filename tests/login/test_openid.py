@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer, Client, RememberingAccessLog
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 
@@ -69,11 +70,7 @@ def test_unknown_tokens_and_closed_accounts_are_refused(
         "M_FORBIDDEN",
     )
     token = request_token(alice)
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    auth = password_auth("alice")
     ok(alice.post(f"{V3}/account/deactivate", {"auth": auth}))
     assert refused(user_info(server, token)) == UNKNOWN
 

@@ -9,7 +9,8 @@ from homeserver.services.accounts.registration import RegistrationRequest
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
-from tests.helpers.server import TestServer, User
+from tests.helpers.logins import password_auth
+from tests.helpers.server import TestServer
 
 V3 = "/_matrix/client/v3"
 DEFAULT = "public_baseurl: https://matrix.example.org/\npassword_config: {enabled: true}\n"
@@ -21,18 +22,13 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, DEFAULT)
 
 
-def proof(user: User, password: str) -> dict[str, object]:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    return {"type": "m.login.password", "identifier": identifier, "password": password}
-
-
 def test_the_api_refuses_a_short_password(server: TestServer) -> None:
     body = {"username": "alice", "password": "queen17", "auth": {"type": "m.login.dummy"}}
     refused = server.post(f"{V3}/register", body)
     assert (refused.status, refused.errcode) == (400, "M_WEAK_PASSWORD")
     assert "at least 8 characters" in refused.json["error"]
     alice = server.register("alice", "queen178")
-    change = {"new_password": "x", "auth": proof(alice, "queen178")}
+    change = {"new_password": "x", "auth": password_auth(alice.user_id, "queen178")}
     assert alice.post(f"{V3}/account/password", change).errcode == "M_WEAK_PASSWORD"
     change["new_password"] = "x" * 8
     assert alice.post(f"{V3}/account/password", change).status == 200
@@ -71,11 +67,7 @@ def test_an_existing_short_password_still_signs_in(server: TestServer) -> None:
     requested = RegistrationRequest(username="alice", password="tea", inhibit_login=True)
     registered = server.run(server.app.login.registration.do_register_privileged(requested))
     assert registered.user_id == UserID("@alice:example.org")
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "tea",
-    }
+    login = password_auth("alice", "tea")
     assert server.post(f"{V3}/login", login).status == 200
 
 

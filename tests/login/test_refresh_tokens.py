@@ -19,6 +19,7 @@ from storage.login.access_tokens import GRACE_MS, MAX_UNUSED_PAIRS, MAX_USED_PAI
 from tests.helpers.accounts import AccountsServer
 from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 BRIEF = TokenLifetimes(refreshable_access_token=600_000, refresh_token=3600 * 1000)
@@ -309,13 +310,7 @@ def test_refreshes_are_rate_limited(sqlite_database: Database) -> None:
 def test_pushers_of_a_stolen_session_are_deleted(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     server.register("alice")
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-        "device_id": "PHONE",
-        "refresh_token": True,
-    }
+    body = {**password_auth("alice"), "device_id": "PHONE", "refresh_token": True}
     tokens = server.post("/_matrix/client/v3/login", body).json
     refreshed = server.post(
         "/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}

@@ -53,8 +53,8 @@ def test_two_devices_exchange_data(server: TestServer) -> None:
     late = server.put(place, {**word, "data": "too late"})
     assert (late.status, late.errcode) == (409, "IO_ELEMENT_MSC4388_CONCURRENT_WRITE")
     assert server.get(place).json["data"] == "from the other"
-    again = server.put(place, {**written, "data": "from the other"}).json
-    assert again["sequence_token"] != written["sequence_token"]
+    repeated = server.put(place, {**written, "data": "from the other"}).json
+    assert repeated["sequence_token"] != written["sequence_token"]
     assert server.client.request("DELETE", place).status == 200
     for method, body in (("GET", None), ("PUT", word), ("DELETE", None)):
         answer = server.client.request(method, place, json=body)

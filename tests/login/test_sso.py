@@ -9,6 +9,7 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 from tests.oauth.conftest import browser, program, server
@@ -21,7 +22,7 @@ APP = "https://app.example.com/done?a=1"
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
-def leave(browser: Browser, query: str = f"redirectUrl={APP}") -> None:
+def start_sso(browser: Browser, query: str = f"redirectUrl={APP}") -> None:
     """Open the SSO redirect as a client does."""
     answer = browser.open(f"{REDIRECT}?{query}")
     assert answer.status == 302, browser.words
@@ -48,7 +49,7 @@ def test_the_login_flows_offer_sso(server: TestServer) -> None:
 
 
 def test_a_client_of_the_older_api_signs_in(server: TestServer, browser: Browser) -> None:
-    leave(browser, f"redirectUrl={APP}&action=login")
+    start_sso(browser, f"redirectUrl={APP}&action=login")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert "Continue to app.example.com?" in browser.words
@@ -69,7 +70,7 @@ def test_a_client_of_the_older_api_signs_in(server: TestServer, browser: Browser
 def test_a_client_of_the_older_api_registers(
     server: TestServer, browser: Browser, name: str
 ) -> None:
-    leave(browser, f"redirectUrl={APP}&{name}=register")
+    start_sso(browser, f"redirectUrl={APP}&{name}=register")
     assert browser.path.startswith("/_mahalla/register")
     browser.send(
         "/_mahalla/register", name="bob", password="wonderland", password_again="wonderland"
@@ -87,11 +88,11 @@ def test_a_token_is_sent_only_after_consent_or_to_listed_clients(
     )
     server.register("alice")
     browser = Browser(server)
-    leave(browser, "redirectUrl=https://known.example.evil/")
+    start_sso(browser, "redirectUrl=https://known.example.evil/")
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert browser.status == 200
     assert "known.example.evil" in browser.words
-    leave(browser, "redirectUrl=https://known.example/app")
+    start_sso(browser, "redirectUrl=https://known.example/app")
     assert browser.status == 200
     where = browser.page.links["Continue"]
     assert re.fullmatch(r"https://known\.example/app\?loginToken=\w+", where)
@@ -139,11 +140,7 @@ def test_a_user_ends_all_other_sessions_by_sso(
     other_app = server.register("bob")
     older = server.post(
         "/_matrix/client/v3/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        },
+        password_auth("alice"),
     )
     alice = User(server, older.json)
     other = Browser(server)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.helpers.federated_media import upload
 from tests.helpers.federated_rooms import NORTH, shared
+from tests.helpers.media_files import upload_file
 from tests.helpers.network import Network
 from tests.helpers.retention import DAY
 from tests.helpers.room_actions import leave, membership, ok, put_event
@@ -18,7 +18,7 @@ async def test_files_of_forgotten_rooms_stay_for_remote_members(
     """Their messages show them; who forgets a room has not taken back what they said in it."""
     room = await shared(network, "12", {NORTH: CONFIGURATION})
     network.start_sending()
-    north, file = room.north.server, upload(room.alice, b"a letter")
+    north, file = room.north.server, upload_file(room.alice, b"a letter")
     ok(
         put_event(
             room.alice,

@@ -33,7 +33,7 @@ from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
-from tests.helpers.images import ORIENTATION, picture
+from tests.helpers.images import ORIENTATION, picture, png_chunk
 from tests.helpers.server import TestServer, User
 
 PLACE = {
@@ -76,16 +76,8 @@ def photo(format: str, **more: Any) -> bytes:
 def apng() -> bytes:
     """A PNG, whose XMP Pillow does not write."""
     return with_chunks(
-        picture(40, 20, "PNG", exif=notes()), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
-    )
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
+        picture(40, 20, "PNG", exif=notes()),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
     )
 
 
@@ -192,25 +184,25 @@ def hexadecimal(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("further", "goes"),
     [
-        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)), True),
+        (png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)), True),
         (
-            chunk(
+            png_chunk(
                 b"iTXt",
                 b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<dc:title>Bozor</dc:title>"),
             ),
             False,
         ),
-        (chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0broken"), True),
+        (png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0broken"), True),
         (
-            chunk(
+            png_chunk(
                 b"zTXt",
                 b"Raw profile type exif\0\0" + zlib.compress(hexadecimal(notes().tobytes())),
             ),
             True,
         ),
-        (chunk(b"tEXt", b"Raw profile type APP1\0" + hexadecimal(XMP)), True),
-        (chunk(b"tEXt", b"Raw profile type xmp\0 not in digits"), True),
-        (chunk(b"tEXt", b"Title\0GPS"), False),
+        (png_chunk(b"tEXt", b"Raw profile type APP1\0" + hexadecimal(XMP)), True),
+        (png_chunk(b"tEXt", b"Raw profile type xmp\0 not in digits"), True),
+        (png_chunk(b"tEXt", b"Title\0GPS"), False),
     ],
 )
 def test_compressed_metadata_of_a_png_is_removed_completely(further: bytes, goes: bool) -> None:
@@ -311,14 +303,14 @@ def test_an_upload_loses_its_location_when_removal_is_on(
         first = upload(alice, data)
         assert first.status == 200, first.body
         assert fetched(alice, first.json["content_uri"]) == without_place(data)
-        again = upload(alice, without_place(data))
+        repeated = upload(alice, without_place(data))
         kept = [
             path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
         ]
         assert len(kept) == 1, "the content is known by what is kept"
         encrypted = bytes(range(255, 0, -1)) + PHOTOS["jpeg"]
         assert fetched(alice, upload(alice, encrypted).json["content_uri"]) == encrypted
-        assert again.status == 200
+        assert repeated.status == 200
         refused = upload(alice, b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_METADATA_BYTES + 1))
         assert (refused.status, refused.errcode) == (400, "M_INVALID_PARAM")
     finally:
@@ -427,7 +419,7 @@ def test_slow_pictures_of_many_users_do_not_delay_others(
     while executor.jobs:
         server.clock.advance(SLOW_SECONDS + 1)
         executor.jobs.pop(0)()
-    again = [begin(liar) for liar in liars for _ in range(3)]
+    repeated = [begin(liar) for liar in liars for _ in range(3)]
     assert len(executor.jobs) == 1
     bob = server.register("bob")
     for _ in range(3):
@@ -436,9 +428,9 @@ def test_slow_pictures_of_many_users_do_not_delay_others(
         executor.jobs.pop()()  # his is looked at
         executor.jobs.pop()()  # and changed
         assert his.answer.status == 200
-    assert not any(each.done for each in again)
+    assert not any(each.done for each in repeated)
     executor.run()
-    assert {each.answer.status for each in again} == {200}
+    assert {each.answer.status for each in repeated} == {200}
     server.clock.advance(SLOW_FOR_SECONDS + 1)
     for liar in liars:
         begin(liar)

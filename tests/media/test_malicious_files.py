@@ -19,6 +19,7 @@ from PIL import Image
 from storage.engine.database import Database
 from storage.media.files import FIRST_READ_BYTES
 from tests.helpers.images import claimed_png, moving_picture, opened, picture
+from tests.helpers.media_files import upload_file
 from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
@@ -130,18 +131,6 @@ def alice(server: TestServer) -> Iterator[User]:
     server.app.media.close_workers()
 
 
-def _upload(user: User, body: bytes, type: str) -> str:
-    answer = user.server.client.request(
-        "POST",
-        "/_matrix/media/v3/upload",
-        token=user.token,
-        body=body,
-        headers={"Content-Type": type},
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["content_uri"]).removeprefix("mxc://")
-
-
 def _peak_of_children() -> int:
     """In bytes, of the largest that ended: also of those of tests before."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
@@ -164,7 +153,7 @@ def test_malicious_files_are_refused_or_harmless(alice: User) -> None:
     _forget_peak()
     before = _memory("VmRSS")
     for name, (data, type) in nasty_files().items():
-        file = _upload(alice, data, type)
+        file = upload_file(alice, data, type)
         for further in ("", "&animated=true&method=crop"):
             answer = alice.get(f"{THUMBNAIL}{file}?width=96&height=96{further}")
             assert answer.status in (200, 400, 413), (name, answer.status)
@@ -180,7 +169,7 @@ def test_malicious_files_are_refused_or_harmless(alice: User) -> None:
         shown = got.headers["content-disposition"].startswith("inline")
         assert shown is (type in HARMLESS_INLINE and "says it is" not in name), name
     # it is up, and its processes work
-    file = _upload(alice, picture(400, 200), "image/png")
+    file = upload_file(alice, picture(400, 200), "image/png")
     assert alice.get(f"{THUMBNAIL}{file}?width=96&height=96").status == 200
     alice.server.app.media.close_workers()
     peak = _peak_of_children()
@@ -189,7 +178,7 @@ def test_malicious_files_are_refused_or_harmless(alice: User) -> None:
 
 
 def test_an_animated_thumbnail_larger_than_the_original_is_not_animated(alice: User) -> None:
-    file = _upload(alice, _moving_noise(), "image/gif")
+    file = upload_file(alice, _moving_noise(), "image/gif")
     answer = alice.get(f"{THUMBNAIL}{file}?width=256&height=192&animated=true")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
     assert opened(answer.body).size == (256, 192)
@@ -200,24 +189,24 @@ def test_a_picture_that_would_be_large_without_loss_is_a_jpeg(alice: User) -> No
     Image.frombytes("RGBA", (1100, 600), random.Random(1).randbytes(1100 * 600 * 4)).save(
         target, "PNG", compress_level=1
     )
-    file = _upload(alice, target.getvalue(), "image/png")
+    file = upload_file(alice, target.getvalue(), "image/png")
     path = f"{THUMBNAIL}{file}?width=1024&height=500"
-    first, again = alice.get(path), alice.get(path)
+    first, repeated = alice.get(path), alice.get(path)
     assert (first.status, first.headers["content-type"]) == (200, "image/jpeg")
     assert opened(first.body).size == (1024, 559)
     assert len(first.body) > FIRST_READ_BYTES
-    assert again.body == first.body, "also when it is read from the disk, piece by piece"
+    assert repeated.body == first.body, "also when it is read from the disk, piece by piece"
 
 
 def test_avif_and_animated_png_have_thumbnails(alice: User) -> None:
-    file = _upload(alice, picture(400, 200, "AVIF"), "image/avif")
+    file = upload_file(alice, picture(400, 200, "AVIF"), "image/avif")
     answer = alice.get(f"{THUMBNAIL}{file}?width=96&height=96&method=crop")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
     assert opened(answer.body).size == (96, 96)
     frames = [Image.new("RGB", (200, 100), colour) for colour in ("red", "green", "blue")]
     target = io.BytesIO()
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
-    file = _upload(alice, target.getvalue(), "image/apng")
+    file = upload_file(alice, target.getvalue(), "image/apng")
     still = alice.get(f"{THUMBNAIL}{file}?width=96&height=96&method=crop")
     assert (still.headers["content-type"], getattr(opened(still.body), "n_frames", 1)) == (
         "image/png",
@@ -257,7 +246,7 @@ def test_videos_have_thumbnails(alice: User, tmp_path: Path) -> None:
     )
     for data, type in films:
         answer = alice.get(
-            f"{THUMBNAIL}{_upload(alice, data, type)}?width=320&height=180&method=scale"
+            f"{THUMBNAIL}{upload_file(alice, data, type)}?width=320&height=180&method=scale"
         )
         assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg"), type
         made = opened(answer.body)
@@ -269,7 +258,9 @@ def test_videos_have_thumbnails(alice: User, tmp_path: Path) -> None:
 
 def test_pdf_documents_have_thumbnails(alice: User) -> None:
     assert shutil.which("pdftoppm"), "pdftoppm is missing: scripts/test installs it"
-    answer = alice.get(f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160")
+    answer = alice.get(
+        f"{THUMBNAIL}{upload_file(alice, PDF, 'application/pdf')}?width=320&height=160"
+    )
     assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
     pixel = opened(answer.body).getpixel((100, 50))
     assert isinstance(pixel, tuple)
@@ -282,7 +273,7 @@ def test_thumbnails_of_documents_are_made_at_upload(
 ) -> None:
     sizes = "thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
     server = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{sizes}{further}")
-    _upload(server.register("alice"), PDF, "application/pdf")
+    upload_file(server.register("alice"), PDF, "application/pdf")
     folder = tmp_path / "media_store" / "thumbnails"
     assert len([path for path in folder.rglob("*") if path.is_file()]) == count
     server.app.media.close_workers()
@@ -291,7 +282,7 @@ def test_thumbnails_of_documents_are_made_at_upload(
 def test_external_thumbnailers_can_be_disabled(sqlite_database: Database, tmp_path: Path) -> None:
     server = TestServer(tmp_path, sqlite_database, "external_thumbnailers: false\n")
     alice = server.register("alice")
-    path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"
+    path = f"{THUMBNAIL}{upload_file(alice, PDF, 'application/pdf')}?width=320&height=160"
     assert alice.get(path).status == 400
     server.app.media.close_workers()
     # and as soon as they are wanted, there is one

@@ -5,8 +5,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.federated_media import DAY, DOWNLOAD, THUMBNAIL, pair, stored_files, upload
+from tests.helpers.federated_media import DAY, DOWNLOAD, THUMBNAIL, pair, stored_files
 from tests.helpers.images import picture
+from tests.helpers.media_files import upload_file
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import create, say
@@ -37,7 +38,7 @@ def test_a_copy_of_a_remote_file_can_be_deleted(
     people: tuple[User, User, User], tmp_path: Path
 ) -> None:
     alice, bob, root = people
-    theirs = upload(alice, b"tea")
+    theirs = upload_file(alice, b"tea")
     assert _statuses(bob, theirs) == [200]
     before = len(stored_files(tmp_path))
     assert bob.delete(f"{ADMIN}/media/{theirs}").errcode == "M_FORBIDDEN"
@@ -54,10 +55,10 @@ def test_a_quarantined_file_is_served_to_nobody(people: tuple[User, User, User])
     alice, bob, root = people
     image = picture(80, 60)
     own, same, theirs, other = (
-        upload(bob, image),
-        upload(root, image),
-        upload(alice, image),
-        upload(bob, b"other"),
+        upload_file(bob, image),
+        upload_file(root, image),
+        upload_file(alice, image),
+        upload_file(bob, b"other"),
     )
     assert _statuses(bob, own, same, theirs, other) == [200] * 4
     assert root.post(f"{ADMIN}/media/quarantine/{theirs}").json == {}
@@ -65,7 +66,7 @@ def test_a_quarantined_file_is_served_to_nobody(people: tuple[User, User, User])
         assert _statuses(user, own, same, theirs, other) == [404, 404, 404, 200]
     assert _statuses(alice, own, theirs) == [404, 200]  # its own server has not held it back
     assert bob.get(f"{THUMBNAIL}/{own}?width=32&height=32").status == 404
-    assert _statuses(bob, upload(bob, image)) == [404]
+    assert _statuses(bob, upload_file(bob, image)) == [404]
 
     bypass = "?admin_unsafely_bypass_quarantine=true"
     assert root.get(f"{DOWNLOAD}/{theirs}{bypass}").body == image
@@ -88,7 +89,7 @@ def test_a_deleted_quarantined_file_is_quarantined_when_it_is_fetched_again(
     people: tuple[User, User, User],
 ) -> None:
     alice, bob, root = people
-    own, theirs = upload(bob, b"own"), upload(alice, b"theirs")
+    own, theirs = upload_file(bob, b"own"), upload_file(alice, b"theirs")
     room = create(bob)
     say(bob, room, f"mxc://{own} mxc://{theirs}")
     bob.get(f"{DOWNLOAD}/{theirs}")
@@ -97,20 +98,20 @@ def test_a_deleted_quarantined_file_is_quarantined_when_it_is_fetched_again(
     for address in (own, theirs):
         root.post(f"{ADMIN}/media/quarantine/{address}")
     assert root.delete(f"/_mahalla/admin/v1/rooms/{room}/media").json["total"] == 2
-    again = upload(bob, b"own")
-    assert _statuses(bob, theirs, again) == [404, 404]
+    repeated = upload_file(bob, b"own")
+    assert _statuses(bob, theirs, repeated) == [404, 404]
     assert root.get(f"{ADMIN}/media/{theirs}").json["media_info"]["quarantined_by"] == "system"
-    for address in (theirs, again):
+    for address in (theirs, repeated):
         assert root.post(f"{ADMIN}/media/unquarantine/{address}").status == 200
-    assert _statuses(bob, theirs, again, upload(bob, b"own")) == [200] * 3
+    assert _statuses(bob, theirs, repeated, upload_file(bob, b"own")) == [200] * 3
 
 
 def test_a_remote_file_is_quarantined_before_it_is_fetched(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     first, second, freed = (
-        upload(alice, b"first"),
-        upload(alice, b"second"),
-        upload(alice, b"freed"),
+        upload_file(alice, b"first"),
+        upload_file(alice, b"second"),
+        upload_file(alice, b"freed"),
     )
     room = create(bob)
     say(bob, room, f"mxc://{second}")
@@ -120,7 +121,7 @@ def test_a_remote_file_is_quarantined_before_it_is_fetched(people: tuple[User, U
     assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 0}
     assert root.post(f"{ADMIN}/media/quarantine/{freed}").json == {}
     assert root.post(f"{ADMIN}/media/unquarantine/{freed}").json == {}
-    assert _statuses(bob, first, second, freed, upload(bob, b"first")) == [404, 404, 200, 404]
+    assert _statuses(bob, first, second, freed, upload_file(bob, b"first")) == [404, 404, 200, 404]
     assert root.get(f"{ADMIN}/media/{first}").json["media_info"]["quarantined_by"] == root.user_id
     root.post(f"{ADMIN}/media/unquarantine/{first}")
     assert _statuses(bob, first) == [200]
@@ -144,7 +145,7 @@ def test_unknown_files_are_not_found(people: tuple[User, User, User]) -> None:
 
 def test_protected_files_are_not_quarantined(people: tuple[User, User, User]) -> None:
     _, bob, root = people
-    safe, other = upload(bob, b"safe"), upload(bob, b"other")
+    safe, other = upload_file(bob, b"safe"), upload_file(bob, b"other")
     assert root.post(f"{ADMIN}/media/protect/{_id(safe)}").json == {}
     assert root.post(f"{ADMIN}/user/{bob.user_id}/media/quarantine").json == {"num_quarantined": 1}
     assert _statuses(bob, safe, other) == [200, 404]
@@ -156,7 +157,11 @@ def test_protected_files_are_not_quarantined(people: tuple[User, User, User]) ->
 
 def test_the_files_of_a_room_are_listed_and_quarantined(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
-    own, theirs, face = upload(bob, b"own"), upload(alice, b"theirs"), upload(bob, b"face")
+    own, theirs, face = (
+        upload_file(bob, b"own"),
+        upload_file(alice, b"theirs"),
+        upload_file(bob, b"face"),
+    )
     bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{face}"})
     room = create(bob)
     say(bob, room, f"mxc://{own} mxc://{theirs}")
@@ -195,10 +200,10 @@ def test_the_files_of_a_room_are_listed_and_quarantined(people: tuple[User, User
 def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     addresses = {
-        name: upload(bob, name.encode())
+        name: upload_file(bob, name.encode())
         for name in ("own", "avatar", "face", "shared", "safe", "theirs")
     }
-    addresses["theirs"] = upload(alice, b"theirs")
+    addresses["theirs"] = upload_file(alice, b"theirs")
     room, other = create(bob), create(bob)
     for name in ("own", "face", "shared", "safe", "theirs"):
         say(bob, room, f"mxc://{addresses[name]}")
@@ -236,7 +241,7 @@ def test_uploads_of_a_user_are_listed_and_deleted(
 ) -> None:
     _, bob, root = people
     files = [
-        upload(bob, b"x" * size, query=f"?filename={name}")
+        upload_file(bob, b"x" * size, query=f"?filename={name}")
         for size, name in ((3, "c"), (1, "a"), (2, "b"))
     ]
     path = f"{ADMIN}/users/{bob.user_id}/media"
@@ -287,10 +292,10 @@ def test_files_are_listed_by_date_and_size(
 ) -> None:
     alice, bob, root = people
     began = int(network.clock.seconds() * 1000)
-    early = upload(bob, b"early")
+    early = upload_file(bob, b"early")
     network.clock.advance(DAY)
-    late, long = upload(bob, b"late"), upload(bob, b"long" * 100)
-    bob.get(f"{DOWNLOAD}/{upload(alice, b'theirs')}")
+    late, long = upload_file(bob, b"late"), upload_file(bob, b"long" * 100)
+    bob.get(f"{DOWNLOAD}/{upload_file(alice, b'theirs')}")
     root.post(f"{ADMIN}/media/quarantine/{late}")
 
     def listed(query: str = "") -> set[str]:
@@ -327,17 +332,17 @@ def test_files_are_listed_by_date_and_size(
 def test_old_files_are_deleted(people: tuple[User, User, User], network: Network) -> None:
     alice, bob, root = people
     small, large, held, face, copy = (
-        upload(bob, b"small"),
-        upload(bob, b"l" * 100),
-        upload(bob, b"h" * 100),
-        upload(bob, b"f" * 100),
-        upload(alice, b"copy"),
+        upload_file(bob, b"small"),
+        upload_file(bob, b"l" * 100),
+        upload_file(bob, b"h" * 100),
+        upload_file(bob, b"f" * 100),
+        upload_file(alice, b"copy"),
     )
     bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{face}"})
     root.post(f"{ADMIN}/media/quarantine/{held}")
     bob.get(f"{DOWNLOAD}/{copy}")
     network.clock.advance(10 * DAY)
-    late = upload(bob, b"t" * 100)
+    late = upload_file(bob, b"t" * 100)
     before = int((network.clock.seconds() - DAY) * 1000)
     for path in (f"{ADMIN}/media/delete", f"{ADMIN}/purge_media_cache"):
         assert root.post(path).errcode == "M_MISSING_PARAM"
@@ -365,16 +370,16 @@ def chosen(people: tuple[User, User, User], network: Network) -> dict[str, str]:
     others."""
     alice, bob, root = people
     files = {
-        "old": upload(bob, b"old"),
-        "old_long": upload(bob, b"old" * 100),
-        "old_root": upload(root, b"root"),
+        "old": upload_file(bob, b"old"),
+        "old_long": upload_file(bob, b"old" * 100),
+        "old_root": upload_file(root, b"root"),
     }
-    theirs = {"old_theirs": upload(alice, b"theirs")}
+    theirs = {"old_theirs": upload_file(alice, b"theirs")}
     bob.get(f"{DOWNLOAD}/{theirs['old_theirs']}")
     began = int(network.clock.seconds() * 1000) + 1
     network.clock.advance(DAY)
-    files |= {name: upload(bob, name.encode()) for name in ("new", "safe", "held", "shared")}
-    theirs["theirs"] = upload(alice, b"theirs, and longer")
+    files |= {name: upload_file(bob, name.encode()) for name in ("new", "safe", "held", "shared")}
+    theirs["theirs"] = upload_file(alice, b"theirs, and longer")
     bob.get(f"{DOWNLOAD}/{theirs['theirs']}")
     room, other = create(bob), create(bob)
     for name in ("old", "new", "shared"):
@@ -493,7 +498,7 @@ def test_protected_and_quarantined_files_are_deleted_only_if_selected_as_such(
 
 def test_many_files_are_processed_in_pages(people: tuple[User, User, User]) -> None:
     _, bob, root = people
-    files = sorted(_id(upload(bob, b"%d" % number)) for number in range(5))
+    files = sorted(_id(upload_file(bob, b"%d" % number)) for number in range(5))
     choice: dict[str, object] = {"user_id": bob.user_id, "limit": 2}
     seen: list[str] = []
     while True:
@@ -509,7 +514,7 @@ def test_many_files_are_processed_in_pages(people: tuple[User, User, User]) -> N
 
 def test_an_invalid_selection_is_refused(people: tuple[User, User, User]) -> None:
     _, bob, root = people
-    upload(bob, b"tea")
+    upload_file(bob, b"tea")
     for act in ("delete", "quarantine", "unquarantine", "protect", "unprotect"):
         for everything in (
             {},

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database
+from tests.helpers.logins import password_auth
+from tests.helpers.media_files import upload_uri
 from tests.helpers.retention import track_references
 from tests.helpers.server import TestServer, User
 
@@ -24,18 +26,6 @@ DOWNLOAD = "/_matrix/client/v1/media/download/"
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG)
-
-
-def _upload(user: User, body: bytes) -> str:
-    answer = user.server.client.request(
-        "POST",
-        "/_matrix/media/v3/upload",
-        token=user.token,
-        body=body,
-        headers={"Content-Type": "text/plain"},
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["content_uri"])
 
 
 def _room(owner: User, *others: User) -> str:
@@ -91,7 +81,7 @@ def test_a_redacted_file_is_deleted_after_the_grace_period(
     server: TestServer, alice: User, tmp_path: Path
 ) -> None:
     room_id = _room(alice)
-    kept, gone = _upload(alice, b"kept"), _upload(alice, b"gone")
+    kept, gone = upload_uri(alice, b"kept"), upload_uri(alice, b"gone")
     _send(alice, room_id, _file(kept))
     event_id = _send(alice, room_id, _file(gone))
     assert _wait(server) == 0
@@ -111,7 +101,7 @@ def test_a_redacted_file_is_deleted_after_the_grace_period(
 
 
 def test_a_file_redacted_before_it_was_tracked_is_deleted(server: TestServer, alice: User) -> None:
-    room_id, gone = _room(alice), _upload(alice, b"oops")
+    room_id, gone = _room(alice), upload_uri(alice, b"oops")
     _redact(alice, room_id, _send(alice, room_id, _file(gone)))
     assert _wait(server) == 1
 
@@ -120,7 +110,7 @@ def test_equal_contents_stay_while_another_file_has_them(
     server: TestServer, alice: User, bob: User, tmp_path: Path
 ) -> None:
     room_id = _room(alice, bob)
-    first, second = _upload(alice, b"same"), _upload(bob, b"same")
+    first, second = upload_uri(alice, b"same"), upload_uri(bob, b"same")
     events = [_send(alice, room_id, _file(first)), _send(bob, room_id, _file(second))]
     _redact(alice, room_id, events[0])
     assert _wait(server) == 1
@@ -136,7 +126,7 @@ def test_equal_contents_stay_while_another_file_has_them(
 def test_edits_of_a_redacted_message_keep_no_file(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    room_id, file = _room(alice, bob), upload_uri(alice, b"x")
     event_id = _send(alice, room_id, _file(file))
     edit = {
         "m.new_content": _file(file),
@@ -150,7 +140,7 @@ def test_edits_of_a_redacted_message_keep_no_file(
 
 
 def test_an_edit_by_another_user_keeps_its_file(server: TestServer, alice: User, bob: User) -> None:
-    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    room_id, file = _room(alice, bob), upload_uri(alice, b"x")
     event_id = _send(alice, room_id, _file(file))
     theirs = _send(
         bob,
@@ -164,7 +154,7 @@ def test_an_edit_by_another_user_keeps_its_file(server: TestServer, alice: User,
 
 
 def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: User) -> None:
-    room_id, file = _room(alice), _upload(alice, b"x")
+    room_id, file = _room(alice), upload_uri(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     assert _wait(server, GRACE - 120) == 0
     event_id = _send(alice, room_id, _file(file))
@@ -177,7 +167,7 @@ def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: Us
 def test_no_user_can_delete_files_that_another_attached_to_an_encrypted_message(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    room_id, secret = _room(alice, bob), _upload(alice, b"ciphertext")
+    room_id, secret = _room(alice, bob), upload_uri(alice, b"ciphertext")
     _send(
         alice, room_id, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "…"}, "m.room.encrypted"
     )
@@ -195,8 +185,8 @@ def test_attached_files_are_deleted_with_their_encrypted_message(
 ) -> None:
     room_id, secret, other = (
         _room(alice),
-        _upload(alice, b"ciphertext"),
-        _upload(alice, b"thumbnail"),
+        upload_uri(alice, b"ciphertext"),
+        upload_uri(alice, b"thumbnail"),
     )
     event_id = _send(
         alice, room_id, {"ciphertext": "…"}, "m.room.encrypted", f"?{name}={secret}&{name}={other}"
@@ -217,7 +207,7 @@ def test_attachments_must_be_content_uris(alice: User) -> None:
 
 
 def test_account_data_and_profiles_keep_files(server: TestServer, alice: User) -> None:
-    pack, picture = _upload(alice, b"sticker"), _upload(alice, b"picture")
+    pack, picture = upload_uri(alice, b"sticker"), upload_uri(alice, b"picture")
     data = f"/_matrix/client/v3/user/{alice.user_id}/account_data/im.ponies.user_emotes"
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
     assert alice.put(data, {"images": {"cat": {"url": pack}}}).status == 200
@@ -237,7 +227,7 @@ def test_a_replaced_avatar_is_deleted_and_the_new_one_stays(
 ) -> None:
     """Though the room remembers the membership that showed it."""
     room_id = _room(alice, bob)
-    old, new, special = (_upload(alice, body) for body in (b"old", b"new", b"special"))
+    old, new, special = (upload_uri(alice, body) for body in (b"old", b"new", b"special"))
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
     member = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{alice.user_id}"
     for picture in (old, new):
@@ -255,7 +245,7 @@ def test_a_replaced_avatar_is_deleted_and_the_new_one_stays(
 
 def test_an_avatar_that_is_set_again_stays(server: TestServer, alice: User, bob: User) -> None:
     _room(alice, bob)
-    one, other = _upload(alice, b"one"), _upload(alice, b"other")
+    one, other = upload_uri(alice, b"one"), upload_uri(alice, b"other")
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
     for picture in (one, other, one):
         assert alice.put(profile, {"avatar_url": picture}).status == 200
@@ -267,7 +257,7 @@ def test_an_avatar_that_is_set_again_stays(server: TestServer, alice: User, bob:
 def test_the_files_of_a_room_are_deleted_when_all_users_forgot_it(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    room_id, file = _room(alice, bob), upload_uri(alice, b"x")
     _send(alice, room_id, _file(file))
     for user in (alice, bob):
         assert _wait(server) == 0
@@ -277,11 +267,7 @@ def test_the_files_of_a_room_are_deleted_when_all_users_forgot_it(
 
 
 def _deactivate(user: User, *, erase: bool) -> None:
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
+    auth = password_auth(user.user_id)
     path = "/_matrix/client/v3/account/deactivate"
     session = user.post(path, {"erase": erase}).json["session"]
     assert user.post(path, {"erase": erase, "auth": {**auth, "session": session}}).status == 200
@@ -292,7 +278,7 @@ def test_the_files_of_an_erased_account_are_deleted(
 ) -> None:
     room_id = _room(alice, bob)
     shown, secret, picture = (
-        _upload(alice, body) for body in (b"shown", b"ciphertext", b"picture")
+        upload_uri(alice, body) for body in (b"shown", b"ciphertext", b"picture")
     )
     alice.put(f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url", {"avatar_url": picture})
     _send(alice, room_id, _file(shown))
@@ -305,14 +291,14 @@ def test_a_deactivated_account_keeps_its_encrypted_files(
     server: TestServer, alice: User, bob: User
 ) -> None:
     _room(alice, bob)
-    secret = _upload(alice, b"ciphertext")
+    secret = upload_uri(alice, b"ciphertext")
     _deactivate(alice, erase=False)
     assert _wait(server) == 0
     assert _is_there(bob, secret)
 
 
 def test_a_late_reference_keeps_the_file(server: TestServer, alice: User, bob: User) -> None:
-    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    room_id, file = _room(alice, bob), upload_uri(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     track_references(server)
     server.clock.advance(GRACE)
@@ -322,7 +308,7 @@ def test_a_late_reference_keeps_the_file(server: TestServer, alice: User, bob: U
 
 
 def test_thumbnails_made_during_a_deletion_are_deleted(alice: User, tmp_path: Path) -> None:
-    file = _upload(alice, b"x")
+    file = upload_uri(alice, b"x")
     server = alice.server
     contents = server.app.media.contents
     assert alice.delete("/_mahalla/client/v1/media/" + file.rpartition("/")[2]).status == 200
@@ -333,7 +319,7 @@ def test_thumbnails_made_during_a_deletion_are_deleted(alice: User, tmp_path: Pa
 
 
 def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: Path) -> None:
-    first, second = _upload(alice, b"one"), _upload(alice, b"three")
+    first, second = upload_uri(alice, b"one"), upload_uri(alice, b"three")
     ids = [mxc.rpartition("/")[2] for mxc in (first, second)]
     page = alice.get("/_mahalla/client/v1/media?limit=1").json
     assert (page["total"], page["total_size"], page["next_token"]) == (2, 8, 1)
@@ -414,7 +400,7 @@ def test_exactly_the_unreferenced_files_are_deleted(
     gone: set[int] = set()
 
     def upload(user: int) -> None:
-        addresses.append(_upload(users[user], f"{next(_txn) // 2}".encode()))
+        addresses.append(upload_uri(users[user], f"{next(_txn) // 2}".encode()))
         model.uploaders.append(user)
 
     def due() -> None:
@@ -489,7 +475,7 @@ def test_files_above_the_maximum_age_are_deleted_though_they_are_read(
         tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n"
     )
     alice = server.register("alice")
-    old, kept = _upload(alice, b"old"), _upload(alice, b"protected")
+    old, kept = upload_uri(alice, b"old"), upload_uri(alice, b"protected")
     sql = "UPDATE media SET protected = 1 WHERE media_id = ?"
     server.run(
         server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],)))
@@ -498,7 +484,7 @@ def test_files_above_the_maximum_age_are_deleted_though_they_are_read(
     for days in (5, 4):
         server.clock.advance(days * 24 * 3600)
         assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 200
-    young = _upload(alice, b"young")
+    young = upload_uri(alice, b"young")
     server.clock.advance(24 * 3600 + 1)
     server.clock.advance(601)
     assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 404

@@ -9,6 +9,7 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
+from tests.helpers.media_files import request_upload
 from tests.helpers.server import TestServer, User
 
 SWEEPS_WITHIN = 3700.0
@@ -31,10 +32,7 @@ def lines() -> Iterator[list[str]]:
 
 def upload(user: User, data: bytes) -> tuple[int, str]:
     """The status, and the path of the file."""
-    headers = {"Authorization": f"Bearer {user.token}", "Content-Type": "text/plain"}
-    answer = user.server.client.request(
-        "POST", "/_matrix/media/v3/upload", headers=headers, body=data
-    )
+    answer = request_upload(user, data)
     return answer.status, answer.json.get("content_uri", "").removeprefix("mxc://")
 
 

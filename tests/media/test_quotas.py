@@ -6,6 +6,7 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.media_files import request_upload
 from tests.helpers.server import TestServer, User
 
 CONFIG = """
@@ -25,13 +26,7 @@ def alice(tmp_path: Path, sqlite_database: Database) -> User:
 def _upload(
     user: User, size: int, type: str = "text/plain", path: str = "upload", method: str = "POST"
 ) -> Answer:
-    return user.server.client.request(
-        method,
-        f"/_matrix/media/v3/{path}",
-        token=user.token,
-        body=b"x" * size,
-        headers={"Content-Type": type},
-    )
+    return request_upload(user, b"x" * size, type, f"/_matrix/media/v3/{path}", method)
 
 
 def test_the_bytes_uploaded_within_a_time_are_limited(alice: User) -> None:

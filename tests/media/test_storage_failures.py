@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from storage.engine.database import Database
 from storage.media.object_store import ObjectStoreFailed
 from tests.helpers.images import opened, picture
+from tests.helpers.media_files import request_upload
 from tests.helpers.object_store import hanging_object_store
 from tests.helpers.server import TestServer, User
 
@@ -26,12 +26,6 @@ LONG = b"x" * (3 << 20)
 def alice(server: TestServer) -> Iterator[User]:
     yield server.register("alice")
     server.app.media.close_workers()
-
-
-def _upload(user: User, body: bytes) -> Any:
-    return user.server.client.request(
-        "POST", UPLOAD, token=user.token, body=body, headers={"Content-Type": "text/plain"}
-    )
 
 
 def _files(tmp_path: Path) -> list[Path]:
@@ -47,7 +41,7 @@ def test_uploads_are_refused_on_a_nearly_full_disk(
     sqlite_database: Database, tmp_path: Path, body: bytes
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "media_min_free_disk: 1000000T\n")
-    answer = _upload(server.register("alice"), body)
+    answer = request_upload(server.register("alice"), body)
     assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
     assert "no room" in answer.json["error"]
     assert _files(tmp_path) == []
@@ -58,7 +52,7 @@ def test_thumbnails_are_served_but_not_stored_on_a_nearly_full_disk(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
     alice = server.register("alice")
-    file = _upload(alice, picture(400, 200)).json["content_uri"].removeprefix("mxc://")
+    file = request_upload(alice, picture(400, 200)).json["content_uri"].removeprefix("mxc://")
     here = _files(tmp_path)
     little = os.statvfs(tmp_path)
     with monkeypatch.context() as patch:
@@ -83,22 +77,22 @@ def test_a_full_disk_is_reported_clearly(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        answer = _upload(alice, body)
+        answer = request_upload(alice, body)
     assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
     assert _files(tmp_path) == []
-    assert _upload(alice, body).status == 200
+    assert request_upload(alice, body).status == 200
 
 
 def test_a_broken_disk_is_not_reported_as_full(
     alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    address = request_upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
 
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", broken)
-    answer = _upload(alice, LONG)
+    answer = request_upload(alice, LONG)
     assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
     assert alice.get(DOWNLOAD + address).body == b"tea"
 
@@ -106,7 +100,7 @@ def test_a_broken_disk_is_not_reported_as_full(
 def test_downloads_fail_while_the_object_store_is_away(
     alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    address = request_upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
 
     async def away(_hash: bytes) -> None:
         raise ObjectStoreFailed("there is no way there")
@@ -127,7 +121,7 @@ def test_a_store_that_never_answers_is_reported_in_time(
             "alice"
         )
         began = time.monotonic()
-        answer = _upload(alice, b"tea")
+        answer = request_upload(alice, b"tea")
         assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
         assert "cannot reach its files" in answer.json["error"]
         assert time.monotonic() - began < 20
@@ -149,7 +143,7 @@ def test_an_aborted_upload_leaves_nothing(alice: User, tmp_path: Path) -> None:
 def test_clients_are_redirected_to_the_object_store(
     alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    address = request_upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
     asked: list[tuple[str, str]] = []
 
     async def elsewhere(_hash: bytes, type: str, disposition: str) -> str:
@@ -168,9 +162,9 @@ def test_old_clients_are_redirected_if_they_allow_it(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     alice = server.register("alice")
-    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    address = request_upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
     small, large = (
-        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://")
+        request_upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://")
         for width in (40, 400)
     )
 

@@ -1,7 +1,6 @@
 """The order in which thumbnails are made, in real processes: fair among the owners of pictures
 and among the requesting users."""
 
-import io
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,9 @@ from storage.media.files import MediaFiles
 from storage.media.media import MediaContent
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.images import picture
+from tests.helpers.media_files import store_image
 
 ALICE, BOB, MALLORY = "@alice:example.org", "@bob:example.org", "@mallory:example.org"
-
-
-async def _content(files: MediaFiles, data: bytes) -> MediaContent:
-    stored = await files.add(io.BytesIO(data))
-    await files.settle(stored)
-    return MediaContent(stored.hash, stored.size, "image/png", None)
 
 
 async def test_many_pictures_of_one_user_do_not_delay_those_of_others(
@@ -50,7 +44,7 @@ async def test_many_pictures_of_one_user_do_not_delay_those_of_others(
     )
     asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
     for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
-        content = await _content(files, picture(400 + number, 200))
+        content = await store_image(files, picture(400 + number, 200))
         making = thumbnails.get(content, 96, 96, "crop", whose, whose, animated=False)
         asked[whose].append(Deferred.fromCoroutine(making))
     assert len(executor.jobs) == 2  # one of each
@@ -80,8 +74,8 @@ async def test_a_user_who_requests_many_sizes_delays_no_other(
         clock=Clock(),
     )
     content, other = (
-        await _content(files, picture(400, 200)),
-        await _content(files, picture(300, 200)),
+        await store_image(files, picture(400, 200)),
+        await store_image(files, picture(300, 200)),
     )
 
     def ask(content: MediaContent, size: int, whose: str, asker: str) -> Deferred[Thumbnail]:
@@ -123,7 +117,7 @@ async def test_only_the_user_with_too_many_waiting_requests_is_refused(
         max_concurrent=2,
         clock=Clock(),
     )
-    content = await _content(files, picture(40, 20))
+    content = await store_image(files, picture(40, 20))
 
     def ask(size: tuple[int, int], asker: str) -> Deferred[Thumbnail]:
         return Deferred.fromCoroutine(
@@ -155,7 +149,7 @@ async def test_waiting_requests_share_one_thumbnail(
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
-    content = await _content(files, picture(400, 200))
+    content = await store_image(files, picture(400, 200))
     executor = ManualExecutor()
     workers = ImageWorkers(executor=executor)
     thumbnails = Thumbnails(

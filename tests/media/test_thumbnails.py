@@ -31,10 +31,10 @@ from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
-from storage.media.media import MediaContent
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.media_files import store_image, upload_file
 from tests.helpers.media_scanning import PLUGIN, HeldVerdicts
 from tests.helpers.server import TestServer, User
 
@@ -48,18 +48,6 @@ RED, BLUE = (254, 0, 0), (0, 0, 254)
 def alice(server: TestServer) -> Iterator[User]:
     yield server.register("alice")
     server.app.media.close_workers()
-
-
-def _upload(user: User, body: bytes, type: str = "image/png") -> str:
-    answer = user.server.client.request(
-        "POST",
-        "/_matrix/media/v3/upload",
-        token=user.token,
-        body=body,
-        headers={"Content-Type": type},
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["content_uri"]).removeprefix("mxc://")
 
 
 def _thumbnail(user: User, file: str, width: int, height: int, further: str = "") -> Answer:
@@ -86,7 +74,7 @@ def _is_near(pixel: object, colour: tuple[int, int, int]) -> bool:
 def test_thumbnails_have_the_requested_size(
     alice: User, asked: tuple[int, int], method: str, size: tuple[int, int]
 ) -> None:
-    file = _upload(alice, picture(4000, 2000))
+    file = upload_file(alice, picture(4000, 2000), "image/png")
     answer = _thumbnail(alice, file, *asked, f"&method={method}")
     assert answer.status == 200
     assert opened(answer.body).size == size
@@ -131,9 +119,11 @@ def test_rounded_sizes_are_few_and_no_smaller_than_requested() -> None:
 @pytest.mark.parametrize("method", ["crop", "scale"])
 def test_pictures_are_not_enlarged(alice: User, method: str) -> None:
     small = picture(40, 20)
-    file = _upload(alice, small)
+    file = upload_file(alice, small, "image/png")
     assert _thumbnail(alice, file, 320, 240, f"&method={method}").body == small
-    narrow = _thumbnail(alice, _upload(alice, picture(1000, 20)), 96, 96, f"&method={method}")
+    narrow = _thumbnail(
+        alice, upload_file(alice, picture(1000, 20), "image/png"), 96, 96, f"&method={method}"
+    )
     assert opened(narrow.body).size == ((96, 20) if method == "crop" else (1000, 20))
 
 
@@ -160,7 +150,7 @@ def test_common_formats_have_thumbnails(alice: User, format: str, mode: str, typ
         else _converted(format, mode)
     )
     answer = _thumbnail(
-        alice, _upload(alice, data, "application/octet-stream"), 96, 96, "&method=crop"
+        alice, upload_file(alice, data, "application/octet-stream"), 96, 96, "&method=crop"
     )
     assert (answer.status, answer.headers.get("content-type")) == (200, type)
     assert opened(answer.body).size == (96, 96)
@@ -176,7 +166,7 @@ def _converted(format: str, mode: str) -> bytes:
 
 
 def test_a_photo_is_rotated_by_its_orientation(alice: User) -> None:
-    file = _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
+    file = upload_file(alice, turned_photo(400, 200, 6), "image/jpeg")
     answer = _thumbnail(alice, file, 96, 96)
     made = opened(answer.body)
     assert made.size == (96, 192)
@@ -186,7 +176,7 @@ def test_a_photo_is_rotated_by_its_orientation(alice: User) -> None:
 
 
 def test_thumbnails_are_animated_only_on_request(alice: User) -> None:
-    file = _upload(alice, moving_picture(200, 100), "image/gif")
+    file = upload_file(alice, moving_picture(200, 100), "image/gif")
     for further in ("", "&animated=false"):
         still = _thumbnail(alice, file, 96, 96, "&method=crop" + further)
         assert still.headers["content-type"] == "image/png"
@@ -199,18 +189,20 @@ def test_thumbnails_are_animated_only_on_request(alice: User) -> None:
 
 def test_a_small_animation_gets_a_still_thumbnail(alice: User) -> None:
     data = moving_picture(20, 10)
-    file = _upload(alice, data, "image/gif")
+    file = upload_file(alice, data, "image/gif")
     assert getattr(opened(_thumbnail(alice, file, 96, 96).body), "n_frames", 1) == 1
     assert _thumbnail(alice, file, 96, 96, "&animated=true").body == data
 
 
 def test_a_still_picture_ignores_the_request_for_animation(alice: User) -> None:
-    answer = _thumbnail(alice, _upload(alice, picture(200, 100)), 96, 96, "&animated=true")
+    answer = _thumbnail(
+        alice, upload_file(alice, picture(200, 100), "image/png"), 96, 96, "&animated=true"
+    )
     assert answer.headers["content-type"] == "image/png"
 
 
 def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
-    file = _upload(alice, picture(400, 200))
+    file = upload_file(alice, picture(400, 200), "image/png")
     first = _thumbnail(alice, file, 96, 96)
     (kept,) = [
         path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
@@ -219,14 +211,14 @@ def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
     assert _thumbnail(alice, file, 90, 90).body == b"kept"
     etag = first.headers["etag"]
     path = f"{THUMBNAIL}{file}?width=96&height=96"
-    again = alice.server.client.request(
+    repeated = alice.server.client.request(
         "GET", path, token=alice.token, headers={"If-None-Match": etag}
     )
-    assert (again.status, again.body) == (304, b"")
+    assert (repeated.status, repeated.body) == (304, b"")
 
 
 def test_the_number_of_stored_thumbnails_is_limited(alice: User, tmp_path: Path) -> None:
-    file = _upload(alice, picture(64, 64))
+    file = upload_file(alice, picture(64, 64), "image/png")
     sizes = [
         (step, step * part // ASPECT_STEPS)
         for step in SIZE_STEPS
@@ -257,7 +249,7 @@ def test_the_number_of_stored_thumbnails_is_limited(alice: User, tmp_path: Path)
     ],
 )
 def test_invalid_thumbnail_requests_are_refused(alice: User, query: str) -> None:
-    answer = alice.get(f"{THUMBNAIL}{_upload(alice, picture(10, 10))}?{query}")
+    answer = alice.get(f"{THUMBNAIL}{upload_file(alice, picture(10, 10), 'image/png')}?{query}")
     assert answer.status == 400
 
 
@@ -265,7 +257,7 @@ def test_without_authenticated_media_thumbnails_are_open(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
-    file = _upload(server.register("alice"), picture(400, 200))
+    file = upload_file(server.register("alice"), picture(400, 200), "image/png")
     for version in ("v3", "r0", "v1"):
         answer = server.get(
             f"/_matrix/media/{version}/thumbnail/{file}?width=96&height=96&method=crop"
@@ -294,35 +286,37 @@ HARMFUL = {
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_file_that_is_no_picture_has_no_thumbnail(alice: User, name: str) -> None:
-    file = _upload(alice, HARMFUL[name])
+    file = upload_file(alice, HARMFUL[name], "image/png")
     for _ in range(2):
         answer = _thumbnail(alice, file, 96, 96)
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN")
     assert alice.get(DOWNLOAD + file).body == HARMFUL[name]
-    assert _thumbnail(alice, _upload(alice, picture(400, 200)), 96, 96).status == 200
+    assert (
+        _thumbnail(alice, upload_file(alice, picture(400, 200), "image/png"), 96, 96).status == 200
+    )
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1)])
 def test_a_picture_with_too_many_pixels_has_no_thumbnail(
     alice: User, size: tuple[int, int]
 ) -> None:
-    answer = _thumbnail(alice, _upload(alice, claimed_png(*size)), 96, 96)
+    answer = _thumbnail(alice, upload_file(alice, claimed_png(*size), "image/png"), 96, 96)
     assert (answer.status, answer.errcode) in ((413, "M_TOO_LARGE"), (400, "M_UNKNOWN"))
 
 
 def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_image_pixels: 1000\n")
     alice = server.register("alice")
-    answer = _thumbnail(alice, _upload(alice, picture(100, 11)), 32, 32)
+    answer = _thumbnail(alice, upload_file(alice, picture(100, 11), "image/png"), 32, 32)
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
-    assert _thumbnail(alice, _upload(alice, picture(100, 10)), 32, 5).status == 200
+    assert _thumbnail(alice, upload_file(alice, picture(100, 10), "image/png"), 32, 5).status == 200
     server.app.media.close_workers()
 
 
 def test_a_video_gets_no_animated_thumbnail(alice: User) -> None:
     data = moving_picture(64, 64, ["red", "green"] * (MAX_FRAMES // 2 + 1))
     answer = _thumbnail(
-        alice, _upload(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop"
+        alice, upload_file(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop"
     )
     assert answer.headers["content-type"] == "image/png"
     assert opened(answer.body).size == (32, 32)
@@ -331,20 +325,14 @@ def test_a_video_gets_no_animated_thumbnail(alice: User) -> None:
 # Processes, and who waits for them.
 
 
-async def _content(files: MediaFiles, data: bytes) -> MediaContent:
-    stored = await files.add(io.BytesIO(data))
-    await files.settle(stored)
-    return MediaContent(stored.hash, stored.size, "image/png", None)
-
-
 def test_slow_thumbnails_do_not_delay_uploads(sqlite_database: Database, tmp_path: Path) -> None:
     images = ManualExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
     alice = server.register("alice")
-    file = _upload(alice, picture(400, 200))
+    file = upload_file(alice, picture(400, 200), "image/png")
     wanted = server.client.start("GET", f"{THUMBNAIL}{file}?width=96&height=96", token=alice.token)
     assert len(images.jobs) == 1
-    _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
+    upload_file(alice, turned_photo(400, 200, 6), "image/jpeg")
     images.run_queued()
     assert wanted.answer.status == 200
     server.app.media.close_workers()
@@ -353,7 +341,7 @@ def test_slow_thumbnails_do_not_delay_uploads(sqlite_database: Database, tmp_pat
 async def test_a_thumbnail_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
-    content = await _content(files, picture(400, 200))
+    content = await store_image(files, picture(400, 200))
     seconds = count(0, JOB_SECONDS)
     workers = ImageWorkers(executor=InlineExecutor(), cpu_time=lambda _: next(seconds))
     job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
@@ -366,7 +354,7 @@ async def test_a_crashed_worker_is_not_blamed_on_the_file(
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
-    content = await _content(files, picture(400, 200))
+    content = await store_image(files, picture(400, 200))
     times = iter([0.0, JOB_SECONDS])  # the first takes too long
     workers = ImageWorkers(executor=InlineExecutor(), cpu_time=lambda _: next(times, 0.0))
     thumbnails = Thumbnails(
@@ -385,7 +373,7 @@ async def test_a_crashed_worker_is_not_blamed_on_the_file(
 
 
 def test_a_broken_picture_is_retried_after_a_day(alice: User, tmp_path: Path) -> None:
-    file = _upload(alice, picture(400, 200))
+    file = upload_file(alice, picture(400, 200), "image/png")
     assert _thumbnail(alice, file, 96, 96).status == 200
     (kept,) = [
         path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
@@ -448,7 +436,7 @@ def test_only_configured_sizes_are_made(
     )
     alice = TestServer(tmp_path, sqlite_database, sizes + further).register("alice")
     try:
-        file = _upload(alice, picture(1000, 500))
+        file = upload_file(alice, picture(1000, 500), "image/png")
         assert opened(_thumbnail(alice, file, 50, 50, "&method=scale").body).size == size
     finally:
         alice.server.app.media.close_workers()
@@ -468,10 +456,10 @@ def test_configured_thumbnails_are_made_at_upload(
         tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{further}"
     ).register("alice")
     try:
-        _upload(alice, b"milk", "text/plain")
-        _upload(alice, b"milk", "image/png")  # no picture, whatever is said of it
+        upload_file(alice, b"milk", "text/plain")
+        upload_file(alice, b"milk", "image/png")  # no picture, whatever is said of it
         assert _kept(tmp_path) == set()
-        file = _upload(alice, picture(1000, 500))
+        file = upload_file(alice, picture(1000, 500), "image/png")
         assert _kept(tmp_path) == names
         assert opened(_thumbnail(alice, file, 96, 96, "&method=crop").body).size == (96, 96)
         address = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
@@ -501,8 +489,8 @@ def test_thumbnails_for_many_uploads_of_one_user_do_not_delay_others(
     alice, bob = server.register("alice"), server.register("bob")
     try:
         for width in range(200, 210):
-            _upload(alice, picture(width, 200))
-        file = _upload(bob, picture(400, 200))
+            upload_file(alice, picture(width, 200), "image/png")
+        file = upload_file(bob, picture(400, 200), "image/png")
         assert len(images.jobs) == 2  # one of each
         images.run_queued()
         assert len(list((tmp_path / "media_store" / "thumbnails").rglob("96x96-crop"))) == 2

@@ -10,6 +10,7 @@ from storage.engine.database import Database
 from storage.media.media import MediaStore
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
+from tests.helpers.media_files import stored_contents
 from tests.helpers.server import TestServer, User
 
 UPLOAD = "/_matrix/media/v3/upload"
@@ -50,10 +51,6 @@ def _create(user: User) -> str:
     return str(answer.json["content_uri"]).removeprefix("mxc://")
 
 
-def _kept(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
-
-
 # Uploading and downloading.
 
 
@@ -82,7 +79,7 @@ def test_a_long_file_is_streamed(alice: User, tmp_path: Path) -> None:
     body = bytes(range(256)) * 12_000
     got = alice.get(DOWNLOAD + _upload(alice, body))
     assert got.body == body
-    assert len(_kept(tmp_path)) == 1
+    assert len(stored_contents(tmp_path)) == 1
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
 
 
@@ -97,7 +94,7 @@ def test_equal_files_are_stored_once_with_their_own_metadata(
     first = _upload(alice, b"same", "text/plain", "?filename=a.txt")
     second = _upload(bob, b"same", "text/html", "?filename=b.html")
     assert first != second
-    assert len(_kept(tmp_path)) == 1
+    assert len(stored_contents(tmp_path)) == 1
     assert alice.get(DOWNLOAD + first).headers["content-disposition"] == "inline; filename=a.txt"
     assert (
         alice.get(DOWNLOAD + second).headers["content-disposition"] == "attachment; filename=b.html"

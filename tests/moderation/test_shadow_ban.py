@@ -5,6 +5,7 @@ import pytest
 from storage.directory.shadow_ban import ShadowRoomStore
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.remote_membership import members
 from tests.helpers.room_actions import (
     V3,
     all_texts,
@@ -33,11 +34,6 @@ def mallory(server: TestServer, root: User) -> User:
     mallory = server.register("mallory")
     assert root.post(path_of(mallory)).status == 200
     return mallory
-
-
-def members(user: User, room_id: str) -> dict[str, str]:
-    chunk = ok(user.get(f"{room_path(room_id)}/members"))["chunk"]
-    return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
 def test_sent_events_reach_nobody(

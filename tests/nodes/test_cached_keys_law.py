@@ -16,12 +16,10 @@ from federation.protocol.ids import UserID
 from homeserver.services.encryption.device_keys import build_public_keys, present_keys
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
-from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
+from tests.helpers.logins import another_device, password_auth
+from tests.helpers.node_pair import PollingNodes
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_two_nodes import Nodes, nodes
-
-__all__ = ["nodes"]
 
 
 class Person:
@@ -37,18 +35,18 @@ class Person:
 class KeyModel:
     """Operations of some users."""
 
-    def __init__(self, nodes: Nodes, chance: Random) -> None:
-        self._nodes = nodes
+    def __init__(self, polling_nodes: PollingNodes, chance: Random) -> None:
+        self._nodes = polling_nodes
         self._chance = chance
         self._seeds = count(1)
-        self._people = [Person(nodes.first.register(f"p{uuid4().hex}")) for _ in range(3)]
+        self._people = [Person(polling_nodes.first.register(f"p{uuid4().hex}")) for _ in range(3)]
         for person in self._people:
             self._publish(person, person.user)
         self.steps: list[Callable[[], object]] = [
             self.ask,
             self.ask,
             self.ask,
-            nodes.wait,
+            polling_nodes.wait,
             self._begin,
             self._end,
             self._rename,
@@ -133,8 +131,7 @@ class KeyModel:
         person.master = body
         answer = user.post(f"{V3}/keys/device_signing/upload", keys)
         if answer.status == 401:
-            identifier = {"type": "m.id.user", "user": user.user_id}
-            auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+            auth = password_auth(user.user_id)
             auth["session"] = answer.json["session"]
             answer = user.post(f"{V3}/keys/device_signing/upload", {**keys, "auth": auth})
         assert answer.status == 200, answer.body
@@ -171,11 +168,11 @@ class KeyModel:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 2**32))
-def test_cached_keys_match_the_stored_ones(nodes: Nodes, seed: int) -> None:
+def test_cached_keys_match_the_stored_ones(polling_nodes: PollingNodes, seed: int) -> None:
     chance = Random(seed)
-    model = KeyModel(nodes, chance)
+    model = KeyModel(polling_nodes, chance)
     for _ in range(60):
         chance.choice(model.steps)()
-    nodes.wait()
+    polling_nodes.wait()
     for _ in range(6):
         model.ask()

@@ -205,25 +205,25 @@ def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
 def test_pending_notes_are_dropped_when_the_last_other_node_leaves() -> None:
     clock, received = Clock(), list[str]()
 
-    async def tell(bodies: Sequence[str]) -> None:
+    async def send(bodies: Sequence[str]) -> None:
         received.extend(bodies)
 
     notes = NodeMessages(clock)
-    notes.connect(tell)
+    notes.connect(send)
     for number in range(3):
         notes.queue("tea", number, number)
     notes.connect(None)
-    notes.connect(tell)
+    notes.connect(send)
     notes.queue("tea", 9, 9)
     clock.pump([0.1] * 3)
     assert received == ['[["tea",9]]']
 
 
 def test_an_invalid_note_does_not_affect_other_notes() -> None:
-    notes, heard = NodeMessages(Clock()), list[int]()
-    notes.subscribe("tea", int, lambda _node, note: heard.append(note))
-    notes.subscribe("milk", int, lambda _node, note: heard.append(note))
+    notes, notes_received = NodeMessages(Clock()), list[int]()
+    notes.subscribe("tea", int, lambda _node, note: notes_received.append(note))
+    notes.subscribe("milk", int, lambda _node, note: notes_received.append(note))
     notes.receive(2, '[["tea",{"of":"tomorrow"}],["sugar",1],["milk",2],["tea",3]]')
     for body in ("", "[", "[[]]", '{"tea":1}', '["tea",1]', "\ud800"):
         notes.receive(2, body)
-    assert heard == [2, 3]
+    assert notes_received == [2, 3]

@@ -1,52 +1,19 @@
 """Two nodes on one PostgreSQL database. One sends a declined invite to another server late;
 meanwhile the user joins the room through the other node."""
 
-from pathlib import Path
-
-from storage.engine.database import Database, PostgresConfig
-from tests.conftest import run_coroutine
-from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.network import Network, NetworkWire
+from tests.helpers.federated_rooms import NORTH, SOUTH, two_users
+from tests.helpers.node_network import NodeNetwork
 from tests.helpers.room_actions import V3, create, get_state, invite, membership, ok
-from tests.helpers.server import TestServer, User
-
-NORTH, SOUTH = "north.example", "south.example"
+from tests.helpers.server import move_user
 
 
 async def test_a_late_decline_does_not_undo_a_join_through_another_node(
-    tmp_path: Path, sqlite_template: Path, postgresql: PostgresConfig
+    node_network: NodeNetwork,
 ) -> None:
-    databases: list[Database] = []
-
-    def open_another() -> Database:
-        # Bob's server is the second
-        databases.append(
-            open_inline(
-                postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)
-            )
-        )
-        return databases[-1]
-
-    network = Network(tmp_path, open_another)
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
-    folder = tmp_path / "other"
-    folder.mkdir()
-    databases.append(open_inline(postgresql))
-    other = TestServer(
-        folder,
-        databases[-1],
-        "database: {name: psycopg2, args: {}}\n",
-        seed=99,
-        server_name=SOUTH,
-        clock=network.clock,
-        wire=NetworkWire(network, SOUTH),
-        key=bob.server.app.federation.identity.key,
-    )
-    assert other.app.peer_nodes is not None
-    other.app.peer_nodes.start()
-    there = User(
-        other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-    )
+    network = node_network.network
+    alice, bob = two_users(network)
+    other = node_network.start_other_node()
+    there = move_user(other, bob)
     room_id = create(alice, preset="public_chat")
     invite(alice, room_id, bob)
     network.cut(NORTH, SOUTH)
@@ -66,6 +33,3 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
         bob.server.run(bob.server.app.federated_rooms.leaving.do_send_pending(16))
 
     assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
-    other.app.peer_nodes.stop()
-    for database in databases:
-        run_coroutine(database.close(), None)

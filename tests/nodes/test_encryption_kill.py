@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from storage.encryption.to_device import MIN_LOGGED
 from storage.engine.database import PostgresConfig, SQLiteConfig
+from tests.helpers.logins import password_auth
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.server_process import RunningServer, ServerFiles
 
@@ -110,11 +111,7 @@ def test_no_key_is_claimed_twice_and_no_message_is_lost(
             server.request("POST", f"{V3}/keys/upload", {"one_time_keys": keys}, token=bobs).status
             == 200
         )
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "bob"},
-            "password": "wonderland",
-        }
+        login = password_auth("bob")
         others = [
             server.request("POST", f"{V3}/login", login).json["device_id"]
             for _ in range(MIN_LOGGED)
@@ -132,19 +129,19 @@ def test_no_key_is_claimed_twice_and_no_message_is_lost(
             kills < MOST_KILLS and sum(each.caller.repeated for each in people.values()) < KILLS
         ):
             kills += 1
-            where.tell(server)
+            where.set_server(server)
             # soon after the start, and later
             where.wait_until_asked(
                 random.randrange(1, 40) if kills % 2 else random.randrange(100, 200)
             )
             time.sleep(random.uniform(0, 0.005))
-            where.tell(None)
+            where.set_server(None)
             server.kill()
             server = files.start()
-        where.tell(server)
+        where.set_server(server)
         while any(each.sent <= KILLS and each.is_alive() for each in people.values()):
             time.sleep(0.01)
-        where.tell(server, over=True)
+        where.set_server(server, over=True)
         for person in people.values():
             person.join(120)
             assert person.trouble is None, person.trouble

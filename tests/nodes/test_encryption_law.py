@@ -15,13 +15,12 @@ from uuid import uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.keys import V3, identity_keys, query, upload
+from tests.helpers.logins import password_auth
+from tests.helpers.node_pair import PollingNodes
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
-from tests.nodes.test_device_keys import ENCRYPTED
-from tests.nodes.test_two_nodes import Nodes, nodes
-
-__all__ = ["nodes"]
 
 ALGORITHM: Final = "signed_curve25519"
 FALLBACK: Final = {f"{ALGORITHM}:fallback": {"key": "fallback", "fallback": True}}
@@ -41,18 +40,18 @@ class Device:
         self.uploads: list[list[str]] = []
         self.since: str | None = None
         self.sent: list[int] = []
-        self.heard: list[int] = []
+        self.received: list[int] = []
 
 
 class EncryptionModel:
     """Bob has devices, Alice writes to them; each step runs on one of the nodes."""
 
-    def __init__(self, nodes: Nodes) -> None:
-        self._nodes = nodes
-        self._servers = (nodes.first, nodes.second)
-        self._alice = nodes.first.register(f"alice{uuid4().hex}")
-        self._bob = nodes.first.register(f"bob{uuid4().hex}")
-        body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
+    def __init__(self, polling_nodes: PollingNodes) -> None:
+        self._nodes = polling_nodes
+        self._servers = (polling_nodes.first, polling_nodes.second)
+        self._alice = polling_nodes.first.register(f"alice{uuid4().hex}")
+        self._bob = polling_nodes.first.register(f"bob{uuid4().hex}")
+        body = {"preset": "public_chat", "initial_state": [ENCRYPTION_EVENT]}
         room_id = self._alice.post(f"{V3}/createRoom", body).json["room_id"]
         assert self._bob.post(f"{V3}/join/{room_id}").status == 200
         self._devices: dict[str, Device] = {}
@@ -71,7 +70,7 @@ class EncryptionModel:
             "read": self._read,
             "ask": self._ask,
             "look": self._look,
-            "wait": lambda _node, _name: nodes.wait(),
+            "wait": lambda _node, _name: polling_nodes.wait(),
         }
 
     def check_end(self) -> None:
@@ -85,18 +84,12 @@ class EncryptionModel:
             for name, device in self._devices.items():
                 answer = self._read(node, name)
                 assert answer["device_one_time_keys_count"] == {ALGORITHM: len(device.keys)}
-                assert device.heard == device.sent
+                assert device.received == device.sent
 
     def _begin(self, node: TestServer, name: str) -> None:
         if name in self._devices:
             return
-        identifier = {"type": "m.id.user", "user": self._bob.user_id}
-        body = {
-            "type": "m.login.password",
-            "identifier": identifier,
-            "password": "wonderland",
-            "device_id": name,
-        }
+        body = {**password_auth(self._bob.user_id), "device_id": name}
         answer = node.post(f"{V3}/login", body)
         assert answer.status == 200, answer.body
         user = User(node, answer.json)
@@ -164,8 +157,8 @@ class EncryptionModel:
         device.user.server = node
         answer = sync(device.user, device.since)
         device.since = answer["next_batch"]
-        device.heard += [event["content"]["n"] for event in answer["to_device"]["events"]]
-        assert device.heard == device.sent[: len(device.heard)]
+        device.received += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        assert device.received == device.sent[: len(device.received)]
         return answer
 
     def _ask(self, node: TestServer, _name: str) -> None:
@@ -188,9 +181,11 @@ class EncryptionModel:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
-def test_keys_devices_and_messages_agree_on_both_nodes(nodes: Nodes, data: st.DataObject) -> None:
-    model = EncryptionModel(nodes)
+def test_keys_devices_and_messages_agree_on_both_nodes(
+    polling_nodes: PollingNodes, data: st.DataObject
+) -> None:
+    model = EncryptionModel(polling_nodes)
     steps = st.tuples(st.sampled_from(sorted(model.steps)), st.booleans(), st.sampled_from(NAMES))
     for step, is_second, name in data.draw(st.lists(steps, min_size=15, max_size=40)):
-        model.steps[step](nodes.second if is_second else nodes.first, name)
+        model.steps[step](polling_nodes.second if is_second else polling_nodes.first, name)
     model.check_end()

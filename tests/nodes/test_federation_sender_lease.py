@@ -11,48 +11,35 @@ from federation.protocol.ids import ServerName
 from storage.engine.database import PostgresConfig
 from storage.engine.interface import NodeChannel
 from tests.conftest import run_coroutine
-from tests.federation.sender.test_sender import DESTINATIONS
 from tests.helpers.clocks import settle
-from tests.helpers.databases import open_inline
+from tests.helpers.federation_sender import DESTINATIONS
 from tests.helpers.leases import kill_part, set_node
+from tests.helpers.node_pair import SeparateNodes
 from tests.helpers.recording_wire import RecordingWire, pretend_member
-from tests.helpers.server import TestServer, User, make_admin
+from tests.helpers.server import TestServer, make_admin, move_user
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 
 
-class SendingNodes:
+class SendingNodes(SeparateNodes):
     """Two nodes with separate wires, and a room with a user of another server."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.wires = [RecordingWire(), RecordingWire()]
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.servers: list[TestServer] = []
-        for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(
-                of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number]
-            )
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.start()
+        super().__init__(folder, config, [{"wire": each} for each in self.wires])
+        for server in self.servers:
             server.app.federation_sender.sender.start()
-            self.servers.append(server)
         self.alice = self.servers[0].register("alice")
         self.room_id = str(
             self.alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
         )
 
     def say(self, node: int, text: str) -> None:
-        session = {
-            "user_id": self.alice.user_id,
-            "access_token": self.alice.token,
-            "device_id": self.alice.device_id,
-        }
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
-        answer = User(self.servers[node], session).put(path, {"msgtype": "m.text", "body": text})
+        answer = move_user(self.servers[node], self.alice).put(
+            path, {"msgtype": "m.text", "body": text}
+        )
         assert answer.status == 200, answer.body
 
     def wait(self, seconds: int = 1) -> None:
@@ -60,12 +47,6 @@ class SendingNodes:
             for server in self.servers:
                 server.clock.advance(1)
                 settle(server)
-
-    def close(self) -> None:
-        for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.stop()
-            run_coroutine(database.close(), None)
 
 
 @pytest.fixture
@@ -159,11 +140,11 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     nodes.say(0, "one")
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(
+    restarted = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0]
     )
-    again.app.federation_sender.sender.start()
-    settle(again)
+    restarted.app.federation_sender.sender.start()
+    settle(restarted)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
 
 

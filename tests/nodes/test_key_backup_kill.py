@@ -138,18 +138,18 @@ def test_no_acknowledged_key_is_lost(
             kills < MOST_KILLS and sum(person.caller.repeated for person in people) < KILLS
         ):
             kills += 1
-            where.tell(server)
+            where.set_server(server)
             where.wait_until_asked(random.randrange(1, 40))
             time.sleep(random.uniform(0, 0.005))
-            where.tell(None)
+            where.set_server(None)
             server.kill()
             server = files.start()
             for person in people:
                 check_backup(server, person)
-        where.tell(server)
+        where.set_server(server)
         while any(person.answered <= KILLS and person.is_alive() for person in people):
             time.sleep(0.01)
-        where.tell(server, over=True)
+        where.set_server(server, over=True)
         for person in people:
             person.join(120)
             assert person.trouble is None, person.trouble

@@ -210,15 +210,15 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             sender.start()
         starts = []
         for _ in range(ROUNDS):
-            where.tell(server)
+            where.set_server(server)
             where.wait_until_asked(random.randrange(1, 60))
             time.sleep(random.uniform(0, 0.005))
-            where.tell(None)
+            where.set_server(None)
             server.kill()
             server = files.start()
             starts.append(server.seconds_to_start)
             watcher.look(server)
-        where.tell(server, over=True)
+        where.set_server(server, over=True)
         for sender in senders:
             sender.join(120)
             assert sender.trouble is None, sender.trouble

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from storage.engine.database import SQLiteConfig
 from storage.media.shared_contents import Role
 from tests.helpers.media_crash_process import MILK, MOMENTS, CrashPlan, Opened
-from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+from tests.helpers.object_store import Bucket
 from tests.helpers.programs import start_program
 from tests.helpers.server_process import RunningServer, ServerFiles
 
@@ -26,17 +26,6 @@ SEED = 1447
 ROUNDS = 2
 UPLOADERS = 4
 DOWNLOAD = "/_matrix/client/v1/media/download/"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
-        yield store
-
-
-@pytest.fixture
-def bucket(running: RunningObjectStore) -> Bucket:
-    return running.bucket()
 
 
 def _killed_at(
@@ -80,16 +69,16 @@ async def test_a_kill_at_any_moment_of_an_operation_loses_nothing(
     await first.database.close()
     _killed_at(moment, sqlite, tmp_path, bucket, role, work)
 
-    again = Opened(sqlite, tmp_path, bucket.config(), role)
-    used = await again.recover()
+    restarted = Opened(sqlite, tmp_path, bucket.config(), role)
+    used = await restarted.recover()
     assert hashlib.sha256(b"other").digest() in used
     if work == "level":
         assert len(used) == 2
-        while await again.levelling.rebalance(10):
+        while await restarted.levelling.rebalance(10):
             pass
         assert len(bucket.names()) == (0 if role == "retired" else 2)
     for digest in used:
-        opened = await again.contents.open(digest)
+        opened = await restarted.contents.open(digest)
         assert opened is not None
         assert hashlib.sha256(await opened.read(0, opened.size)).digest() == digest
         opened.close()
@@ -102,7 +91,7 @@ async def test_a_kill_at_any_moment_of_an_operation_loses_nothing(
         path.name for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()
     } == {each.hex() for each in used}
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
-    await again.database.close()
+    await restarted.database.close()
 
 
 class Uploader(threading.Thread):

@@ -125,23 +125,23 @@ class Pair:
         self.is_sure = is_sure
         self.clock = Clock()
         self.here, self.there = Streams(), Streams()
-        notes, heard = NodeMessages(self.clock), NodeMessages(self.clock)
+        notes, other_notes = NodeMessages(self.clock), NodeMessages(self.clock)
         OutgoingChanges(streams=self.here, messages=notes)
-        self.others = IncomingChanges(streams=self.there, clock=self.clock, messages=heard)
+        self.others = IncomingChanges(streams=self.there, clock=self.clock, messages=other_notes)
         self.recent = RecentChanges(streams=self.there, incoming_changes=self.others)
         self.all_changes = Streams()
         self.truth = RecentChanges(streams=self.all_changes)
         self.longest = 0
-        heard.connect(lambda _bodies: succeed(None))
+        other_notes.connect(lambda _bodies: succeed(None))
 
-        async def tell(bodies: Sequence[str]) -> None:
+        async def send(bodies: Sequence[str]) -> None:
             for body in bodies:
                 self.longest = max(self.longest, len(body.encode()))
                 if is_sure or random.random() < 0.9:
                     delay = 0.0 if is_sure else random.choice((0.0, 0.05, 0.3, 2.0))
-                    self.clock.callLater(delay, heard.receive, 1, body)
+                    self.clock.callLater(delay, other_notes.receive, 1, body)
 
-        notes.connect(tell)
+        notes.connect(send)
 
     def changes(self, count: int) -> list[Change]:
         head = max(self.here.current(), self.there.current())

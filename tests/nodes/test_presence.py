@@ -8,6 +8,7 @@ from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.presence import MESSAGE_LIFETIME
 from homeserver.services.presence.remote_users import PresenceUpdate
 from tests.helpers.node_pair import NodePair
+from tests.helpers.presence import get_presence, set_presence
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
 from tests.helpers.sync_requests import Rooms, poll, sync
@@ -37,17 +38,6 @@ def shown(answer: Any) -> dict[str, str]:
     }
 
 
-def status(user: User, of: User) -> Any:
-    answer = user.get(f"{V3}/presence/{of.user_id}/status")
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def put(user: User, presence: str, **more: Any) -> None:
-    answer = user.put(f"{V3}/presence/{user.user_id}/status", {"presence": presence, **more})
-    assert answer.status == 200, answer.body
-
-
 def test_a_user_who_comes_and_goes_on_one_node_is_seen_on_the_other(
     nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
@@ -56,11 +46,11 @@ def test_a_user_who_comes_and_goes_on_one_node_is_seen_on_the_other(
     nodes.wait(1)
     assert waiting.done
     assert shown(waiting.answer.json) == {alice[0].user_id: "online", bob[0].user_id: "online"}
-    assert status(bob[1], alice[0])["presence"] == "online"
+    assert get_presence(bob[1], alice[0])["presence"] == "online"
     since = waiting.answer.json["next_batch"]
     nodes.wait(32)
     assert shown(sync(bob[1], since))[alice[0].user_id] == "offline"
-    assert status(bob[1], alice[0])["presence"] == "offline"
+    assert get_presence(bob[1], alice[0])["presence"] == "offline"
 
 
 def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
@@ -72,10 +62,10 @@ def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
         )
         nodes.wait(20)
         assert waiting.done
-        assert status(bob[1], alice[0])["presence"] == "online"
+        assert get_presence(bob[1], alice[0])["presence"] == "online"
     nodes.end_first()
     nodes.wait(MESSAGE_LIFETIME + 2)
-    assert status(bob[1], alice[0])["presence"] == "offline"
+    assert get_presence(bob[1], alice[0])["presence"] == "offline"
 
 
 def test_activity_on_another_node_prevents_idleness(
@@ -89,7 +79,7 @@ def test_activity_on_another_node_prevents_idleness(
         rooms.read(alice[1], room_id, rooms.say(alice[1], room_id))
         nodes.wait(20)
         assert waiting.done
-    assert [status(user, alice[0])["presence"] for user in bob] == ["online", "online"]
+    assert [get_presence(user, alice[0])["presence"] for user in bob] == ["online", "online"]
 
 
 def test_a_state_and_a_status_hold_on_all_nodes(
@@ -98,16 +88,16 @@ def test_a_state_and_a_status_hold_on_all_nodes(
     for user in alice:
         sync(user)
     nodes.wait(1)
-    assert [status(user, alice[0])["presence"] for user in bob] == ["online", "online"]
-    put(alice[1], "unavailable", status_msg="at lunch")
+    assert [get_presence(user, alice[0])["presence"] for user in bob] == ["online", "online"]
+    set_presence(alice[1], "unavailable", status_msg="at lunch")
     nodes.wait(1)
     for user in bob:
-        found = status(user, alice[0])
+        found = get_presence(user, alice[0])
         assert (found["presence"], found["status_msg"]) == ("unavailable", "at lunch")
-    put(alice[0], "online")
+    set_presence(alice[0], "online")
     nodes.wait(1)
     for user in bob:
-        found = status(user, alice[0])
+        found = get_presence(user, alice[0])
         assert (found["presence"], found.get("status_msg")) == ("online", None)
 
 

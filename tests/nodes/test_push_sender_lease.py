@@ -14,36 +14,26 @@ from storage.engine.interface import NodeChannel
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherRow
 from storage.retention.purging import PurgeCause, PurgingStore
-from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
-from tests.helpers.databases import open_inline
 from tests.helpers.keys import sync
 from tests.helpers.leases import kill_part, set_node
+from tests.helpers.logins import password_auth
+from tests.helpers.node_pair import SeparateNodes
 from tests.helpers.push_gateway import PushGateway, set_pusher
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import poll, token
 
 V3 = "/_matrix/client/v3"
 
 
-class PushingNodes:
+class PushingNodes(SeparateNodes):
     """Two nodes with separate push gateways, a room, and Alice, who has a pusher."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.gateways = [PushGateway(), PushGateway()]
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.servers: list[TestServer] = []
-        for number in range(2):
-            of_node = folder / str(number)
-            of_node.mkdir()
-            text = "database: {name: psycopg2, args: {}}\n"
-            server = TestServer(
-                of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number]
-            )
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.start()
+        super().__init__(folder, config, [{"web": each} for each in self.gateways])
+        for server in self.servers:
             server.app.pushers.start()
-            self.servers.append(server)
         self.alice, self.bob = self.servers[0].register("alice"), self.servers[0].register("bob")
         self.room_id = str(
             self.bob.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
@@ -51,8 +41,7 @@ class PushingNodes:
         assert self.alice.post(f"{V3}/join/{self.room_id}").status == 200
 
     def on(self, node: int, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.servers[node], session)
+        return move_user(self.servers[node], user)
 
     def say(self, node: int, text: str) -> str:
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
@@ -75,12 +64,6 @@ class PushingNodes:
             ]
             for gateway in self.gateways
         ]
-
-    def close(self) -> None:
-        for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.stop()
-            run_coroutine(database.close(), None)
 
 
 def purge(server: TestServer, event_id: str) -> None:
@@ -191,11 +174,11 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     nodes.gateways[0].taken.clear()
     text = "database: {name: psycopg2, args: {}}\n"
     now = nodes.servers[0].clock.seconds()
-    again = TestServer(
+    restarted = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, web=nodes.gateways[0]
     )
-    again.app.pushers.start()
-    settle(again)
+    restarted.app.pushers.start()
+    settle(restarted)
     assert nodes.texts() == [["one"], []]
 
 
@@ -392,8 +375,7 @@ def test_a_user_who_reads_at_the_pushing_node_gets_no_push_for_a_receipt_on_any_
     """The pushing node does not know that a user reads through the other node, and pushes at
     once."""
     set_pusher(nodes.alice)
-    identifier = {"type": "m.id.user", "user": nodes.alice.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    body = password_auth(nodes.alice.user_id)
     desk = User(nodes.servers[0], nodes.servers[0].post(f"{V3}/login", body).json)
 
     def read(event_id: str) -> None:

@@ -4,35 +4,23 @@ if the others hang or are cut off."""
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psycopg2
-import pytest
 from psycopg2.extensions import make_dsn
 
 from homeserver.cluster.peer_nodes import TRUST_SECONDS
 from storage.engine.database import PostgresConfig
+from tests.helpers.logins import password_auth
 from tests.helpers.programs import run_program
-from tests.helpers.server_process import SECONDS_TO_START, RunningServer, ServerFiles
+from tests.helpers.server_process import SECONDS_TO_START, RunningServer
 
 V3 = "/_matrix/client/v3"
 SLIDING = "/_matrix/client/v4/sync"
 ROUNDS = 25
-
-
-@pytest.fixture
-def nodes(
-    tmp_path: Path, postgresql: PostgresConfig
-) -> Iterator[tuple[RunningServer, RunningServer]]:
-    files = ServerFiles(tmp_path / "node", postgresql)
-    try:
-        yield files.start(), files.start()
-    finally:
-        files.end()
 
 
 def whoami(server: RunningServer, token: str) -> Any:
@@ -45,23 +33,20 @@ ENDED = (401, "M_UNKNOWN_TOKEN")
 
 
 def sign_in(server: RunningServer, password: str = "wonderland", name: str = "alice") -> str:
-    who = {"type": "m.id.user", "user": name}
-    reply = server.request(
-        "POST", f"{V3}/login", {"type": "m.login.password", "identifier": who, "password": password}
-    )
+    reply = server.request("POST", f"{V3}/login", password_auth(name, password))
     assert reply.status == 200, reply.body
     return str(reply.json["access_token"])
 
 
 def test_a_session_has_ended_on_all_nodes_when_the_logout_is_answered(
-    nodes: tuple[RunningServer, RunningServer],
+    processes: tuple[RunningServer, RunningServer],
 ) -> None:
-    nodes[0].register("alice")
+    processes[0].register("alice")
     took = []
     for number in range(ROUNDS):
-        here, there = nodes[number % 2], nodes[1 - number % 2]
+        here, there = processes[number % 2], processes[1 - number % 2]
         token, other = sign_in(here), sign_in(there)
-        for server in nodes:
+        for server in processes:
             assert [whoami(server, each)[0] for each in (token, other)] == [200, 200]
         began = time.monotonic()
         path = "logout" if number % 3 else "logout/all"
@@ -74,19 +59,19 @@ def test_a_session_has_ended_on_all_nodes_when_the_logout_is_answered(
 
 
 def test_a_device_deleted_by_an_administrator_is_signed_out_on_all_nodes(
-    nodes: tuple[RunningServer, RunningServer], tmp_path: Path
+    processes: tuple[RunningServer, RunningServer], tmp_path: Path
 ) -> None:
     config = str(tmp_path / "node" / "homeserver.yaml")
     arguments = ["create-user", "root", "--admin", "--password-file", "-", "-c", config]
     made = run_program("homeserver", *arguments, given="wonderland\n", timeout=SECONDS_TO_START)
     assert made.returncode == 0, made.stderr
-    nodes[0].register("alice")
-    root = sign_in(nodes[0], name="root")
+    processes[0].register("alice")
+    root = sign_in(processes[0], name="root")
     path = "/_synapse/admin/v2/users/@alice:localhost"
     for number in range(ROUNDS):
-        here, there = nodes[number % 2], nodes[1 - number % 2]
+        here, there = processes[number % 2], processes[1 - number % 2]
         token, kept = sign_in(here), sign_in(there)
-        for server in nodes:
+        for server in processes:
             assert [whoami(server, each)[0] for each in (token, kept)] == [200, 200]
         device = here.request("GET", f"{V3}/account/whoami", token=token).json["device_id"]
         if number % 2:
@@ -97,7 +82,7 @@ def test_a_device_deleted_by_an_administrator_is_signed_out_on_all_nodes(
             )
         assert removed.status == 200, removed.body
         assert [whoami(server, token) for server in (there, here)] == [ENDED, ENDED]
-        assert [whoami(server, kept)[0] for server in nodes] == [200, 200]
+        assert [whoami(server, kept)[0] for server in processes] == [200, 200]
 
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
@@ -124,9 +109,9 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
 
 
 def test_a_long_poll_on_another_node_gets_nothing_more(
-    nodes: tuple[RunningServer, RunningServer],
+    processes: tuple[RunningServer, RunningServer],
 ) -> None:
-    here, there = nodes
+    here, there = processes
     bob = here.register("bob")
     room = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=bob).json[
         "room_id"
@@ -152,9 +137,9 @@ def test_a_long_poll_on_another_node_gets_nothing_more(
 
 
 def test_a_node_that_hung_refuses_the_revoked_token(
-    nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
+    processes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
 ) -> None:
-    here, there = nodes
+    here, there = processes
     here.register("alice")
     token = sign_in(here)
     assert whoami(there, token)[0] == 200
@@ -169,9 +154,9 @@ def test_a_node_that_hung_refuses_the_revoked_token(
 
 
 def test_a_disconnected_node_refuses_the_revoked_token(
-    nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
+    processes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
 ) -> None:
-    here, there = nodes
+    here, there = processes
     here.register("alice")
     for _ in range(5):
         token = sign_in(here)

@@ -23,7 +23,7 @@ from tests.helpers.server_process import RunningServer, ServerFiles
 @contextmanager
 def silent_scanner(path: str) -> Iterator[threading.Event]:
     """Run a scanner that accepts all data and never answers. The event is set when it gets data."""
-    heard = threading.Event()
+    received = threading.Event()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen()
@@ -36,12 +36,12 @@ def silent_scanner(path: str) -> Iterator[threading.Event]:
             except OSError:
                 return
             connections.append(connection)
-            heard.set()
+            received.set()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield heard
+        yield received
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
@@ -80,11 +80,11 @@ def test_files_are_scanned_after_a_kill_between_storing_and_scanning(
     )
     bodies = (EICAR, TEA, EICAR + b" nobody asks", b"nobody asks")
     try:
-        with silent_scanner(scanners.unix.removeprefix("unix:")) as heard:
+        with silent_scanner(scanners.unix.removeprefix("unix:")) as received:
             server = files.start()
             token = server.register("alice")
             addresses = [_upload(server, token, body) for body in bodies]
-            assert heard.wait(60)
+            assert received.wait(60)
             waiting = server.request("GET", f"{DOWNLOAD}/{addresses[0]}?timeout_ms=50", token=token)
             assert (waiting.status, waiting.json["errcode"]) == (504, "M_NOT_YET_UPLOADED")
             server.kill()
@@ -109,13 +109,13 @@ def test_files_are_scanned_after_a_kill_between_storing_and_scanning(
 def _scan_what_is_left(
     database: Database, scanners: RunningScanners, tmp_path: Path, token: str, addresses: list[str]
 ) -> None:
-    again = tmp_path / "again"
-    again.mkdir()
+    repeated = tmp_path / "again"
+    repeated.mkdir()
     config = (
         f"media_store_path: {tmp_path}/server/media_store\nmedia_scanning:"
         f" {{clamd: '{scanners.unix}'}}\n"
     )
-    server = TestServer(again, database, config, server_name="localhost", now=4_000_000_000.0)
+    server = TestServer(repeated, database, config, server_name="localhost", now=4_000_000_000.0)
     do_jobs(server)
 
     def get(path: str) -> Answer:

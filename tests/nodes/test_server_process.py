@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
+from tests.helpers.logins import password_auth
 from tests.helpers.programs import run_program
 from tests.helpers.server_process import SECONDS_TO_START, ServerFiles, UnixConnection, exchange
 
@@ -254,11 +255,7 @@ def test_an_account_is_created_while_the_server_runs(
         )
         assert made.returncode == 0, made.stderr
         assert "@root:localhost" in made.stdout
-        login = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "root"},
-            "password": "correct horse",
-        }
+        login = password_auth("root", "correct horse")
         reply = server.request("POST", "/_matrix/client/v3/login", login)
         assert reply.status == 200, reply.body
         assert server.stop() == 0

@@ -1,64 +1,19 @@
 """Two nodes on one PostgreSQL database: a change through one is visible through the other within a
 second."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from federation.protocol.ids import UserID
 from homeserver.services.push.user_rules import UserRuleCache, UserRules
-from storage.engine.database import PostgresConfig
-from tests.conftest import run_coroutine
-from tests.helpers.databases import open_inline
+from tests.helpers.node_pair import PollingNodes
 from tests.helpers.room_actions import create, say, set_state
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import move_user
 from tests.helpers.sliding_client import SlidingClient, a_list, act, state_of
 from tests.helpers.sync_requests import sync
 
 V3 = "/_matrix/client/v3"
-POSTGRES = "database: {name: psycopg2, args: {}}\n"
-
-
-class Nodes:
-    """Two nodes that share everything except their memory."""
-
-    def __init__(self, folder: Path, config: PostgresConfig) -> None:
-        self.databases = [open_inline(config) for _ in range(2)]
-        self.first, self.second = (
-            TestServer(folder, database, POSTGRES, seed=seed)
-            for seed, database in enumerate(self.databases, 1)
-        )
-        for server in (self.first, self.second):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.start()
-
-    def here_and_there(self, name: str) -> tuple[User, User]:
-        """Register a user and return the session at both nodes."""
-        here = self.first.register(name)
-        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
-        return here, User(self.second, session)
-
-    def wait(self) -> None:
-        """Advance the clock by a second."""
-        for server in (self.first, self.second):
-            server.clock.advance(1.0)
-            for _ in range(3):
-                server.clock.advance(0)
-
-    def close(self) -> None:
-        for server, database in zip((self.first, self.second), self.databases, strict=True):
-            assert server.app.peer_nodes is not None
-            server.app.peer_nodes.stop()
-            run_coroutine(database.close(), None)
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[Nodes]:
-    made = Nodes(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 def bodies(answer: Any, room_id: str) -> list[str]:
@@ -68,65 +23,71 @@ def bodies(answer: Any, room_id: str) -> list[str]:
     ]
 
 
-def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
+def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(
+    polling_nodes: PollingNodes,
+) -> None:
+    here, there = polling_nodes.here_and_there("alice")
     room_id = create(here, preset="public_chat")
     since = sync(there)["next_batch"]
     pending = there.start("GET", f"{V3}/sync?since={since}&timeout=30000")
     say(here, room_id, "salom")
     was_done = pending.done
-    nodes.wait()
+    polling_nodes.wait()
     assert (was_done, pending.done) == (False, True)
     assert bodies(pending.answer.json, room_id) == ["salom"]
 
 
-def test_both_nodes_send_to_a_room_in_turn(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
+def test_both_nodes_send_to_a_room_in_turn(polling_nodes: PollingNodes) -> None:
+    here, there = polling_nodes.here_and_there("alice")
     room_id = create(here, preset="public_chat")
     since = sync(here)["next_batch"]
     for number in range(6):
         say((here, there)[number % 2], room_id, f"m{number}")
-    nodes.wait()
+    polling_nodes.wait()
     for user in (here, there):
         assert bodies(sync(user, since), room_id) == [f"m{number}" for number in range(6)]
 
 
-def test_state_set_through_one_node_is_read_through_the_other(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
+def test_state_set_through_one_node_is_read_through_the_other(polling_nodes: PollingNodes) -> None:
+    here, there = polling_nodes.here_and_there("alice")
     room_id = create(here, preset="public_chat")
     path = f"{V3}/rooms/{room_id}/state/m.room.topic/"
     for number in range(3):
         assert here.put(path, {"topic": f"{number}"}).status == 200
-        nodes.wait()
+        polling_nodes.wait()
         assert there.get(path).json["topic"] == f"{number}"
 
 
-def test_a_redaction_through_one_node_removes_the_content_on_the_other(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
+def test_a_redaction_through_one_node_removes_the_content_on_the_other(
+    polling_nodes: PollingNodes,
+) -> None:
+    here, there = polling_nodes.here_and_there("alice")
     room_id = create(here, preset="public_chat")
     event_id = say(here, room_id, "secret")
-    nodes.wait()
+    polling_nodes.wait()
     path = f"{V3}/rooms/{room_id}/event/{event_id}"
     assert there.get(path).json["content"]["body"] == "secret"
     assert here.put(f"{V3}/rooms/{room_id}/redact/{event_id}/r1", {}).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     assert there.get(path).json["content"] == {}
 
 
-def test_a_token_revoked_on_one_node_is_refused_on_the_other(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
+def test_a_token_revoked_on_one_node_is_refused_on_the_other(polling_nodes: PollingNodes) -> None:
+    here, there = polling_nodes.here_and_there("alice")
     assert there.get(f"{V3}/account/whoami").status == 200
     assert here.post(f"{V3}/logout", {}).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     assert there.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
 
 
-def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
-    bob_here, bob_there = nodes.here_and_there("bob")
+def test_a_user_who_left_through_one_node_cannot_send_through_the_other(
+    polling_nodes: PollingNodes,
+) -> None:
+    here, there = polling_nodes.here_and_there("alice")
+    bob_here, bob_there = polling_nodes.here_and_there("bob")
     room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     say(bob_here, room_id, "in")
     assert there.post(f"{V3}/rooms/{room_id}/kick", {"user_id": bob_here.user_id}).status == 200
     answer = bob_here.put(
@@ -135,9 +96,9 @@ def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: N
     assert answer.errcode == "M_FORBIDDEN"
 
 
-def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
-    here, there = nodes.here_and_there("alice")
-    _, bob = nodes.here_and_there("bob")
+def test_key_changes_and_to_device_messages_cross_nodes(polling_nodes: PollingNodes) -> None:
+    here, there = polling_nodes.here_and_there("alice")
+    _, bob = polling_nodes.here_and_there("bob")
     room_id = create(here, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
     assert (
@@ -146,34 +107,33 @@ def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
         ).status
         == 200
     )
-    nodes.wait()
+    polling_nodes.wait()
     since = sync(there)["next_batch"]
     key = {"signed_curve25519:a": {"key": "a", "signatures": {}}}
     assert bob.post(f"{V3}/keys/upload", {"one_time_keys": key}).status == 200
     body = {"messages": {there.user_id: {"*": {"n": 1}}}}
     assert bob.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     answer = sync(here, since)
     assert [event["content"] for event in answer["to_device"]["events"]] == [{"n": 1}]
     requested = {bob.user_id: {bob.device_id: "signed_curve25519"}}
     assert here.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json["one_time_keys"]
-    nodes.wait()
+    polling_nodes.wait()
     assert sync(bob)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_push_rules_changed_through_one_node_apply_on_the_other(nodes: Nodes) -> None:
-    alice, _ = nodes.here_and_there("alice")
-    bob, bob_there = nodes.here_and_there("bob")
+def test_push_rules_changed_through_one_node_apply_on_the_other(
+    polling_nodes: PollingNodes,
+) -> None:
+    alice, _ = polling_nodes.here_and_there("alice")
+    bob, bob_there = polling_nodes.here_and_there("bob")
     room_id = create(alice, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}").status == 200
-    alice_there = User(
-        nodes.second,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
-    nodes.wait()
+    alice_there = move_user(polling_nodes.second, alice)
+    polling_nodes.wait()
 
     def counts() -> list[int]:
-        nodes.wait()
+        polling_nodes.wait()
         joined = [
             sync(user)["rooms"]["join"][room_id]["unread_notifications"]
             for user in (bob, bob_there)
@@ -186,21 +146,21 @@ def test_push_rules_changed_through_one_node_apply_on_the_other(nodes: Nodes) ->
     tea = {"pattern": "tea", "actions": ["notify", {"set_tweak": "highlight"}]}
     assert bob.put(f"{V3}/pushrules/global/content/tea", tea).status == 200
     assert bob.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     say(alice_there, room_id, "nothing")
     say(alice_there, room_id, "tea")
     assert counts() == [2, 1]
     assert bob_there.delete(f"{V3}/pushrules/global/room/{room_id}").status == 200
-    nodes.wait()
+    polling_nodes.wait()
     say(alice, room_id, "two")
     assert counts() == [3, 1]
 
 
 def test_a_file_uploaded_through_one_node_reaches_a_download_waiting_on_the_other(
-    nodes: Nodes,
+    polling_nodes: PollingNodes,
 ) -> None:
-    here, there = nodes.here_and_there("alice")
-    nodes.wait()
+    here, there = polling_nodes.here_and_there("alice")
+    polling_nodes.wait()
     reserved = here.server.client.request(
         "POST", "/_matrix/media/v1/create", token=here.token
     ).json["content_uri"]
@@ -209,17 +169,19 @@ def test_a_file_uploaded_through_one_node_reaches_a_download_waiting_on_the_othe
     waiting = there.server.client.start("GET", path, token=there.token)
     upload = f"/_matrix/media/v3/upload/{address}"
     assert here.server.client.request("PUT", upload, token=here.token, body=b"x").status == 200
-    nodes.wait()
-    nodes.wait()
+    polling_nodes.wait()
+    polling_nodes.wait()
     assert waiting.done
     assert waiting.answer.body == b"x"
 
 
-def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) -> None:
+def test_sliding_sync_sends_a_member_that_another_node_left_out(
+    polling_nodes: PollingNodes,
+) -> None:
     """A limited timeline leaves out the renamed member; when the member sends a message, any node
     sends the membership event."""
-    alice, there = nodes.here_and_there("alice")
-    bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
+    alice, there = polling_nodes.here_and_there("alice")
+    bob, carol = (polling_nodes.here_and_there(name)[0] for name in ("bob", "carol"))
     room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
         act(user, room_id, "join")
@@ -231,7 +193,7 @@ def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) ->
         bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id
     )
     say(carol, room_id, "two")
-    nodes.wait()
+    polling_nodes.wait()
     client.user = there
     bobs = ("m.room.member", bob.user_id)
     entry = client.sync()["rooms"][room_id]
@@ -243,13 +205,13 @@ def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) ->
 
 
 def test_events_written_by_the_other_node_during_a_recount_are_counted(
-    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    polling_nodes: PollingNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, _ = nodes.here_and_there("alice")
-    bob, bob_there = nodes.here_and_there("bob")
+    here, _ = polling_nodes.here_and_there("alice")
+    bob, bob_there = polling_nodes.here_and_there("bob")
     room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
-    nodes.wait()
+    polling_nodes.wait()
     of_user, said = UserRuleCache.of_user, list[str]()
 
     async def say_meanwhile(self: UserRuleCache, user_id: UserID) -> UserRules:
@@ -257,7 +219,7 @@ def test_events_written_by_the_other_node_during_a_recount_are_counted(
         if not said and user_id == bob.user_id:
             said.append("one")
             say(here, room_id, "one")
-            nodes.wait()
+            polling_nodes.wait()
         return found
 
     monkeypatch.setattr(UserRuleCache, "of_user", say_meanwhile)

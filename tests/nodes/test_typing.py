@@ -2,17 +2,14 @@
 client may move between processes."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
-from tests.helpers.server_process import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer
 from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list
 from tests.helpers.sync_requests import Json, Rooms, poll, sync
 
@@ -156,17 +153,6 @@ def test_many_typing_users_cost_few_notes(nodes: NodePair) -> None:
     answer = sync(bob)
     assert [typing(answer, room_id) for room_id in ids] == [[alice.user_id]] * 5
     assert nodes.calls - before <= 2
-
-
-@pytest.fixture
-def processes(
-    tmp_path: Path, postgresql: PostgresConfig
-) -> Iterator[tuple[RunningServer, RunningServer]]:
-    files = ServerFiles(tmp_path / "node", postgresql)
-    try:
-        yield files.start(), files.start()
-    finally:
-        files.end()
 
 
 def test_a_process_notifies_another(processes: tuple[RunningServer, RunningServer]) -> None:

@@ -1,6 +1,5 @@
 """The account page: its contents, its forms, and who may submit them."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser, press
+from tests.helpers.email_addresses import link_in_email
 from tests.helpers.keys import cross_signing_key
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 
@@ -334,11 +335,7 @@ def test_the_downloaded_file_has_all_stored_data(server: TestServer, browser: Br
 
 
 def _user(server: TestServer) -> User:
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    body = password_auth("alice")
     return User(server, server.post("/_matrix/client/v3/login", body).json)
 
 
@@ -349,18 +346,10 @@ def mailing(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return server
 
 
-def link_of(server: TestServer) -> str:
-    """Return the link of the last e-mail, without the host."""
-    text = server.relay.emails[-1][1].get_body(("plain",))
-    assert text is not None
-    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
-    return str(link)
-
-
 def confirm(server: TestServer) -> str:
     """Press the button behind the link, in another browser; return where the page continues."""
     other = Browser(server)
-    other.open(link_of(server))
+    other.open(link_in_email(server))
     other.send("/_mahalla/confirm_email")
     return str(other.page.links["Continue to matrix.example.org"]).removeprefix(
         "https://matrix.example.org"

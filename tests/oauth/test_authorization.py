@@ -7,8 +7,7 @@ import pytest
 from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
-from tests.helpers.http import Answer
-from tests.helpers.oauth import BASE, METADATA, Program, challenge_of, returned
+from tests.helpers.oauth import BASE, METADATA, Program, assert_refused, challenge_of, returned
 from tests.helpers.server import TestServer
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -280,10 +279,6 @@ def test_markup_in_client_names_is_escaped(server: TestServer, browser: Browser)
     assert "&lt;b&gt;Evil&lt;/b&gt;" in browser.text
 
 
-def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> None:
-    assert (answer.status, answer.json.get("error")) == (status, error), answer.body
-
-
 def test_a_code_is_bound_to_its_request(program: Program, browser: Browser) -> None:
     wrong = [
         {"code_verifier": "w" * 43},
@@ -292,29 +287,31 @@ def test_a_code_is_bound_to_its_request(program: Program, browser: Browser) -> N
     ]
     for changed in wrong:
         code = program.code(browser)
-        refused(program.exchange(code, **changed))
-        refused(program.exchange(code))  # one attempt
+        assert_refused(program.exchange(code, **changed))
+        assert_refused(program.exchange(code))  # one attempt
 
 
 def test_a_code_is_for_one_client(program: Program, browser: Browser) -> None:
     other = Program(program.server, {**METADATA, "client_name": "Other"})
     code = program.code(browser)
-    refused(program.exchange(code, client_id=other.client_id))
-    refused(program.exchange(program.code(browser), client_id="nobody"), "invalid_client", 401)
+    assert_refused(program.exchange(code, client_id=other.client_id))
+    assert_refused(
+        program.exchange(program.code(browser), client_id="nobody"), "invalid_client", 401
+    )
 
 
 def test_a_code_that_is_used_twice_ends_the_session(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     alice = program.take(program.exchange(code))
-    refused(program.exchange(code))
+    assert_refused(program.exchange(code))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
-    refused(program.refresh())
+    assert_refused(program.refresh())
 
 
 def test_a_code_expires_after_two_minutes(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     program.server.clock.advance(120)
-    refused(program.exchange(code))
+    assert_refused(program.exchange(code))
 
 
 def test_locking_the_account_ends_the_code(program: Program, browser: Browser) -> None:
@@ -322,20 +319,20 @@ def test_locking_the_account_ends_the_code(program: Program, browser: Browser) -
     users = program.server.app.user_data.accounts
     program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=True))
     program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=False))
-    refused(program.exchange(code))
+    assert_refused(program.exchange(code))
 
 
 def test_invalid_token_requests_are_refused(program: Program) -> None:
-    refused(program.token(), "invalid_request")
-    refused(program.token(grant_type="password"), "unsupported_grant_type")
-    refused(program.token(grant_type="authorization_code"), "invalid_request")
-    refused(program.exchange("unknown"))
-    refused(program.exchange("un\0known"), "invalid_request")
-    refused(program.form("token_endpoint", grant_type="refresh_token"), "invalid_request")
+    assert_refused(program.token(), "invalid_request")
+    assert_refused(program.token(grant_type="password"), "unsupported_grant_type")
+    assert_refused(program.token(grant_type="authorization_code"), "invalid_request")
+    assert_refused(program.exchange("unknown"))
+    assert_refused(program.exchange("un\0known"), "invalid_request")
+    assert_refused(program.form("token_endpoint", grant_type="refresh_token"), "invalid_request")
     path = program.path_of("token_endpoint")
     twice = program.server.client.request(
         "POST", path, body=b"client_id=a&client_id=b&grant_type=refresh_token"
     )
-    refused(twice, "invalid_request")
+    assert_refused(twice, "invalid_request")
     for body in (b"\xff", b"a=%ff", b"&".join([b"a=b"] * 100), b""):
-        refused(program.server.client.request("POST", path, body=body), "invalid_request")
+        assert_refused(program.server.client.request("POST", path, body=body), "invalid_request")

@@ -133,9 +133,9 @@ def test_the_registered_metadata_are_returned(server: TestServer) -> None:
 
 
 def test_the_same_metadata_give_the_same_client(server: TestServer) -> None:
-    first, again = Program(server), Program(server)
+    first, repeated = Program(server), Program(server)
     other = Program(server, {**METADATA, "client_name": "Other"})
-    assert first.client_id == again.client_id != other.client_id
+    assert first.client_id == repeated.client_id != other.client_id
 
 
 def test_uris_of_other_hosts_are_dropped(server: TestServer) -> None:

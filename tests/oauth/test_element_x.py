@@ -140,14 +140,14 @@ def test_element_x_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
         "M_UNKNOWN_TOKEN",
         True,
     )
-    again = program.take(program.refresh())
-    assert again.device_id == alice.device_id
-    follow(again)
+    repeated = program.take(program.refresh())
+    assert repeated.device_id == alice.device_id
+    follow(repeated)
 
     # to sign out, it revokes the access token: with it goes the session, the device, and what could
     # be refreshed
     assert sign_out(program).status == 200
-    ended = again.get(f"{V3}/account/whoami")
+    ended = repeated.get(f"{V3}/account/whoami")
     assert (ended.status, ended.errcode) == (401, "M_UNKNOWN_TOKEN")
     assert "soft_logout" not in ended.json
     assert program.refresh().json["error"] == "invalid_grant"

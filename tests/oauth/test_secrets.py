@@ -20,6 +20,7 @@ from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer, Pending
+from tests.helpers.logins import log_in, password_auth
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 
@@ -116,21 +117,8 @@ class Recorder:
         return "".join(lines)
 
 
-def login(server: TestServer, name: str, password: str, **further: Any) -> Answer:
-    identifier = {"type": "m.id.user", "user": name}
-    return server.post(
-        f"{V3}/login",
-        {"type": "m.login.password", "identifier": identifier, "password": password, **further},
-    )
-
-
 def by_password(name: str, password: str, session: str | None = None) -> dict[str, object]:
-    user = {"type": "m.id.user", "user": name}
-    proof: dict[str, object] = {
-        "type": "m.login.password",
-        "identifier": user,
-        "password": password,
-    }
+    proof: dict[str, object] = password_auth(name, password)
     return proof if session is None else {**proof, "session": session}
 
 
@@ -147,7 +135,7 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
         f"{V3}/register", {**requested, "auth": {"type": "m.login.dummy"}}
     )  # the name is taken
     for name in ("bob", "nobody", "@bob:elsewhere.org", "\0"):
-        assert login(server, name, secrets.password("wrong")).status == 403
+        assert log_in(server, name, secrets.password("wrong")).status == 403
     for body in (
         b'{"type": "m.login.password", "password": "%s"' % secrets.password("cut").encode(),
         b'{"type": "m.login.password", "identifier": "%s"}'
@@ -155,7 +143,7 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
         b'{"type": 7, "password": "%s"}' % secrets.password("seven").encode(),
     ):
         assert server.post(f"{V3}/login", body=body).status == 400
-    answer = secrets.learn(login(server, "bob", password, refresh_token=True, device_id="PHONE"))
+    answer = secrets.learn(log_in(server, "bob", password, refresh_token=True, device_id="PHONE"))
     secrets.learn(server.post(f"{V3}/refresh", {"refresh_token": answer.json["refresh_token"]}))
     server.post(f"{V3}/refresh", {"refresh_token": answer.json["refresh_token"] + "x"})
     server.get(f"{V3}/account/whoami?access_token={bob.token}")
@@ -264,10 +252,10 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
         == 200
     )
     assert program.refresh(stolen).status == 400
-    again = program.code(browser)
-    secrets.shown.add(again)
-    secrets.learn(program.exchange(again))
-    assert program.exchange(again).status == 400
+    repeated = program.code(browser)
+    secrets.shown.add(repeated)
+    secrets.learn(program.exchange(repeated))
+    assert program.exchange(repeated).status == 400
     program.form(
         "revocation_endpoint",
         token=str(program.tokens["access_token"]) + "x",
@@ -291,8 +279,8 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
     made = re.findall(r"<code>(mhp_\w+)</code>", browser.text)
     assert made
     secrets.shown.update(made)
-    assert secrets.learn(login(server, "alice", made[0])).status == 200
-    assert login(server, "alice", made[0] + "x").status == 403
+    assert secrets.learn(log_in(server, "alice", made[0])).status == 200
+    assert log_in(server, "alice", made[0] + "x").status == 403
     program.take(secrets.learn(program.exchange(program.code(browser))))
     assert (
         program.form(
@@ -335,7 +323,7 @@ def break_down(server: TestServer, secrets: Secrets, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(server.app.accounts.passwords, "verify", fail)
-        assert login(server, "alice", secrets.password("broken")).status == 500
+        assert log_in(server, "alice", secrets.password("broken")).status == 500
         browser = Browser(server)
         browser.open(ACCOUNT)
         browser.send("/_mahalla/sign_in", name="alice", password=secrets.password("broken-page"))

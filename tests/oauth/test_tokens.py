@@ -15,15 +15,12 @@ from storage.login.access_tokens import RACE_MS
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
-from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.logins import password_auth
+from tests.helpers.oauth import CONFIG, METADATA, Program, assert_refused
 from tests.helpers.server import TestServer, User
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
 TRUSTING = CONFIG + "oauth: {introspection_clients: {calendar: sesame}}\n"
-
-
-def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> None:
-    assert (answer.status, answer.json.get("error")) == (status, error), answer.body
 
 
 @pytest.fixture
@@ -48,13 +45,13 @@ def test_a_lost_refresh_response_can_be_repeated(program: Program, browser: Brow
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
     lost = program.refresh(first)
-    again = program.refresh(first)
-    assert again.status == 200
-    alice = program.take(again)
+    repeated = program.refresh(first)
+    assert repeated.status == 200
+    alice = program.take(repeated)
     assert alice.get(WHOAMI).status == 200
     program.server.clock.advance(61)
     # the lost tokens are invalid, but using them is not treated as theft
-    refused(program.refresh(lost.json["refresh_token"]))
+    assert_refused(program.refresh(lost.json["refresh_token"]))
     assert alice.get(WHOAMI).status == 200
 
 
@@ -72,9 +69,9 @@ def test_a_reused_refresh_token_ends_the_session(program: Program, alice: User) 
     for _ in range(5):
         alice = program.take(program.refresh())
     program.server.clock.advance(RACE_MS / 1000)
-    refused(program.refresh(stolen))
+    assert_refused(program.refresh(stolen))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
-    refused(program.refresh())
+    assert_refused(program.refresh())
     assert len(_devices(program.server)) == 1  # the session of the registration
 
 
@@ -85,11 +82,11 @@ def test_a_late_refresh_of_another_process_is_only_refused(
     first = str(program.tokens["refresh_token"])
     alice = program.take(program.refresh())  # the client uses the new token
     program.server.clock.advance(RACE_MS / 1000 - 1)
-    refused(program.refresh(first))
+    assert_refused(program.refresh(first))
     assert alice.get(WHOAMI).status == 200
     assert "token_reused" not in [event for event, _ in audit_records(program.server)]
     program.server.clock.advance(1)
-    refused(program.refresh(first))
+    assert_refused(program.refresh(first))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
     assert "token_reused" in [event for event, _ in audit_records(program.server)]
 
@@ -100,7 +97,7 @@ def test_a_refresh_by_a_thief_does_not_hide_the_reuse(program: Program, browser:
     thief = program.take(program.refresh())
     program.refresh()  # at once, and the new tokens are not used
     program.server.clock.advance(RACE_MS / 1000)
-    refused(program.refresh(owners))
+    assert_refused(program.refresh(owners))
     assert thief.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
 
 
@@ -134,7 +131,7 @@ def test_invented_codes_and_tokens_cost_no_write(
         text.access_token(),
     )
     monkeypatch.setattr(program.server.app.database, "write", None)
-    refused(program.refresh(ours))
+    assert_refused(program.refresh(ours))
     answer = program.server.post("/_matrix/client/v3/refresh", {"refresh_token": legacy})
     assert (answer.status, answer.errcode) == (401, "M_UNKNOWN_TOKEN")
     for token in (legacy, ours, access, "x"):
@@ -143,8 +140,8 @@ def test_invented_codes_and_tokens_cost_no_write(
 
 def test_a_token_belongs_to_one_client(program: Program, alice: User) -> None:
     other = Program(program.server, {**METADATA, "client_name": "Other"})
-    refused(program.refresh(client_id=other.client_id))
-    refused(program.refresh(client_id="nobody"), "invalid_client", 401)
+    assert_refused(program.refresh(client_id=other.client_id))
+    assert_refused(program.refresh(client_id="nobody"), "invalid_client", 401)
     assert alice.get(WHOAMI).status == 200
     assert program.refresh().status == 200
 
@@ -161,7 +158,7 @@ def test_both_refresh_apis_refuse_tokens_of_the_other(program: Program, browser:
     older = server.post(
         "/_matrix/client/v3/login", {**body, "password": "wonderland", "refresh_token": True}
     ).json
-    refused(program.refresh(older["refresh_token"]))
+    assert_refused(program.refresh(older["refresh_token"]))
     assert (
         server.post("/_matrix/client/v3/refresh", {"refresh_token": older["refresh_token"]}).status
         == 200
@@ -176,7 +173,7 @@ def test_sessions_expire(tmp_path: Path, sqlite_database: Database) -> None:
     server.clock.advance(1800)
     program.take(program.refresh())
     server.clock.advance(1800)
-    refused(program.refresh())
+    assert_refused(program.refresh())
 
 
 def test_a_locked_account_keeps_its_sessions(program: Program, alice: User) -> None:
@@ -199,7 +196,7 @@ def test_a_new_sign_in_replaces_the_session_of_the_device(
     old = str(program.tokens["refresh_token"])
     second = program.sign_in(browser)
     assert (first.get(WHOAMI).status, second.get(WHOAMI).status) == (401, 200)
-    refused(program.refresh(old))
+    assert_refused(program.refresh(old))
     assert (
         second.get(WHOAMI).status == 200
     )  # the old session has ended; its token does not count as stolen from the new one
@@ -207,7 +204,7 @@ def test_a_new_sign_in_replaces_the_session_of_the_device(
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
     login = {**body, "password": "wonderland", "device_id": program.device_id}
     assert program.server.post("/_matrix/client/v3/login", login).status == 200
-    refused(program.refresh())
+    assert_refused(program.refresh())
 
 
 @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
@@ -218,7 +215,7 @@ def test_revocation_ends_the_session(program: Program, alice: User, kind: str) -
     )
     assert answer.status == 200
     assert alice.get(WHOAMI).status == 401
-    refused(program.refresh())
+    assert_refused(program.refresh())
     assert program.form("revocation_endpoint", token=token).status == 200  # repeating is no error
     assert "token_found" not in [event for event, _ in audit_records(program.server)]
     assert alice.device_id not in _devices(program.server)
@@ -233,7 +230,7 @@ def test_anybody_with_a_token_can_revoke_it(program: Program, alice: User) -> No
         "token_found",
         "session_ended",
     ]
-    refused(program.form("revocation_endpoint"), "invalid_request")
+    assert_refused(program.form("revocation_endpoint"), "invalid_request")
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
 
 
@@ -249,7 +246,7 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
     store = AccountValidityStore(database=sqlite_database, accounts=AccountStore(sqlite_database))
     over = int(server.clock.seconds() * 1000) - 1
     server.run(sqlite_database.write("end", store.set_expiry, alice.user_id, over))
-    refused(program.exchange(code))
+    assert_refused(program.exchange(code))
     assert audit_records(server)[-1] == ("sign_in_refused", "expired")
 
 
@@ -259,25 +256,21 @@ def test_a_password_change_ends_codes(program: Program, browser: Browser) -> Non
     program.server.run(
         people.accounts.do_set_password(UserID("@alice:example.org"), "a new password")
     )
-    refused(program.exchange(code))
+    assert_refused(program.exchange(code))
     assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions continue
 
 
 def test_a_session_ends_by_logout_and_device_deletion(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     assert alice.post("/_matrix/client/v3/logout").status == 200
-    refused(program.refresh())
+    assert_refused(program.refresh())
     alice = program.sign_in(browser)
     assert alice.post("/_matrix/client/v3/logout/all").status == 200
-    refused(program.refresh())
+    assert_refused(program.refresh())
 
 
 def test_oauth_sessions_cannot_use_password_confirmation(alice: User) -> None:
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    proof = password_auth("alice")
     for path, body in (
         ("account/password", {"new_password": "x"}),
         ("account/deactivate", {}),
@@ -404,7 +397,7 @@ def test_untrusted_services_are_refused(trusting: Program) -> None:
         answer = trusting.form(
             "introspection_endpoint", token="x", client_id=name, client_secret=secret
         )
-        refused(answer, "invalid_client", 401)
+        assert_refused(answer, "invalid_client", 401)
     for header, status in (
         (_basic("calendar:sesame"), 200),
         (_basic("calendar:x"), 401),

@@ -11,6 +11,7 @@ from homeserver.services.plugins.hooks import hookimpl, load_plugin
 from storage.engine.database import Database
 from tests.helpers.audit_records import audit_records
 from tests.helpers.http import Answer
+from tests.helpers.logins import log_in
 from tests.helpers.server import TestServer, User
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "plugins"
@@ -45,17 +46,6 @@ def make_misspelt(_config: dict[str, object]) -> Misspelt:
     return Misspelt()
 
 
-def login(
-    server: TestServer, name: str, password: str = "wonderland", ip: str = "127.0.0.1"
-) -> Answer:
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
-    return server.post("/_matrix/client/v3/login", body, ip=ip)
-
-
 def register(server: TestServer, name: str) -> Answer:
     body = {"username": name, "password": "wonderland", "auth": {"type": "m.login.dummy"}}
     return server.post("/_matrix/client/v3/register", body)
@@ -81,8 +71,8 @@ def test_a_plugin_checks_passwords(
         ("bob", "wonderland"),
         ("@alice:other.example", "wonderland"),
     ):
-        assert login(server, name, password).errcode == "M_FORBIDDEN"
-    alice = User(server, login(server, "alice").json)
+        assert log_in(server, name, password).errcode == "M_FORBIDDEN"
+    alice = User(server, log_in(server, "alice").json)
     assert alice.user_id == "@alice:example.org"
     assert (
         server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
@@ -96,7 +86,7 @@ def test_a_plugin_checks_passwords(
     people.write_text(
         people.read_text(encoding="utf-8").replace("17:", "18:"), encoding="utf-8"
     )  # another user
-    assert login(server, "alice").errcode == "M_FORBIDDEN"
+    assert log_in(server, "alice").errcode == "M_FORBIDDEN"
 
 
 def test_a_plugin_refuses_registrations(tmp_path: Path, sqlite_database: Database) -> None:
@@ -128,7 +118,7 @@ def test_a_plugin_refuses_logins(
             "office_hours.time.localtime",
             lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5)),
         )
-        assert login(server, "alice", ip=ip).status == status, (hour, ip)
+        assert log_in(server, "alice", ip=ip).status == status, (hour, ip)
     assert [event for event, _ in audit_records(server)].count("session_began") == 3
     assert audit_records(server).count(("sign_in_refused", "not_allowed")) == 2
 
@@ -204,7 +194,7 @@ plugins: [{module: staff_names.StaffNames}]
 def test_a_failing_plugin_lets_nobody_in(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, f"plugins: [{{module: {__name__}.AtFault}}]")
     server.register("alice")
-    assert login(server, "alice").status == 500
+    assert log_in(server, "alice").status == 500
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from homeserver.services.presence.states import State
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import PresenceStore
+from tests.helpers.clocks import settle
+from tests.helpers.logins import another_device, password_auth
+from tests.helpers.presence import get_presence, set_presence
 from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import Json, Rooms, poll, sync
@@ -31,30 +34,13 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, ON)
 
 
-def turn(server: TestServer) -> None:
-    """Run what is due."""
-    for _ in range(5):
-        server.clock.advance(0)
-
-
 def wait(server: TestServer, seconds: float) -> None:
     """Let time pass, and run what is due in it."""
     whole = int(seconds)
     for _ in range(whole):
         server.clock.advance(1)
     server.clock.advance(seconds - whole)
-    turn(server)
-
-
-def put(user: User, presence: str, **more: Any) -> None:
-    assert (
-        ok(user.put(f"{V3}/presence/{user.user_id}/status", {"presence": presence, **more})) == {}
-    )
-
-
-def status(user: User, of: User | str) -> Any:
-    name = of if isinstance(of, str) else of.user_id
-    return ok(user.get(f"{V3}/presence/{name}/status"))
+    settle(server)
 
 
 def presence_in(answer: Any) -> dict[str, Any]:
@@ -71,18 +57,6 @@ def states(answer: Any) -> dict[str, str]:
     return {user_id: content["presence"] for user_id, content in presence_in(answer).items()}
 
 
-def again(user: User, name: str = "another") -> User:
-    """The same user with another device."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "device_id": name,
-    }
-    return User(
-        user.server, ok(user.server.post(f"{V3}/login", {**body, "password": "wonderland"}))
-    )
-
-
 def test_a_syncing_user_is_online_for_users_who_share_a_room(
     server: TestServer, alice: User, bob: User
 ) -> None:
@@ -90,7 +64,7 @@ def test_a_syncing_user_is_online_for_users_who_share_a_room(
     rooms.create(alice, bob)
     first, carols = sync(alice, set_presence="offline")["next_batch"], sync(carol)["next_batch"]
     sync(bob)
-    turn(server)
+    settle(server)
     answer = sync(alice, first, set_presence="offline")
     assert presence_in(answer) == {
         bob.user_id: {"presence": "online", "last_active_ago": 0, "currently_active": True},
@@ -108,20 +82,20 @@ def test_a_change_wakes_waiting_users_who_share_a_room(
     rooms.create(bob, carol)
     for user in (alice, carol, dave):
         sync(user)
-    turn(server)
+    settle(server)
     tokens = {user: sync(user)["next_batch"] for user in (alice, carol, dave)}
     no_presence = poll(alice, tokens[alice], filter={"presence": {"types": []}})
     others_only = poll(alice, tokens[alice], filter={"presence": {"not_senders": [bob.user_id]}})
     waiting = {user: poll(user, tokens[user]) for user in tokens}
-    put(bob, "online", status_msg="reading")
-    turn(server)
+    set_presence(bob, "online", status_msg="reading")
+    settle(server)
     for user in (alice, carol):
         assert presence_in(waiting[user].answer.json)[bob.user_id]["status_msg"] == "reading"
     assert not waiting[dave].done
     assert not no_presence.done
     assert not others_only.done
     rooms.act(bob, room_id, "leave")
-    put(bob, "unavailable")
+    set_presence(bob, "unavailable")
     wait(server, 1)
     assert states(sync(carol, waiting[carol].answer.json["next_batch"])) == {
         bob.user_id: "unavailable"
@@ -134,14 +108,14 @@ def test_a_user_goes_offline_some_time_after_the_last_sync(
 ) -> None:
     rooms.create(alice, bob)
     sync(bob)
-    turn(server)
+    settle(server)
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 29)
     sync(bob, set_presence="online")  # the device is still present
     wait(server, 29)
-    assert status(alice, bob)["presence"] == "online"
+    assert get_presence(alice, bob)["presence"] == "online"
     wait(server, 2)
-    assert status(alice, bob) == {"presence": "offline", "last_active_ago": 60_000}
+    assert get_presence(alice, bob) == {"presence": "offline", "last_active_ago": 60_000}
     answer = sync(alice, since, set_presence="offline")
     assert states(answer) == {bob.user_id: "offline"}
     assert (
@@ -155,14 +129,14 @@ def test_a_long_poll_keeps_a_user_online(server: TestServer, alice: User, bob: U
     waiting = poll(bob, since, filter={"presence": {"types": []}}, timeout=200_000)
     wait(server, 150)
     assert not waiting.done
-    assert status(alice, bob) == {
+    assert get_presence(alice, bob) == {
         "presence": "online",
         "last_active_ago": 150_000,
         "currently_active": False,
     }
     waiting.connection.close()  # the client disconnects
     wait(server, 31)
-    assert status(alice, bob)["presence"] == "offline"
+    assert get_presence(alice, bob)["presence"] == "offline"
 
 
 def test_an_inactive_user_is_unavailable_until_they_are_active(
@@ -171,7 +145,7 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
     room_id = rooms.create(alice, bob)
     quiet: Json = {"presence": {"types": []}, "room": {"rooms": []}}
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=300_000)
-    turn(server)
+    settle(server)
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 60)
     answer = sync(alice, since, set_presence="offline")
@@ -196,7 +170,7 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
     rooms.state(alice, room_id, "m.room.power_levels", {"redact": 0})
     for act in acts:
         act()
-        assert status(alice, bob) == {
+        assert get_presence(alice, bob) == {
             "presence": "online",
             "last_active_ago": 0,
             "currently_active": True,
@@ -204,67 +178,67 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
         since = sync(bob, filter=quiet)["next_batch"]
         poll(bob, since, filter=quiet, timeout=310_000)
         wait(server, 305)
-        assert status(alice, bob)["presence"] == "unavailable"
+        assert get_presence(alice, bob)["presence"] == "unavailable"
 
 
 def test_the_most_present_device_counts(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
-    phone = again(bob, "PHONE")
+    phone = another_device(bob, "PHONE")
     sync(phone, set_presence="unavailable")
-    assert status(alice, bob)["presence"] == "unavailable"
+    assert get_presence(alice, bob)["presence"] == "unavailable"
     sync(bob, set_presence="online")
-    assert status(alice, bob)["presence"] == "online"
+    assert get_presence(alice, bob)["presence"] == "online"
     wait(server, 20)
     sync(phone, set_presence="unavailable")
     wait(server, 11)
-    assert status(alice, bob)["presence"] == "unavailable"
+    assert get_presence(alice, bob)["presence"] == "unavailable"
     sync(phone, set_presence="offline")
-    turn(server)
-    assert status(alice, bob)["presence"] == "offline"
+    settle(server)
+    assert get_presence(alice, bob)["presence"] == "offline"
 
 
 def test_a_state_holds_until_the_next_one_is_set(alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     sync(bob)
-    put(bob, "unavailable", status_msg="at lunch")
+    set_presence(bob, "unavailable", status_msg="at lunch")
     sync(bob)
-    assert status(alice, bob) == {
+    assert get_presence(alice, bob) == {
         "presence": "unavailable",
         "last_active_ago": 0,
         "status_msg": "at lunch",
     }
     sync(bob, set_presence="online")
-    assert status(alice, bob)["presence"] == "online"
-    assert status(alice, bob)["status_msg"] == "at lunch"
-    put(bob, "offline", status_msg="at lunch")
+    assert get_presence(alice, bob)["presence"] == "online"
+    assert get_presence(alice, bob)["status_msg"] == "at lunch"
+    set_presence(bob, "offline", status_msg="at lunch")
     sync(bob)
-    assert status(alice, bob)["presence"] == "offline"
-    put(bob, "online")
-    assert "status_msg" not in status(alice, bob)
+    assert get_presence(alice, bob)["presence"] == "offline"
+    set_presence(bob, "online")
+    assert "status_msg" not in get_presence(alice, bob)
 
 
 def test_sliding_sync_makes_a_user_present_too(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
     ok(bob.post(path))
-    assert status(alice, bob)["presence"] == "online"
+    assert get_presence(alice, bob)["presence"] == "online"
     ok(bob.post(f"{path}?set_presence=unavailable"))
-    assert status(alice, bob)["presence"] == "unavailable"
+    assert get_presence(alice, bob)["presence"] == "unavailable"
     ok(bob.post("/_matrix/client/v4/sync", {"set_presence": "offline"}))
-    assert status(alice, bob)["presence"] == "offline"
+    assert get_presence(alice, bob)["presence"] == "offline"
     pos = ok(bob.post(f"{path}?set_presence=offline"))["pos"]
     waiting = bob.start("POST", f"{path}?pos={pos}&timeout=30000&set_presence=offline", {})
-    put(alice, "online", status_msg="here")
-    turn(server)
+    set_presence(alice, "online", status_msg="here")
+    settle(server)
     assert not waiting.done  # sliding sync has no presence section, so presence does not wake it
 
 
 def test_a_new_shared_room_sends_presence(server: TestServer, alice: User, bob: User) -> None:
     room_id = rooms.create(alice)
     sync(bob)
-    turn(server)
+    settle(server)
     since = sync(alice)["next_batch"]
-    turn(server)
+    settle(server)
     bobs = sync(bob)["next_batch"]
     rooms.join(bob, room_id)
     assert states(sync(alice, since))[bob.user_id] == "online"
@@ -275,8 +249,8 @@ def test_presence_of_ignored_users_is_not_sent(server: TestServer, alice: User, 
     rooms.create(alice, bob)
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {bob.user_id: {}}})
     since = sync(alice, set_presence="offline")["next_batch"]
-    put(bob, "online")
-    turn(server)
+    set_presence(bob, "online")
+    settle(server)
     assert presence_in(sync(alice, since, set_presence="offline")) == {}
     assert presence_in(sync(alice, set_presence="offline")) == {}
 
@@ -284,9 +258,9 @@ def test_presence_of_ignored_users_is_not_sent(server: TestServer, alice: User, 
 def test_only_users_who_share_a_room_may_read_presence(alice: User, bob: User) -> None:
     assert refused(alice.get(f"{V3}/presence/{bob.user_id}/status")) == FORBIDDEN
     assert refused(alice.get(f"{V3}/presence/@nobody:example.org/status")) == FORBIDDEN
-    assert status(alice, alice) == {"presence": "offline"}
+    assert get_presence(alice, alice) == {"presence": "offline"}
     room_id = rooms.create(alice, bob)
-    assert status(alice, bob) == {"presence": "offline"}
+    assert get_presence(alice, bob) == {"presence": "offline"}
     rooms.act(alice, room_id, "kick", bob)
     assert refused(alice.get(f"{V3}/presence/{bob.user_id}/status")) == FORBIDDEN
 
@@ -309,30 +283,30 @@ def test_bad_input_is_refused(alice: User, bob: User) -> None:
         "M_INVALID_PARAM",
     )
     assert refused(alice.get(f"{V3}/sync?set_presence=asleep"))[0] == 400
-    assert status(alice, alice) == {"presence": "offline"}
+    assert get_presence(alice, alice) == {"presence": "offline"}
 
 
 def test_changes_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, LIMITED)
     alice = server.register("alice")
-    put(alice, "online")
+    set_presence(alice, "online")
     own = f"{V3}/presence/{alice.user_id}/status"
     assert refused(alice.put(own, {"presence": "unavailable"})) == (429, "M_LIMIT_EXCEEDED")
     sync(alice, set_presence="unavailable")  # in a sync, a change beyond the limit is ignored
-    assert status(alice, alice)["presence"] == "online"
+    assert get_presence(alice, alice)["presence"] == "online"
     wait(server, 10)
     sync(alice, set_presence="unavailable")
-    assert status(alice, alice)["presence"] == "unavailable"
+    assert get_presence(alice, alice)["presence"] == "unavailable"
 
 
 def test_presence_survives_a_restart(tmp_path: Path, database: Database) -> None:
     before = TestServer(tmp_path, database, ON)
     alice, bob, carol = (before.register(name) for name in ("alice", "bob", "carol"))
     room_id = rooms.create(alice, bob, carol)
-    put(bob, "online", status_msg="reading")
+    set_presence(bob, "online", status_msg="reading")
     sync(carol)
     since = sync(alice, set_presence="offline")["next_batch"]
-    turn(before)
+    settle(before)
     since = sync(alice, since, set_presence="offline")["next_batch"]
     before.app.presence.start()
     wait(
@@ -349,14 +323,14 @@ def test_presence_survives_a_restart(tmp_path: Path, database: Database) -> None
         bob.user_id: "online",
         carol.user_id: "online",
     }
-    assert status(alice, bob)["status_msg"] == "reading"
+    assert get_presence(alice, bob)["status_msg"] == "reading"
     sync(bob, set_presence="online")
     wait(after, 31)
     rooms.say(alice, room_id)
     answer = sync(alice, answer["next_batch"], set_presence="offline")
-    assert status(alice, bob)["presence"] == "offline"
-    assert status(alice, carol)["presence"] == "offline"
-    assert status(alice, bob)["status_msg"] == "reading"
+    assert get_presence(alice, bob)["presence"] == "offline"
+    assert get_presence(alice, carol)["presence"] == "offline"
+    assert get_presence(alice, bob)["status_msg"] == "reading"
 
 
 def test_a_full_disk_is_logged_in_one_line(server: TestServer, alice: User) -> None:
@@ -391,7 +365,7 @@ def test_users_who_do_not_return_after_a_restart_go_offline(
     rooms.create(alice, bob)
     before.app.presence.start()
     sync(bob)
-    turn(before)
+    settle(before)
     since = sync(alice, set_presence="offline")["next_batch"]
     quiet: Json = {"presence": {"types": []}, "room": {"rooms": []}}
     poll(bob, sync(bob, filter=quiet)["next_batch"], filter=quiet, timeout=100_000)
@@ -419,11 +393,11 @@ def test_presence_can_be_disabled(tmp_path: Path, sqlite_database: Database, mod
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
     since = sync(alice)["next_batch"]
-    put(bob, "online", status_msg="here")
+    set_presence(bob, "online", status_msg="here")
     sync(bob)
-    turn(server)
+    settle(server)
     assert presence_in(sync(alice, since)) == presence_in(sync(alice)) == {}
-    assert status(alice, bob) == {"presence": "offline"}
+    assert get_presence(alice, bob) == {"presence": "offline"}
     assert (
         refused(bob.put(f"{V3}/presence/{alice.user_id}/status", {"presence": "online"}))
         == FORBIDDEN
@@ -437,7 +411,7 @@ def test_offline_users_are_listed_if_configured(tmp_path: Path, sqlite_database:
     server.register("dave")
     rooms.create(alice, bob, carol)
     sync(bob)
-    turn(server)
+    settle(server)
     answer = sync(alice)
     assert states(answer) == {
         alice.user_id: "offline",
@@ -453,26 +427,26 @@ def test_many_changes_are_broadcast_together_and_not_too_often(
     people = [server.register(f"person{number}") for number in range(30)]
     rooms.create(alice, *people)
     sync(alice)
-    turn(server)
+    settle(server)
     since = sync(alice)["next_batch"]
     polls = [
         poll(alice, since) for _ in range(100)
     ]  # each woken reader costs something: half a second for a hundred
-    put(people[0], "online")
-    turn(server)
+    set_presence(people[0], "online")
+    settle(server)
     assert all(each.done for each in polls)
     since = sync(alice)["next_batch"]
     for person in people:
-        put(person, "unavailable")
+        set_presence(person, "unavailable")
     waiting = poll(alice, since)
     server.clock.advance(0.4)
-    turn(server)
+    settle(server)
     assert not waiting.done
     assert (
-        status(alice, people[3])["presence"] == "unavailable"
+        get_presence(alice, people[3])["presence"] == "unavailable"
     )  # a request for one user gets the current value
     server.clock.advance(0.1)
-    turn(server)
+    settle(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
     assert len(presence_in(waiting.answer.json)) == 30
 
@@ -481,15 +455,11 @@ def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> No
     server = TestServer(tmp_path, database, ON)
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
-    put(bob, "online", status_msg="here")
-    turn(server)
+    set_presence(bob, "online", status_msg="here")
+    settle(server)
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
     server.app.presence.start()
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    auth = password_auth("bob")
     ok(bob.post(f"{V3}/account/deactivate", {"auth": auth}))
     wait(server, 61)
     assert states(sync(alice, set_presence="offline")) == {}
@@ -520,11 +490,11 @@ def put_in_room(server: TestServer, user_id: str, like: User) -> None:
 
 
 def test_other_servers_receive_presence_of_local_users(server: TestServer, alice: User) -> None:
-    heard: list[Sequence[PresenceUpdate]] = []
-    server.app.presence.presence.subscribe(heard.append)
-    put(alice, "online", status_msg="here")
-    turn(server)
-    assert heard == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
+    received: list[Sequence[PresenceUpdate]] = []
+    server.app.presence.presence.subscribe(received.append)
+    set_presence(alice, "online", status_msg="here")
+    settle(server)
+    assert received == [[PresenceUpdate(alice.user_id, "online", 0, True, "here")]]
 
 
 @pytest.mark.parametrize("mode", ["true", "untracked"])
@@ -534,8 +504,8 @@ def test_presence_of_remote_users_is_shown(
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
     presence = server.app.presence.presence
-    heard: list[Sequence[PresenceUpdate]] = []
-    presence.subscribe(heard.append)
+    received: list[Sequence[PresenceUpdate]] = []
+    presence.subscribe(received.append)
     zoe, yan = "@zoe:other.example", "@yan:other.example"
     rooms.create(alice)
     put_in_room(server, zoe, alice)
@@ -551,7 +521,7 @@ def test_presence_of_remote_users_is_shown(
         ServerName("other.example"), [remote(zoe, "online", status_msg="y" * 5000), *others]
     )
     presence.receive(ServerName("example.org"), [remote("@bob:example.org", "online")])
-    turn(server)
+    settle(server)
     content = {
         "presence": "online",
         "last_active_ago": 1000,
@@ -561,20 +531,20 @@ def test_presence_of_remote_users_is_shown(
     shown = presence_in(waiting.answer.json)
     assert shown.pop(alice.user_id, None) is None or mode == "true"
     assert shown == {zoe: content}
-    assert status(alice, zoe) == content
+    assert get_presence(alice, zoe) == content
     assert refused(alice.get(f"{V3}/presence/{yan}/status")) == FORBIDDEN
     assert presence_in(sync(bob, bobs, **quiet)) == {}
-    assert all(update.user_id == alice.user_id for updates in heard for update in updates)
+    assert all(update.user_id == alice.user_id for updates in received for update in updates)
     since = sync(alice, **quiet)["next_batch"]
     wait(server, 30 * 60)
     Deferred.fromCoroutine(presence.do_expire_remote(50))
     wait(server, 1)
     assert states(sync(alice, since, **quiet))[zoe] == "offline"
-    assert status(alice, zoe)["presence"] == "offline"
+    assert get_presence(alice, zoe)["presence"] == "offline"
 
 
 def test_the_status_of_a_shadow_banned_user_is_not_sent(server: TestServer, alice: User) -> None:
     server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, shadow_banned=True))
-    put(alice, "unavailable", status_msg="buy this")
+    set_presence(alice, "unavailable", status_msg="buy this")
     shown = alice.get(f"/_matrix/client/v3/presence/{alice.user_id}/status").json
     assert (shown["presence"], "status_msg" in shown) == ("unavailable", False)

@@ -96,12 +96,12 @@ class PresenceModel:
         for which in range(2):
             self.look(which)
             me = self.people[which]
-            anew = presence_in(sync(me, set_presence="offline"))
+            initial = presence_in(sync(me, set_presence="offline"))
             sharing = [other for other in self.people if other is me or shares_room(me, other)]
             for other in sharing:
-                here = anew.get(other.user_id, "offline")
+                here = initial.get(other.user_id, "offline")
                 assert self.known[which].get(other.user_id, "offline") == here, other.user_id
-            assert anew.keys() <= {other.user_id for other in sharing}
+            assert initial.keys() <= {other.user_id for other in sharing}
 
 
 def presence_in(answer: Any) -> dict[str, Any]:

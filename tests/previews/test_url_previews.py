@@ -15,9 +15,9 @@ from homeserver.services.previews.page_worker import TEXT_CHARS, decode, parse_p
 from homeserver.services.previews.url_previews import CONCURRENT_PER_USER, FAILED_MS
 from storage.engine.database import Database
 from tests.helpers.executors import ManualExecutor
-from tests.helpers.federated_media import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
+from tests.helpers.media_files import stored_contents, upload_file
 from tests.helpers.preview_sites import LinkedPages
 from tests.helpers.server import TestServer, User
 
@@ -49,10 +49,6 @@ def _server(
     return TestServer(tmp_path, database, ON + further, preview_web=pages, **options).register(
         "alice"
     )
-
-
-def _kept(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +114,7 @@ def test_a_quarantined_image_does_not_come_back_with_a_preview(
         PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">'
     )
     pages.put("https://site.example/a.png", picture(30, 20), "image/png")
-    address = upload(alice, picture(30, 20))
+    address = upload_file(alice, picture(30, 20))
     assert root.post(f"/_synapse/admin/v1/media/quarantine/{address}").status == 200
     assert _ask(alice).json == {"og:title": "A"}
 
@@ -220,7 +216,7 @@ def test_an_invalid_image_is_not_stored(
     pages.put(PAGE, '<title>x</title><meta property="og:image" content="https://cdn.example/i">')
     pages.put("https://cdn.example/i", body, "image/png")
     assert _ask(alice).json == {"og:title": "x"}
-    assert _kept(tmp_path) == []
+    assert stored_contents(tmp_path) == []
 
 
 def test_a_large_image_is_left_out(
@@ -277,17 +273,17 @@ def test_images_are_deleted_some_time_after_their_previews(
     alice.server.clock.advance(3601)
     second = _ask(alice).json["og:image"]
     assert second != first
-    assert len(_kept(tmp_path)) == 2
+    assert len(stored_contents(tmp_path)) == 2
     assert alice.server.run(previews.do_remove_old(50)) == 0
     alice.server.clock.advance(2 * DAY - 3600)
     assert alice.server.run(previews.do_remove_old(50)) == 1
-    assert len(_kept(tmp_path)) == 1
+    assert len(stored_contents(tmp_path)) == 1
     assert (
         alice.get("/_matrix/client/v1/media/download/" + first.removeprefix("mxc://")).status == 404
     )
     alice.server.clock.advance(3 * DAY)
     assert alice.server.run(previews.do_remove_old(50)) == 1
-    assert _kept(tmp_path) == []
+    assert stored_contents(tmp_path) == []
 
 
 def test_lists_apply_to_every_url_of_a_redirect(

@@ -13,7 +13,7 @@ from federation.rooms.engine import RoomEngine
 from storage.engine.database import Database
 from tests.helpers.event_search import begin_jobs
 from tests.helpers.room_actions import create, get_state, join, ok, room_path
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 ROOMS = 5
 
@@ -83,8 +83,7 @@ def test_a_restart_continues_with_the_remaining_rooms(
         rename(alice, "later")
     assert sorted(names_of(alice, rooms)) == ["alice"] * 3 + ["later"] * 2
     restarted = TestServer(tmp_path, sqlite_database, seed=2)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    alice = User(restarted, session)
+    alice = move_user(restarted, alice)
     before = restarted.app.database.streams.current()
     restarted.app.profiles.start()
     assert names_of(alice, rooms) == ["later"] * ROOMS

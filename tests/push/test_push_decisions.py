@@ -34,7 +34,7 @@ class People:
         assert event is not None
         return event
 
-    def told(self, event_id: str, room: str | None = None) -> dict[UserID, Actions]:
+    def get_notified(self, event_id: str, room: str | None = None) -> dict[UserID, Actions]:
         users = [person.user_id for person in (self.alice, self.bob, self.carol, self.dave)]
         actions = self.server.app.notifications.push_decisions.get_actions(
             self.stored(event_id, room), users
@@ -50,14 +50,14 @@ def people(server: TestServer) -> People:
     return People(server)
 
 
-def names(told: dict[UserID, Any]) -> set[str]:
-    return {user_id[1:].partition(":")[0] for user_id in told}
+def names(notified: dict[UserID, Any]) -> set[str]:
+    return {user_id[1:].partition(":")[0] for user_id in notified}
 
 
 def test_all_members_except_the_sender_are_notified(people: People) -> None:
-    told = people.told(rooms.say(people.alice, people.room))
-    assert names(told) == {"bob", "carol"}
-    one, other = told.values()
+    notified = people.get_notified(rooms.say(people.alice, people.room))
+    assert names(notified) == {"bob", "carol"}
+    one, other = notified.values()
     assert one is other, "the same rules were asked once"
     assert (one.raw, one.notify, one.highlight, one.sound) == (("notify",), True, False, None)
 
@@ -65,20 +65,23 @@ def test_all_members_except_the_sender_are_notified(people: People) -> None:
 def test_own_rules_and_mentions_apply(people: People) -> None:
     people.rule(people.bob, f"room/{people.room}", {"actions": []})
     named = {"m.mentions": {"user_ids": [people.bob.user_id]}}
-    assert names(people.told(rooms.say(people.alice, people.room))) == {"carol"}
-    told = people.told(rooms.say(people.alice, people.room, more=named))
-    assert {user: actions.highlight for user, actions in told.items()} == {
+    assert names(people.get_notified(rooms.say(people.alice, people.room))) == {"carol"}
+    notified = people.get_notified(rooms.say(people.alice, people.room, more=named))
+    assert {user: actions.highlight for user, actions in notified.items()} == {
         people.bob.user_id: True,
         people.carol.user_id: False,
     }
-    assert told[people.bob.user_id].tweaks == {"sound": "default", "highlight": True}
+    assert notified[people.bob.user_id].tweaks == {"sound": "default", "highlight": True}
     people.rule(
         people.carol,
         "content/tea",
         {"pattern": "tea", "actions": ["notify", {"set_tweak": "sound", "value": "x"}]},
     )
     assert (
-        people.told(rooms.say(people.alice, people.room, "tea?"))[people.carol.user_id].sound == "x"
+        people.get_notified(rooms.say(people.alice, people.room, "tea?"))[
+            people.carol.user_id
+        ].sound
+        == "x"
     )
 
 
@@ -92,9 +95,9 @@ def test_users_who_join_later_leave_or_ignore_the_sender_are_not_notified(people
         {"membership": "join", "displayname": "B"},
         people.bob.user_id,
     )
-    assert names(people.told(before)) == {"bob", "carol"}, "a new name is no new joining"
+    assert names(people.get_notified(before)) == {"bob", "carol"}, "a new name is no new joining"
     after = rooms.say(people.alice, people.room)
-    assert names(people.told(after)) == {"bob", "carol", "dave"}
+    assert names(people.get_notified(after)) == {"bob", "carol", "dave"}
     rooms.act(people.carol, people.room, "leave")
     ignored: Json = {"ignored_users": {people.alice.user_id: {}}}
     assert (
@@ -103,9 +106,9 @@ def test_users_who_join_later_leave_or_ignore_the_sender_are_not_notified(people
         ).status
         == 200
     )
-    assert names(people.told(after)) == {"bob"}
+    assert names(people.get_notified(after)) == {"bob"}
     rooms.redact(people.alice, people.room, after)
-    assert people.told(after) == {}
+    assert people.get_notified(after) == {}
 
 
 def test_an_invited_user_is_notified(people: People) -> None:
@@ -114,14 +117,14 @@ def test_an_invited_user_is_notified(people: People) -> None:
     state = people.alice.get(
         f"{V3}/rooms/{room}/state/m.room.member/{people.dave.user_id}?format=event"
     ).json
-    told = people.told(state["event_id"], room)
-    assert names(told) == {"dave"}
-    assert list(told[people.dave.user_id].raw) == LOUD
+    notified = people.get_notified(state["event_id"], room)
+    assert names(notified) == {"dave"}
+    assert list(notified[people.dave.user_id].raw) == LOUD
     rooms.act(people.dave, room, "leave")
-    assert people.told(state["event_id"], room) == {}, "they have declined it"
+    assert people.get_notified(state["event_id"], room) == {}, "they have declined it"
 
 
 def test_messages_in_a_room_of_two_play_a_sound(people: People) -> None:
     room = rooms.create(people.alice, people.bob)
-    (told,) = people.told(rooms.say(people.alice, room), room).values()
-    assert list(told.raw) == LOUD
+    (notified,) = people.get_notified(rooms.say(people.alice, room), room).values()
+    assert list(notified.raw) == LOUD

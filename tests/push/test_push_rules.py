@@ -25,11 +25,6 @@ RULES = "/_matrix/client/v3/pushrules"
 GLOBAL = RULES + "/global/"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def ids(user: User, kind: str) -> list[str]:
     return [rule["rule_id"] for rule in user.get(GLOBAL).json[kind]]
 

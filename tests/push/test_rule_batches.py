@@ -74,7 +74,7 @@ class Message:
     """One that is being sent, with all that somebody's rules may be meanwhile."""
 
     words: set[int]
-    sending: Pending
+    pending: Pending
     possible: list[set[Rules]]
 
 
@@ -110,7 +110,7 @@ class RuleModel:
         self.people = [Person(server.register(f"user{number}"), number) for number in range(PEOPLE)]
         for person in self.people:
             assert person.user.post(f"{V3}/join/{self.room_id}").status == 200
-        self.sending: list[Message] = []
+        self.pending: list[Message] = []
         self.judging: list[Judgement] = []
         self.names = count()
         self.room_nid = server.run(
@@ -133,7 +133,7 @@ class RuleModel:
         kind = self.chance.random()
         if kind < 0.06:
             self.change(self.chance.choice(self.people))
-        elif kind < 0.1 and len(self.sending) < 3:
+        elif kind < 0.1 and len(self.pending) < 3:
             self.say()
         elif kind < 0.2 and len(self.judging) < 3:
             self.judge()
@@ -163,7 +163,7 @@ class RuleModel:
         person.changing = (
             person.user.start("PUT", path, body) if is_set else person.user.start("DELETE", path)
         )
-        for possible in [each.possible for each in self.sending] + [
+        for possible in [each.possible for each in self.pending] + [
             each.possible for each in self.judging
         ]:
             possible[person.number].add(person.wanted)
@@ -172,7 +172,7 @@ class RuleModel:
         words = {person.number for person in self.people if self.chance.random() < 0.5}
         content = {"msgtype": "m.text", "body": body_of(words)}
         path = f"{V3}/rooms/{self.room_id}/send/m.room.message/own{next(self.names)}"
-        self.sending.append(Message(words, self.bob.start("PUT", path, content), self.possible()))
+        self.pending.append(Message(words, self.bob.start("PUT", path, content), self.possible()))
 
     def judge(self) -> None:
         """As one that comes from another server meanwhile."""
@@ -193,9 +193,9 @@ class RuleModel:
             if person.changing is not None and person.changing.done:
                 assert person.changing.answer.status == 200, person.changing.answer.body
                 person.changing, person.rules = None, person.wanted
-        for message in [each for each in self.sending if each.sending.done]:
-            assert message.sending.answer.status == 200, message.sending.answer.body
-            self.sending.remove(message)
+        for message in [each for each in self.pending if each.pending.done]:
+            assert message.pending.answer.status == 200, message.pending.answer.body
+            self.pending.remove(message)
             for person in self.people:
                 called = person.number in message.words
                 says = [rules.says(called) for rules in message.possible[person.number]]
@@ -216,7 +216,7 @@ class RuleModel:
             self.server.clock.advance(0)
             self.turns.end()
         self.settle()
-        assert not self.sending
+        assert not self.pending
         assert not self.judging
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import create, join, ok, put_event, refused, reply, say
 from tests.helpers.server import TestServer, User
-from tests.rooms.test_thread_subscriptions import thread
+from tests.helpers.thread_subscriptions import subscription_path
 
 V3 = "/_matrix/client/v3"
 RULES = f"{V3}/pushrules/global/postcontent"
@@ -34,7 +34,7 @@ class ThreadScenario:
         for user in (self.alice, self.carol):
             join(user, self.room)
         self.root, self.other = (say(self.bob, self.room, text) for text in ("root", "other"))
-        ok(self.alice.put(thread(self.room, self.root), {}))
+        ok(self.alice.put(subscription_path(self.room, self.root), {}))
 
     def switch(self, *rule_ids: str, on: bool = True) -> None:
         for rule_id in rule_ids:
@@ -103,7 +103,7 @@ def test_only_followed_threads_count_even_in_a_muted_room(
     listed = ok(scenario.alice.get(f"{V3}/notifications?limit=10"))["notifications"]
     assert [each["event"]["event_id"] for each in listed if not each["read"]][-2:] == followed[::-1]
 
-    ok(scenario.alice.delete(thread(scenario.room, scenario.root)))
+    ok(scenario.alice.delete(subscription_path(scenario.room, scenario.root)))
     scenario.read()
     reply(scenario.bob, scenario.room, scenario.root)
     assert scenario.counts(scenario.alice) == {"": 0}

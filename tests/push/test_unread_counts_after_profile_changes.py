@@ -27,10 +27,10 @@ def test_unread_messages_are_counted_across_many_profile_changes(server: TestSer
     server.app.notifications.unread.cache.clear()  # as after a restart
 
     assert unread(alice, room_id) == 2
-    told = ok(alice.get(f"{V3}/notifications"))["notifications"]
+    listed = ok(alice.get(f"{V3}/notifications"))["notifications"]
     texts = [
         each["event"]["content"]["body"]
-        for each in told
+        for each in listed
         if each["event"]["type"] == "m.room.message"
     ]
     assert texts == ["after the changes", "before the changes"]

@@ -72,7 +72,7 @@ class UnreadModel:
         self.events: dict[str, list[str]] = {room_id: [] for room_id in self.rooms}
         self.since = str(sync(self.alice)["next_batch"])
         self.pos = ""
-        self.told: dict[str, Numbers] = {}
+        self.received_counts: dict[str, Numbers] = {}
         """The counts of each room according to incremental syncs of `/v3/sync`."""
         self.slid: dict[str, Numbers] = {}
 
@@ -139,13 +139,13 @@ class UnreadModel:
             settle(self.server)
             self.server.clock.advance(1)
         settle(self.server)
-        anew = sync(self.alice).get("rooms", {})
-        unread = dict(_numbers(anew))
-        invites = set(anew.get("invite", {}))
-        news = sync(self.alice, self.since)
-        self.since = news["next_batch"]
-        self.told.update(_numbers(news.get("rooms", {})))
-        assert {room_id: self.told.get(room_id, (0, 0)) for room_id in unread} == unread
+        initial = sync(self.alice).get("rooms", {})
+        unread = dict(_numbers(initial))
+        invites = set(initial.get("invite", {}))
+        response = sync(self.alice, self.since)
+        self.since = response["next_batch"]
+        self.received_counts.update(_numbers(response.get("rooms", {})))
+        assert {room_id: self.received_counts.get(room_id, (0, 0)) for room_id in unread} == unread
         self.slide()
         assert {room_id: self.slid.get(room_id, (0, 0)) for room_id in unread} == unread
         if self.gateway.taken:

@@ -52,8 +52,8 @@ class Reader:
         answer = ok(
             self.bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
         )
-        told = answer["rooms"][self.room]["notification_count"]
-        assert whole == told == sum(found.values()) == sum(not each["read"] for each in listed)
+        count = answer["rooms"][self.room]["notification_count"]
+        assert whole == count == sum(found.values()) == sum(not each["read"] for each in listed)
         return {thread: number for thread, number in found.items() if number}
 
     def forget_counts(self) -> None:
@@ -81,9 +81,11 @@ def test_threads_read_first_stay_read(reader: Reader, kind: str) -> None:
     assert reader.unread() == {reader.roots[7]: 1}
     reader.forget_counts()
     assert reader.unread() == {reader.roots[7]: 1}
-    news = relate(reader.alice, reader.room, reader.roots[0], "m.thread", "what comes then is news")
+    new_reply = relate(
+        reader.alice, reader.room, reader.roots[0], "m.thread", "what comes then is news"
+    )
     assert reader.unread() == {reader.roots[0]: 1, reader.roots[7]: 1}
-    reader.read(news, reader.roots[0], kind)
+    reader.read(new_reply, reader.roots[0], kind)
     assert reader.unread() == {reader.roots[7]: 1}
 
 

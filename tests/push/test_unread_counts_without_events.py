@@ -36,11 +36,6 @@ def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServ
 
 
 @pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def alice(server: TestServer) -> User:
     alice = server.register("alice")
     assert set_pusher(alice).status == 200

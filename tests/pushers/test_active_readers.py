@@ -12,8 +12,9 @@ from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending
 from tests.helpers.leases import renew_lease, stop_renewing
+from tests.helpers.logins import another_device
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
-from tests.helpers.server import TestServer, User, move_user
+from tests.helpers.server import User, move_user
 from tests.helpers.sync_requests import Json, Rooms, poll, token
 
 V3 = "/_matrix/client/v3"
@@ -30,7 +31,7 @@ class Scenario:
             self.server.register(name) for name in ("alice", "bob", "carol")
         )
         self.room = rooms.create(self.bob, self.phone, carol)
-        self.desk = log_in(self.server, self.phone)
+        self.desk = another_device(self.phone)
         assert set_pusher(self.phone).status == 200
         self.last = self.say("first")
         self.gateway.taken.clear()
@@ -78,17 +79,6 @@ class Scenario:
         self.phone, self.bob, self.desk = (
             move_user(self.server, user) for user in (self.phone, self.bob, self.desk)
         )
-
-
-def log_in(server: TestServer, user: User) -> User:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
-    return User(server, server.post(f"{V3}/login", body).json)
-
-
-@pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
 
 
 @pytest.fixture

@@ -16,51 +16,24 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import FILTER_TYPES
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated_rooms import create_room
+from tests.helpers.notified_rooms import (
+    create_shared_room,
+    invite_to_new_room,
+    register_alice_with_pusher,
+    send_private_receipt,
+    set_account_data,
+)
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 V3 = "/_matrix/client/v3"
 ENABLED = "org.matrix.msc3881.enabled"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
-
-
-def two(server: TestServer) -> tuple[User, User]:
-    """Alice, who has a pusher, and Bob."""
-    alice, bob = server.register("alice"), server.register("bob")
-    assert set_pusher(alice).status == 200
-    settle(server)
-    return alice, bob
-
-
-def shared(alice: User, bob: User) -> RoomID:
-    room_id = create_room(bob)
-    assert alice.post(f"{V3}/join/{room_id}").status == 200
-    return room_id
-
-
-def invited(alice: User, bob: User) -> RoomID:
-    room_id = create_room(bob, preset="private_chat")
-    assert bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id}).status == 200
-    return room_id
-
-
-def read(user: User, room_id: str, event_id: str) -> None:
-    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
-
-
-def keep(user: User, type: str, content: object) -> None:
-    assert user.put(f"{V3}/user/{user.user_id}/account_data/{type}", content).status == 200
 
 
 def accept(alice: User, _bob: User, room_id: RoomID) -> None:
@@ -76,19 +49,21 @@ def withdraw(alice: User, bob: User, room_id: RoomID) -> None:
 
 
 def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
-    keep(alice, IGNORED_USERS, {"ignored_users": {bob.user_id: {}}})
+    set_account_data(alice, IGNORED_USERS, {"ignored_users": {bob.user_id: {}}})
 
 
 def take_no_invites(alice: User, bob: User, _room_id: RoomID) -> None:
-    keep(alice, "org.matrix.msc4155.invite_permission_config", {"ignored_users": [bob.user_id]})
+    set_account_data(
+        alice, "org.matrix.msc4155.invite_permission_config", {"ignored_users": [bob.user_id]}
+    )
 
 
 @pytest.mark.parametrize("how", [accept, decline, withdraw, ignore, take_no_invites])
 def test_an_invite_counts_until_it_is_answered(
     server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
-    alice, bob = two(server)
-    room_id = invited(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = invite_to_new_room(alice, bob)
     pass_time(server, 5, 1)
     assert [push.notification["counts"] for push in gateway.taken] == [{"unread": 1}]
     how(alice, bob, room_id)
@@ -100,9 +75,9 @@ def test_an_invite_counts_until_it_is_answered(
 def test_a_withdrawn_or_ignored_invite_is_not_pushed(
     server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
-    alice, bob = two(server)
+    alice, bob = register_alice_with_pusher(server)
     gateway.failure = 503
-    room_id = invited(alice, bob)
+    room_id = invite_to_new_room(alice, bob)
     pass_time(server, 5, 1)
     how(alice, bob, room_id)
     gateway.failure = None
@@ -114,8 +89,8 @@ def test_a_withdrawn_or_ignored_invite_is_not_pushed(
 def test_pending_pushes_are_dropped_when_the_user_leaves_or_ignores_the_sender(
     server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     gateway.failure = 503
     say(bob, room_id, "hello")
     pass_time(server, 5, 1)
@@ -128,8 +103,8 @@ def test_pending_pushes_are_dropped_when_the_user_leaves_or_ignores_the_sender(
 def test_pushes_pending_before_a_leave_and_rejoin_are_dropped(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     gateway.failure = 503
     say(bob, room_id, "before")
     pass_time(server, 5, 1)
@@ -144,12 +119,12 @@ def test_pushes_pending_before_a_leave_and_rejoin_are_dropped(
 def test_a_pusher_that_is_enabled_again_gets_the_badge_that_changed_meanwhile(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
     set_pusher(alice, **{ENABLED: False})
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 5, 1)
     assert gateway.badges == []
     set_pusher(alice, **{ENABLED: True})
@@ -165,15 +140,14 @@ def test_a_pusher_that_is_enabled_again_gets_the_badge_that_changed_meanwhile(
 def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 70, 1)
     set_pusher(alice, **{ENABLED: False})
     later = crash(server, tmp_path, gateway)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    alice = User(later, session)
-    read(alice, room_id, event_id)
+    alice = move_user(later, alice)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(later, 5, 1)
 
     async def be_away(*_: object) -> None:
@@ -190,16 +164,15 @@ def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
 def test_a_pusher_that_is_enabled_after_a_restart_gets_the_badge(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 70, 1)
     set_pusher(alice, **{ENABLED: False})
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 5, 1)
     later = crash(server, tmp_path, gateway)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    set_pusher(User(later, session), **{ENABLED: True})
+    set_pusher(move_user(later, alice), **{ENABLED: True})
     pass_time(later, 5, 1)
     assert gateway.badges == [0]
 
@@ -208,12 +181,12 @@ def test_a_pusher_that_is_enabled_after_a_restart_gets_the_badge(
 def test_an_enabled_pusher_gets_the_badge_although_the_server_ends_before_it_is_sent(
     server: TestServer, gateway: PushGateway, tmp_path: Path, how: str
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 70, 1)
     set_pusher(alice, **{ENABLED: False})
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 30, 1)
     set_pusher(alice, **{ENABLED: True})
     pass_time(server, 1, 1)
@@ -230,13 +203,13 @@ def test_an_enabled_pusher_gets_the_badge_although_the_server_ends_before_it_is_
 def test_messages_read_while_there_was_no_pusher_do_not_count_for_a_new_one(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    alice, bob = two(server)
-    first, second = shared(alice, bob), shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    first, second = create_shared_room(alice, bob), create_shared_room(alice, bob)
     event_id = say(bob, first, "hello")
     pass_time(server, 5, 1)
     remove = {"kind": None, "app_id": "org.example.app", "pushkey": "key"}
     assert alice.post(f"{V3}/pushers/set", remove).status == 200
-    read(alice, first, event_id)
+    send_private_receipt(alice, first, event_id)
     pass_time(server, 5, 1)
     set_pusher(alice, "new")
     say(bob, second, "hello")
@@ -249,12 +222,12 @@ def test_messages_read_while_there_was_no_pusher_do_not_count_for_a_new_one(
 def test_a_badge_that_could_not_be_sent_is_sent_after_a_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path, how: str, is_down: bool
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
     gateway.failure = OutboundError("it is down") if is_down else None
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 60 if is_down else 1, 1)
     if how == "stop":
         server.run(server.app.pushers.stop())
@@ -275,8 +248,8 @@ def test_an_unchanged_badge_is_no_failure_when_the_gateway_is_unreachable(
     server: TestServer, gateway: PushGateway
 ) -> None:
     """Bob has read the room, because he writes. His phone shows no badge and needs no push."""
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     set_pusher(bob, "bob")
     settle(server)
     gateway.failure = OutboundError("it is down")
@@ -291,9 +264,9 @@ def test_a_new_display_name_causes_no_badge_count(
 ) -> None:
     counter = QueryCounter()
     server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
-    alice, bob = two(server)
+    alice, bob = register_alice_with_pusher(server)
     for _ in range(3):
-        say(bob, shared(alice, bob), "hello")
+        say(bob, create_shared_room(alice, bob), "hello")
     pass_time(server, 5, 1)
     assert (
         alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}).status
@@ -307,8 +280,8 @@ def test_a_new_display_name_causes_no_badge_count(
 def test_a_pusher_deleted_while_its_push_is_built_gets_nothing(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     gate, count = Deferred[None](), BadgeCounts.get
 
     async def count_slowly(badges: BadgeCounts, user_id: UserID) -> int:

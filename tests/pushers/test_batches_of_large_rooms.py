@@ -25,11 +25,6 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(
     tmp_path: Path, sqlite_database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
@@ -48,7 +43,7 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
     return alice, bob, first, second
 
 
-def told(gateway: PushGateway, event_id: str) -> list[str]:
+def pushed_keys(gateway: PushGateway, event_id: str) -> list[str]:
     """Return the pushkeys to which an event was pushed."""
     return sorted(
         each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
@@ -80,7 +75,7 @@ def end(server: TestServer) -> Deferred[None]:
     return stopping
 
 
-def again(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
+def restart(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
     return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
@@ -104,11 +99,11 @@ def test_users_not_notified_before_a_shutdown_are_notified_after_the_restart(
         event_id = say(bob, room_id, "hello")
         settle(server)
     assert len(stoppings) == 1
-    assert told(gateway, event_id) == []
+    assert pushed_keys(gateway, event_id) == []
     slow.gate.callback(None)
     assert stoppings[0].called
-    settle(again(server, tmp_path, gateway))
-    assert told(gateway, event_id) == keys()
+    settle(restart(server, tmp_path, gateway))
+    assert pushed_keys(gateway, event_id) == keys()
 
 
 def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
@@ -123,8 +118,8 @@ def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
     settle(server)
     slow.gate.callback(None)
     assert stopping.called
-    settle(again(server, tmp_path, gateway))
-    assert told(gateway, event_id) == keys()
+    settle(restart(server, tmp_path, gateway))
+    assert pushed_keys(gateway, event_id) == keys()
 
 
 def test_a_pusher_set_while_badges_are_sent_gets_later_events(
@@ -144,7 +139,7 @@ def test_a_pusher_set_while_badges_are_sent_gets_later_events(
     assert bob.put(f"{V3}/rooms/{room_id}/redact/{event_id}/1", {}).status == 200
     server.clock.callLater(0, server.clock.callLater, 0, act)
     settle(server)
-    assert told(gateway, said[0]) == sorted(["carol", *keys()])
+    assert pushed_keys(gateway, said[0]) == sorted(["carol", *keys()])
 
 
 def test_pushes_are_sent_although_the_stream_keeps_growing(
@@ -156,7 +151,7 @@ def test_pushes_are_sent_although_the_stream_keeps_growing(
 
     def turn() -> None:
         said.append(say(bob, room_id, str(len(said))))
-        pushed.append(len(told(gateway, said[0])))
+        pushed.append(len(pushed_keys(gateway, said[0])))
         if len(said) < 40:
             server.clock.callLater(0, turn)
 
@@ -188,8 +183,8 @@ def test_nobody_is_notified_twice_when_the_database_fails_between_batches(
     gateway.release()
     server.clock.advance(10)
     settle(server)
-    assert told(gateway, before) == keys()
-    assert told(gateway, event_id) == keys()
+    assert pushed_keys(gateway, before) == keys()
+    assert pushed_keys(gateway, event_id) == keys()
 
 
 def take_over(server: TestServer) -> None:
@@ -268,7 +263,7 @@ def test_events_pushed_by_another_node_are_not_pushed_again(
     say(bob, room_id, "before")
     settle(server)
     late = LateDecisions(monkeypatch)
-    told_by_the_other = say(bob, room_id, "hello")
+    pushed_by_the_other = say(bob, room_id, "hello")
     settle(server)
     lose_lease(server)
     late.gate.callback(None)
@@ -276,8 +271,8 @@ def test_events_pushed_by_another_node_are_not_pushed_again(
     take_again(server)
     event_id = say(bob, room_id, "hello again")
     settle(server)
-    assert told(gateway, told_by_the_other) == []
-    assert told(gateway, event_id) == keys()
+    assert pushed_keys(gateway, pushed_by_the_other) == []
+    assert pushed_keys(gateway, event_id) == keys()
 
 
 def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease(
@@ -302,8 +297,8 @@ def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease
     for _ in range(6):
         server.clock.advance(10)
         settle(server)
-    assert told(gateway, first) == keys()
-    assert told(gateway, second) == keys()
+    assert pushed_keys(gateway, first) == keys()
+    assert pushed_keys(gateway, second) == keys()
 
 
 def test_an_event_just_before_a_pusher_is_enabled_counts_in_its_badge(

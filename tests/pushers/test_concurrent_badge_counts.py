@@ -67,9 +67,9 @@ def badges_of(counting: Counting) -> BadgeCounts:
 
 def ask(badges: BadgeCounts) -> list[int]:
     """Return a list that gets the badge once it is counted."""
-    told: list[int] = []
-    Deferred.fromCoroutine(badges.get(ALICE)).addCallback(told.append)
-    return told
+    results: list[int] = []
+    Deferred.fromCoroutine(badges.get(ALICE)).addCallback(results.append)
+    return results
 
 
 def test_two_devices_that_are_pushed_to_at_once_get_the_same_badge() -> None:

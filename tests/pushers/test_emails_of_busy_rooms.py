@@ -8,19 +8,26 @@ from homeserver.services.email.smtp import DeliveryFailed
 from homeserver.services.pushers.missed_messages import MAX_ROOMS
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time, settle
-from tests.helpers.room_actions import say
+from tests.helpers.email_notifications import (
+    HOUR,
+    MINUTE,
+    plain_and_html,
+    register_email_reader,
+    start_with_email,
+)
+from tests.helpers.notified_rooms import create_shared_room
+from tests.helpers.room_actions import V3, say
 from tests.helpers.server import TestServer, User
-from tests.pushers.test_missed_message_emails import HOUR, MINUTE, V3, reader, room_of, start, texts
 
 
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> TestServer:
-    return start(tmp_path, database)
+    return start_with_email(tmp_path, database)
 
 
 def test_an_email_contains_a_mention_however_many_messages_follow(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name="Busy")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name="Busy")
     assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
     settle(server)
     mention = {
@@ -35,13 +42,13 @@ def test_an_email_contains_a_mention_however_many_messages_follow(server: TestSe
     settle(server)
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "URGENT" in texts(letter)[0]
-    assert "chatter" not in texts(letter)[0]
+    assert "URGENT" in plain_and_html(letter)[0]
+    assert "chatter" not in plain_and_html(letter)[0]
 
 
 def test_an_email_contains_a_message_however_many_reactions_follow(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name="Busy")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name="Busy")
     event_id = say(bob, room_id, "URGENT")
     for number in range(45):
         reaction = {
@@ -51,27 +58,27 @@ def test_an_email_contains_a_message_however_many_reactions_follow(server: TestS
     settle(server)
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "URGENT" in texts(letter)[0]
+    assert "URGENT" in plain_and_html(letter)[0]
 
 
 def test_the_first_unread_message_decides_when_the_email_is_sent(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name="Busy")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name="Busy")
     for number in range(12):
         say(bob, room_id, f"number {number}")
         pass_time(server, MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "Further messages: " in texts(letter)[0]
+    assert "Further messages: " in plain_and_html(letter)[0]
 
 
 def test_an_email_counts_the_rooms_it_leaves_out(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
     for number in range(MAX_ROOMS + 3):
-        say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
+        say(bob, create_shared_room(alice, bob, name=f"Room {number}"), "hello")
     settle(server)
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    plain, html = texts(letter)
+    plain, html = plain_and_html(letter)
     assert plain.count("== Room") == MAX_ROOMS
     assert "Further rooms: 3" in plain
     assert "Further rooms: 3" in html
@@ -80,8 +87,8 @@ def test_an_email_counts_the_rooms_it_leaves_out(server: TestServer) -> None:
 def test_events_that_only_wake_clients_are_in_no_email(server: TestServer) -> None:
     """MSC4028: a user whose clients are woken by every encrypted event gets no e-mails about
     them."""
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     rule = f"{V3}/pushrules/global/override/.org.matrix.msc4028.encrypted_event/enabled"
     assert alice.put(rule, {"enabled": True}).status == 200
     content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s"}
@@ -91,7 +98,7 @@ def test_events_that_only_wake_clients_are_in_no_email(server: TestServer) -> No
     say(bob, room_id, "in the clear")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    plain, _ = texts(letter)
+    plain, _ = plain_and_html(letter)
     assert "in the clear" in plain
     assert "Encrypted message" not in plain
 
@@ -110,14 +117,14 @@ def edit(user: User, room_id: str, event_id: str, text: str, **further: object) 
 
 
 def test_an_email_shows_the_latest_edit_of_a_message(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "my password is zanjabil")
     edit(bob, room_id, event_id, "second")
     edit(bob, room_id, event_id, "third")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    for text in texts(letter):
+    for text in plain_and_html(letter):
         assert "third" in text
         assert "second" not in text
         assert "zanjabil" not in text
@@ -126,8 +133,8 @@ def test_an_email_shows_the_latest_edit_of_a_message(server: TestServer) -> None
 def test_an_email_shows_the_edit_of_an_unread_thread_message_when_the_main_timeline_is_read(
     server: TestServer,
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     thread = {"rel_type": "m.thread", "event_id": say(bob, room_id, "root")}
     content = {"msgtype": "m.text", "body": "zanjabil", "m.relates_to": thread}
     event_id = bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content).json["event_id"]
@@ -137,13 +144,13 @@ def test_an_email_shows_the_edit_of_an_unread_thread_message_when_the_main_timel
     assert alice.post(receipt, {"thread_id": "main"}).status == 200
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "corrected" in texts(letter)[0]
-    assert "zanjabil" not in texts(letter)[0]
+    assert "corrected" in plain_and_html(letter)[0]
+    assert "zanjabil" not in plain_and_html(letter)[0]
 
 
 def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     first = say(bob, room_id, "first")
     receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private"
     assert alice.post(f"{receipt}/{first}", {}).status == 200
@@ -161,8 +168,8 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
 
 
 def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     server.relay.failure = DeliveryFailed("no connection", permanent=False)
     event_id = say(bob, room_id, "first")
     taken_back = edit(bob, room_id, event_id, "zanjabil")
@@ -171,5 +178,5 @@ def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "first" in texts(letter)[0]
-    assert "zanjabil" not in texts(letter)[0]
+    assert "first" in plain_and_html(letter)[0]
+    assert "zanjabil" not in plain_and_html(letter)[0]

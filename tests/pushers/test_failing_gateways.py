@@ -25,11 +25,6 @@ DOWN = OutboundError("it is down")
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
@@ -78,8 +73,8 @@ def test_a_push_that_is_refused_for_its_content_blocks_nothing(
     small = say(bob, room_id, "small")
     settle(server)
     assert gateway.events == ([large, small] if most_bytes == 1000 else [small])
-    told = [each.notification for each in gateway.taken]
-    assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
+    pushed = [each.notification for each in gateway.taken]
+    assert ["content" in each for each in pushed] == [each["event_id"] == small for each in pushed]
     pass_time(server, 20, 10)
     assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
@@ -139,10 +134,10 @@ def test_a_gateway_can_reject_only_pushers_that_still_point_to_it(
     gateway.release()
     settle(server)
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == moves
-    told = [
+    pushed = [
         (each.url, each.notification["event_id"]) for each in gateway.taken if each.url == OTHER_URL
     ]
-    assert told == [(OTHER_URL, event_id)] * moves
+    assert pushed == [(OTHER_URL, event_id)] * moves
 
 
 def test_a_push_is_dropped_after_a_day_and_the_pusher_stays(
@@ -464,12 +459,12 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
     further = [say(bob, busy, str(number)) for number in range(MAX_WAITING + 10)]
     gateway.failure = None
     pass_time(server, 700, 10)
-    told = gateway.events
-    assert len(told) == MAX_WAITING
-    assert told[0] == called
-    assert said[1] in told
-    assert said[0] not in told
-    assert told[-1] == further[-1]
+    pushed = gateway.events
+    assert len(pushed) == MAX_WAITING
+    assert pushed[0] == called
+    assert said[1] in pushed
+    assert said[0] not in pushed
+    assert pushed[-1] == further[-1]
 
 
 def test_a_full_queue_keeps_a_mention_rather_than_the_last_message_of_its_room(

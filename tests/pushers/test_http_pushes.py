@@ -12,15 +12,10 @@ from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.push_gateway import URL, PushGateway, set_pusher
-from tests.helpers.room_actions import say, set_state
+from tests.helpers.room_actions import say, send_receipt, set_state
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
-
-
-@pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
 
 
 @pytest.fixture
@@ -44,13 +39,6 @@ def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
     assert set_pusher(alice).status == 200
     settle(server)
     return alice, bob, room_id
-
-
-def read(
-    user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None
-) -> None:
-    body = {} if thread is None else {"thread_id": thread}
-    assert user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body).status == 200
 
 
 def test_a_push_contains_every_field_of_the_specification(
@@ -237,13 +225,13 @@ def test_reading_at_another_device_clears_the_badge(
     alice, bob, room_id = two(server)
     event_id = say(bob, room_id, "x")
     settle(server)
-    read(alice, room_id, event_id)
+    send_receipt(alice, room_id, event_id)
     settle(server)
     server.clock.advance(3)
     settle(server)
     assert gateway.badges == [0]
     assert set(gateway.taken[-1].notification) == {"prio", "counts", "devices"}
-    read(alice, room_id, event_id, "m.read.private")
+    send_receipt(alice, room_id, event_id, "m.read.private")
     settle(server)
     server.clock.advance(3)
     settle(server)
@@ -258,7 +246,7 @@ def test_a_client_that_disables_badge_counts_gets_none(
     event_id = say(bob, room_id, "x")
     settle(server)
     assert "counts" not in gateway.taken[0].notification
-    read(alice, room_id, event_id)
+    send_receipt(alice, room_id, event_id)
     settle(server)
     server.clock.advance(3)
     settle(server)
@@ -272,7 +260,7 @@ def test_a_message_read_before_the_retry_is_not_pushed(
     gateway.failure = OutboundError("it is down")
     first, second = say(bob, room_id, "1"), say(bob, room_id, "2")
     settle(server)
-    read(alice, room_id, first)
+    send_receipt(alice, room_id, first)
     settle(server)
     gateway.failure = None
     server.clock.advance(3600)
@@ -295,7 +283,7 @@ def test_reading_one_event_of_a_thread_does_not_drop_other_pushes(
         in_thread.append(answer.json["event_id"])
     outside = say(bob, room_id, "outside")
     settle(server)
-    read(alice, room_id, in_thread[0], thread=root)
+    send_receipt(alice, room_id, in_thread[0], thread=root)
     settle(server)
     gateway.failure = None
     gateway.taken.clear()
@@ -329,7 +317,7 @@ def test_a_badge_is_sent_although_the_push_that_would_carry_it_is_dropped(
     gone = say(bob, other, "oops")
     settle(server)
     assert bob.put(f"{V3}/rooms/{other}/redact/{gone}/1", {}).status == 200
-    read(alice, room_id, event_id)
+    send_receipt(alice, room_id, event_id)
     gateway.failure = None
     for _ in range(60):
         server.clock.advance(10)

@@ -31,11 +31,6 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(
     tmp_path: Path, database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
@@ -73,16 +68,16 @@ def test_a_redaction_updates_the_badges_of_a_large_room_in_batches(
     bob, room_id = room_with_pushers(server)
     event_id = say(bob, room_id, "hello")
     settle(server)
-    deliveries, told = server.app.pushers.deliveries, list[str]()
+    deliveries, recipients = server.app.pushers.deliveries, list[str]()
     set_badge_due = deliveries.set_badge_due
 
     def note(row: PusherRow, position: int | None) -> None:
-        told.append(row.user_id)
+        recipients.append(row.user_id)
         set_badge_due(row, position)
 
     monkeypatch.setattr(deliveries, "set_badge_due", note)
     assert bob.put(f"{V3}/rooms/{room_id}/redact/{event_id}/1", {}).status == 200
-    due = by_turn(server, lambda: len(told))
+    due = by_turn(server, lambda: len(recipients))
     assert sum(due) == CROWD
     assert max(due) <= AT_ONCE
     server.clock.advance(2)

@@ -32,7 +32,7 @@ from tests.helpers.federated_rooms import create_room
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
 from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, start
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import sync
 
 V3 = "/_matrix/client/v3"
@@ -219,9 +219,9 @@ class LargeRoomModel:
             self.folder, self.database, seed=self.builds, now=now, web=self.gateway
         )
         self.server.app.pushers.start()
-        self.bob = self.again(self.bob)
+        self.bob = move_user(self.server, self.bob)
         for person in self.people:
-            person.user = self.again(person.user)
+            person.user = move_user(self.server, person.user)
 
     def wait_for(self, is_done: Callable[[], bool]) -> None:
         for _ in range(2000):
@@ -232,10 +232,6 @@ class LargeRoomModel:
             else:
                 self.turns.step()
         raise AssertionError("it does not end")
-
-    def again(self, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.server, session)
 
     def finish(self) -> None:
         for _ in range(60):

@@ -22,11 +22,6 @@ OTHER_URL = "https://other.example.com:8443/_matrix/push/v1/notify"
 
 
 @pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
-
-
-@pytest.fixture
 def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     made = TestServer(tmp_path, database, CONFIG, web=gateway)
     made.app.pushers.start()
@@ -60,24 +55,25 @@ def test_metrics_count_pushes_by_gateway_and_pending_pushes(
     gateway.failing_hosts = {"other.example.com"}
     say(bob, room_id, "x")
     settle(server)
-    told = metrics(server)
-    assert 'mahalla_pushes_total{gateway="https://push.example.com",outcome="sent"} 1.0' in told
-    assert 'mahalla_pushes_total{gateway="other",outcome="failed"} 1.0' in told, (
+    reported = metrics(server)
+    assert 'mahalla_pushes_total{gateway="https://push.example.com",outcome="sent"} 1.0' in reported
+    assert 'mahalla_pushes_total{gateway="other",outcome="failed"} 1.0' in reported, (
         "a name counts once it took a push"
     )
-    assert "mahalla_push_waiting 1.0" in told
-    assert "mahalla_push_pushers_failing 1.0" in told
-    assert "mahalla_push_gateways_failing 1.0" in told
-    assert "mahalla_push_seconds_count 1.0" in told
+    assert "mahalla_push_waiting 1.0" in reported
+    assert "mahalla_push_pushers_failing 1.0" in reported
+    assert "mahalla_push_gateways_failing 1.0" in reported
+    assert "mahalla_push_seconds_count 1.0" in reported
     gateway.failing_hosts = set()
     server.clock.advance(60)
     settle(server)
-    told = metrics(server)
+    reported = metrics(server)
     assert (
-        'mahalla_pushes_total{gateway="https://other.example.com:8443",outcome="sent"} 1.0' in told
+        'mahalla_pushes_total{gateway="https://other.example.com:8443",outcome="sent"} 1.0'
+        in reported
     )
-    assert "mahalla_push_waiting 0.0" in told
-    assert "mahalla_push_gateways_failing 0.0" in told
+    assert "mahalla_push_waiting 0.0" in reported
+    assert "mahalla_push_gateways_failing 0.0" in reported
 
 
 def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
@@ -91,8 +87,8 @@ def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
         for number in range(3):
             say(bob, room_id, str(number))
             settle(server)
-        told = [event for event in logged if "answers are unreadable" in event["log_format"]]
-        assert [event["origin"] for event in told] == ["https://push.example.com"]
+        reported = [event for event in logged if "answers are unreadable" in event["log_format"]]
+        assert [event["origin"] for event in reported] == ["https://push.example.com"]
         server.clock.advance(24 * 3600)
         settle(server)
         say(bob, room_id, "a day later")
@@ -115,9 +111,9 @@ def test_the_number_of_gateways_in_metrics_is_bounded(
     say(bob, room_id, "x")
     settle(server)
     assert len(gateway.taken) == 40
-    told = [line for line in metrics(server) if line.startswith("mahalla_pushes_total")]
-    assert len(told) == 31
-    assert 'mahalla_pushes_total{gateway="other",outcome="sent"} 10.0' in told
+    reported = [line for line in metrics(server) if line.startswith("mahalla_pushes_total")]
+    assert len(reported) == 31
+    assert 'mahalla_pushes_total{gateway="other",outcome="sent"} 10.0' in reported
 
 
 def test_metrics_count_pushers_and_to_device_messages(
@@ -133,11 +129,11 @@ def test_metrics_count_pushers_and_to_device_messages(
     for _ in range(40):
         server.clock.advance(10)
         settle(server)
-    told = metrics(server)
-    assert 'mahalla_pushers{kind="http",state="failing"} 1.0' in told
-    assert 'mahalla_pushers{kind="email",state="working"} 0.0' in told
-    assert 'mahalla_to_device_waiting{where="local"} 1.0' in told
-    assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, (
+    reported = metrics(server)
+    assert 'mahalla_pushers{kind="http",state="failing"} 1.0' in reported
+    assert 'mahalla_pushers{kind="email",state="working"} 0.0' in reported
+    assert 'mahalla_to_device_waiting{where="local"} 1.0' in reported
+    assert 'mahalla_to_device_waiting{where="remote"} 1.0' in reported, (
         "an EDU for a server that does not answer"
     )
 

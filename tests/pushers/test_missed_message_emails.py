@@ -1,88 +1,45 @@
 """E-mails about missed messages: when they are sent, what they contain, and how to unsubscribe."""
 
 import re
-from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from federation.protocol.ids import RoomID, UserID
+from federation.protocol.ids import UserID
 from homeserver.services.email.smtp import DeliveryFailed
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.email_addresses import CLIENT_SECRET, confirm_on_page, email_auth, request_token
+from tests.helpers.email_notifications import (
+    EMAIL_CONFIG,
+    HOUR,
+    MINUTE,
+    plain_and_html,
+    register_email_reader,
+    set_email_pusher,
+    start_with_email,
+    unsubscribe_link,
+)
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.leases import stop_renewing
+from tests.helpers.logins import password_auth
+from tests.helpers.notified_rooms import create_shared_room
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
-from tests.threepids.test_email_addresses import SECRET, add, by_email, press, request_token
 
 V3 = "/_matrix/client/v3"
-MAIL = """
-public_baseurl: https://matrix.example.org/
-email: {smtp_host: mail.example.org,
-  notif_from: "%(app)s <noreply@example.org>", app_name: Example, enable_notifs: true}
-rc_3pid_validation: *unlimited
-"""
-MINUTE, HOUR = 60, 3600
-
-
-def start(folder: Path, database: Database, config: str = MAIL, **options: Any) -> TestServer:
-    server = TestServer(folder, database, config, **options)
-    server.app.pushers.start()
-    settle(server)
-    return server
 
 
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> TestServer:
-    return start(tmp_path, database)
-
-
-def email_pusher(user: User, address: str = "alice@example.com", **further: Any) -> Any:
-    body = {
-        "kind": "email",
-        "app_id": "m.email",
-        "pushkey": address,
-        "app_display_name": "Email Notifications",
-        "device_display_name": address,
-        "lang": "en",
-        "data": {},
-        **further,
-    }
-    return user.post(f"{V3}/pushers/set", body)
-
-
-def reader(server: TestServer, **further: Any) -> User:
-    """Return Alice, who has e-mail notifications on; the e-mail that confirmed her address is
-    discarded."""
-    alice = server.register("alice")
-    add(server, alice)
-    assert email_pusher(alice, **further).status == 200
-    server.relay.emails.clear()
-    settle(server)
-    return alice
-
-
-def room_of(alice: User, bob: User, **options: Any) -> RoomID:
-    room_id = create_room(bob, **options)
-    assert alice.post(f"{V3}/join/{room_id}").status == 200
-    return room_id
-
-
-def texts(letter: EmailMessage) -> tuple[str, str]:
-    plain, html = letter.get_body(("plain",)), letter.get_body(("html",))
-    assert plain is not None
-    assert html is not None
-    return plain.get_content(), html.get_content()
+    return start_with_email(tmp_path, database)
 
 
 def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name="Tea & cake")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name="Tea & cake")
     event_id = say(bob, room_id, "hello <b>")
     settle(server)
     pass_time(server, 9 * MINUTE, MINUTE)
@@ -91,7 +48,7 @@ def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestSe
     [(recipient, letter)] = server.relay.emails
     assert recipient == "alice@example.com"
     assert letter["Subject"] == "[Example] Message from bob in Tea & cake"
-    plain, html = texts(letter)
+    plain, html = plain_and_html(letter)
     assert "hello <b>" in plain
     assert f"https://matrix.to/#/{room_id}" in plain
     assert "hello &lt;b&gt;" in html
@@ -118,8 +75,8 @@ def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestSe
 def test_a_name_cannot_inject_headers_into_an_email(
     server: TestServer, name: str, whose: str
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name=name if whose == "room" else "Tea")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name=name if whose == "room" else "Tea")
     if whose == "person":
         assert (
             bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": name}).status == 200
@@ -140,18 +97,20 @@ def test_a_name_cannot_inject_headers_into_an_email(
         "content-type",
         "content-language",
     }
-    plain, html = texts(letter)
+    plain, html = plain_and_html(letter)
     assert "hello" in plain
     assert "hello" in html
     assert letter["Subject"].startswith("[Example] Message from ")
 
 
 def test_an_expired_account_gets_no_email(tmp_path: Path, sqlite_database: Database) -> None:
-    server = start(
-        tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n"
+    server = start_with_email(
+        tmp_path,
+        sqlite_database,
+        EMAIL_CONFIG + "account_validity: {enabled: true, period: 100d}\n",
     )
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
     server.run(
         renewals.do_set_expiry(
@@ -177,8 +136,8 @@ def test_an_expired_account_gets_no_email(tmp_path: Path, sqlite_database: Datab
 
 
 def test_a_message_that_was_read_causes_no_email(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5 * MINUTE, MINUTE)
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
@@ -188,14 +147,14 @@ def test_a_message_that_was_read_causes_no_email(server: TestServer) -> None:
     assert server.relay.emails == [], "the later one has waited for eight minutes"
     pass_time(server, 4 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    plain, _ = texts(letter)
+    plain, _ = plain_and_html(letter)
     assert "later" in plain
     assert "hello" not in plain
 
 
 def test_emails_about_one_room_back_off_until_it_is_read(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "0")
     for number in range(36):
         pass_time(server, 20 * MINUTE, MINUTE)
@@ -210,8 +169,11 @@ def test_emails_about_one_room_back_off_until_it_is_read(server: TestServer) -> 
 
 
 def test_the_backoff_of_a_busy_room_does_not_delay_another_room(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    noisy, other = room_of(alice, bob, name="Noisy"), room_of(alice, bob, name="Other")
+    alice, bob = register_email_reader(server), server.register("bob")
+    noisy, other = (
+        create_shared_room(alice, bob, name="Noisy"),
+        create_shared_room(alice, bob, name="Other"),
+    )
     for _ in range(6):
         say(bob, noisy, "x")
         pass_time(server, 30 * MINUTE, MINUTE)
@@ -219,19 +181,22 @@ def test_the_backoff_of_a_busy_room_does_not_delay_another_room(server: TestServ
     say(bob, other, "y")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "Other" in texts(letter)[0]
+    assert "Other" in plain_and_html(letter)[0]
 
 
 def test_one_email_covers_several_rooms(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    first, second = room_of(alice, bob, name="First"), room_of(alice, bob, name="Second")
+    alice, bob = register_email_reader(server), server.register("bob")
+    first, second = (
+        create_shared_room(alice, bob, name="First"),
+        create_shared_room(alice, bob, name="Second"),
+    )
     for number in range(8):
         say(bob, first, f"number {number}")
     say(bob, second, "x")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] New in Second and elsewhere"
-    plain, _ = texts(letter)
+    plain, _ = plain_and_html(letter)
     assert "== First" in plain
     assert "== Second" in plain
     assert "number 7" in plain
@@ -240,8 +205,8 @@ def test_one_email_covers_several_rooms(server: TestServer) -> None:
 
 
 def test_a_long_name_is_truncated_in_an_email(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob, name="Tea")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob, name="Tea")
     member = {"membership": "join", "displayname": "x" * 20_000}
     bob.put(f"{V3}/rooms/{room_id}/state/m.room.member/{bob.user_id}", member)
     say(bob, room_id, "hello")
@@ -253,18 +218,18 @@ def test_a_long_name_is_truncated_in_an_email(server: TestServer) -> None:
 
 
 def test_an_invite_causes_an_email(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
     room_id = create_room(bob, name="Tea", preset="private_chat")
     bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id})
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] bob invites you to Tea"
-    assert "You are invited to this room." in texts(letter)[0]
+    assert "You are invited to this room." in plain_and_html(letter)[0]
 
 
 def test_an_email_says_only_that_there_is_an_encrypted_message(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     content = {
         "algorithm": "m.megolm.v1.aes-sha2",
         "ciphertext": "AwgA",
@@ -274,7 +239,7 @@ def test_an_email_says_only_that_there_is_an_encrypted_message(server: TestServe
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    plain, html = texts(letter)
+    plain, html = plain_and_html(letter)
     assert "Encrypted message" in plain
     assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
 
@@ -282,25 +247,27 @@ def test_an_email_says_only_that_there_is_an_encrypted_message(server: TestServe
 def test_an_email_omits_content_when_the_operator_disables_it(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
-    alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(alice, bob), "secret")
+    server = start_with_email(
+        tmp_path, sqlite_database, EMAIL_CONFIG + "push: {include_content: false}\n"
+    )
+    alice, bob = register_email_reader(server), server.register("bob")
+    say(bob, create_shared_room(alice, bob), "secret")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "secret" not in "".join(texts(letter))
+    assert "secret" not in "".join(plain_and_html(letter))
 
 
 def test_links_lead_to_the_configured_client(tmp_path: Path, sqlite_database: Database) -> None:
-    config = MAIL.replace(
+    config = EMAIL_CONFIG.replace(
         "enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'"
     )
-    server = start(tmp_path, sqlite_database, config)
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    server = start_with_email(tmp_path, sqlite_database, config)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert f"https://chat.example.org/#/room/{room_id}" in texts(letter)[0]
+    assert f"https://chat.example.org/#/room/{room_id}" in plain_and_html(letter)[0]
 
 
 @pytest.mark.parametrize(
@@ -316,40 +283,33 @@ def test_links_lead_to_the_configured_client(tmp_path: Path, sqlite_database: Da
 def test_an_email_is_in_the_language_of_the_pusher(
     tmp_path: Path, sqlite_database: Database, lang: str, text: str
 ) -> None:
-    server = start(tmp_path, sqlite_database)
-    alice, bob = reader(server, lang=lang, data={"brand": "Chat"}), server.register("bob")
-    say(bob, room_of(alice, bob), "x")
+    server = start_with_email(tmp_path, sqlite_database)
+    alice, bob = (
+        register_email_reader(server, lang=lang, data={"brand": "Chat"}),
+        server.register("bob"),
+    )
+    say(bob, create_shared_room(alice, bob), "x")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert text in texts(letter)[0]
+    assert text in plain_and_html(letter)[0]
     assert str(letter["Subject"]).startswith("[Example] ")
 
 
 def test_an_email_shows_times_in_the_time_zone_of_the_reader(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
     assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
-    say(bob, room_of(alice, bob), "x")
+    say(bob, create_shared_room(alice, bob), "x")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "2023-11-15 03:13" in texts(letter)[0]
-
-
-def link_in(letter: EmailMessage) -> str:
-    header = str(letter["List-Unsubscribe"])
-    assert letter["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    link = header.strip("<>").replace("\n", "").replace(" ", "")
-    assert link in texts(letter)[0]
-    parts = urlsplit(link)
-    assert (parts.scheme, parts.netloc) == ("https", "matrix.example.org")
-    return f"{parts.path}?{parts.query}"
+    assert "2023-11-15 03:13" in plain_and_html(letter)[0]
 
 
 def test_the_unsubscribe_link_stops_the_emails(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE, MINUTE)
-    link = link_in(server.relay.emails[0][1])
+    link = unsubscribe_link(server.relay.emails[0][1])
     page = server.get(link)
     assert page.status == 200
     assert "alice@example.com" in page.body.decode()
@@ -370,30 +330,29 @@ def test_the_unsubscribe_link_stops_the_emails(server: TestServer) -> None:
 def test_a_tampered_unsubscribe_link_is_refused(
     server: TestServer, change: tuple[str, str]
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(alice, bob), "x")
+    alice, bob = register_email_reader(server), server.register("bob")
+    say(bob, create_shared_room(alice, bob), "x")
     pass_time(server, 11 * MINUTE, MINUTE)
-    link = link_in(server.relay.emails[0][1]).replace(*change)
+    link = unsubscribe_link(server.relay.emails[0][1]).replace(*change)
     assert server.get(link).status == 400
     assert server.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 400
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
 def test_an_email_pusher_needs_an_address_of_the_account(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    assert email_pusher(bob).errcode == "M_INVALID_PARAM"
-    assert email_pusher(alice, "other@example.com").errcode == "M_INVALID_PARAM"
-    assert email_pusher(alice, "no address").errcode == "M_INVALID_PARAM"
-    assert email_pusher(alice, app_id="other").errcode == "M_INVALID_PARAM"
-    assert email_pusher(alice, data={"brand": "a\nb"}).errcode == "M_INVALID_PARAM"
-    assert email_pusher(alice, " Alice@EXAMPLE.com").status == 200
+    alice, bob = register_email_reader(server), server.register("bob")
+    assert set_email_pusher(bob).errcode == "M_INVALID_PARAM"
+    assert set_email_pusher(alice, "other@example.com").errcode == "M_INVALID_PARAM"
+    assert set_email_pusher(alice, "no address").errcode == "M_INVALID_PARAM"
+    assert set_email_pusher(alice, app_id="other").errcode == "M_INVALID_PARAM"
+    assert set_email_pusher(alice, data={"brand": "a\nb"}).errcode == "M_INVALID_PARAM"
+    assert set_email_pusher(alice, " Alice@EXAMPLE.com").status == 200
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
 def test_an_email_pusher_ends_with_the_address_and_not_with_the_session(server: TestServer) -> None:
-    alice = reader(server)
-    identifier = {"type": "m.id.user", "user": "alice"}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    alice = register_email_reader(server)
+    body = password_auth("alice")
     other = User(server, server.post(f"{V3}/login", body).json)
     alice.post(f"{V3}/logout")
     assert len(other.get(f"{V3}/pushers").json["pushers"]) == 1
@@ -406,17 +365,19 @@ def test_a_new_account_with_an_address_gets_an_email_pusher_when_configured(
     tmp_path: Path, sqlite_database: Database, wanted: bool
 ) -> None:
     config = (
-        MAIL
+        EMAIL_CONFIG
         if wanted
-        else MAIL.replace("enable_notifs: true", "enable_notifs: true, notif_for_new_users: false")
+        else EMAIL_CONFIG.replace(
+            "enable_notifs: true", "enable_notifs: true, notif_for_new_users: false"
+        )
     )
-    server = start(tmp_path, sqlite_database, config)
+    server = start_with_email(tmp_path, sqlite_database, config)
     sid = request_token(server, "register").json["sid"]
     _, letter = server.relay.emails[-1]
-    plain, _ = texts(letter)
+    plain, _ = plain_and_html(letter)
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", plain)
-    assert press(server, link).status == 200
-    auth = by_email({"sid": sid, "client_secret": SECRET})
+    assert confirm_on_page(server, link).status == 200
+    auth = email_auth({"sid": sid, "client_secret": CLIENT_SECRET})
     body = {"username": "alice", "password": "wonderland", "auth": auth}
     answer = server.client.request(
         "POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"}
@@ -427,32 +388,35 @@ def test_a_new_account_with_an_address_gets_an_email_pusher_when_configured(
     if wanted:
         server.relay.emails.clear()
         bob = server.register("bob")
-        say(bob, room_of(alice, bob), "x")
+        say(bob, create_shared_room(alice, bob), "x")
         pass_time(server, 11 * MINUTE, MINUTE)
-        assert "Больше не присылать" in texts(server.relay.emails[0][1])[0]
+        assert "Больше не присылать" in plain_and_html(server.relay.emails[0][1])[0]
 
 
 def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: Database) -> None:
-    server = start(tmp_path, database)
-    alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(alice, bob), "x")
+    server = start_with_email(tmp_path, database)
+    alice, bob = register_email_reader(server), server.register("bob")
+    say(bob, create_shared_room(alice, bob), "x")
     settle(server)
     stop_renewing(server.app.pushers.reading)
-    later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
+    later = start_with_email(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
     pass_time(later, 12 * MINUTE, MINUTE)
     assert len(later.relay.emails) == 1
-    again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
-    pass_time(again, 60 * MINUTE, MINUTE)
-    assert again.relay.emails == []
+    restarted = start_with_email(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
+    pass_time(restarted, 60 * MINUTE, MINUTE)
+    assert restarted.relay.emails == []
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
 def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     tmp_path: Path, database: Database, how: str
 ) -> None:
-    server = start(tmp_path, database, MAIL + "retention: {enabled: true}\n")
-    alice, bob = reader(server), server.register("bob")
-    room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
+    server = start_with_email(tmp_path, database, EMAIL_CONFIG + "retention: {enabled: true}\n")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id, other = (
+        create_shared_room(alice, bob, name="Tea"),
+        create_shared_room(alice, bob, name="Cake"),
+    )
     assert (
         bob.put(
             f"{V3}/rooms/{room_id}/state/m.room.retention/", {"max_lifetime": 20 * MINUTE * 1000}
@@ -484,7 +448,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     server.relay.failure = None
     pass_time(server, 90 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
-    for text in texts(letter):
+    for text in plain_and_html(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
 
@@ -494,9 +458,9 @@ def test_a_message_to_a_user_whose_emails_are_paused_costs_no_query_for_the_paus
 ) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
-    server = start(tmp_path, database)
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    server = start_with_email(tmp_path, database)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "0")
     for number in range(8):
         pass_time(server, 20 * MINUTE, MINUTE)
@@ -520,11 +484,11 @@ def test_the_queries_for_an_email_do_not_grow_with_the_number_of_messages(
 ) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
-    server = start(tmp_path, database)
-    alice, bob = reader(server), server.register("bob")
+    server = start_with_email(tmp_path, database)
+    alice, bob = register_email_reader(server), server.register("bob")
     costs: list[int] = []
     for number in (1, 30):
-        room_id = room_of(alice, bob)
+        room_id = create_shared_room(alice, bob)
         for each in range(number):
             say(bob, room_id, str(each))
         pass_time(server, 9 * MINUTE, MINUTE)
@@ -557,13 +521,15 @@ def test_an_email_uses_the_configured_name_of_the_service(
     sender: str,
 ) -> None:
     """The `From` header names the server, even if the app sets a brand."""
-    config = MAIL if app_name is not None else MAIL.replace(", app_name: Example", "")
-    server = start(tmp_path, sqlite_database, config)
+    config = (
+        EMAIL_CONFIG if app_name is not None else EMAIL_CONFIG.replace(", app_name: Example", "")
+    )
+    server = start_with_email(tmp_path, sqlite_database, config)
     alice, bob = (
-        reader(server, data={} if brand is None else {"brand": brand}),
+        register_email_reader(server, data={} if brand is None else {"brand": brand}),
         server.register("bob"),
     )
-    say(bob, room_of(alice, bob), "x")
+    say(bob, create_shared_room(alice, bob), "x")
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
     assert str(letter["Subject"]).startswith(f"[{called}] ")

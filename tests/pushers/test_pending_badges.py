@@ -19,17 +19,18 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import PushStream, PushStreamBatch
 from storage.push.pushers import PusherRow
 from tests.helpers.clocks import pass_time, settle
+from tests.helpers.notified_rooms import (
+    create_shared_room,
+    invite_to_new_room,
+    register_alice_with_pusher,
+    send_private_receipt,
+    set_account_data,
+)
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
-from tests.helpers.room_actions import say
+from tests.helpers.room_actions import leave, say
 from tests.helpers.server import TestServer
-from tests.pushers.test_badges import decline, invited, keep, read, shared, two
 
 V3 = "/_matrix/client/v3"
-
-
-@pytest.fixture
-def gateway() -> PushGateway:
-    return PushGateway()
 
 
 @pytest.fixture
@@ -40,17 +41,17 @@ def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServ
 def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_next(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = two(server)
-    room_id, other = shared(alice, bob), shared(bob, alice)
+    alice, bob = register_alice_with_pusher(server)
+    room_id, other = create_shared_room(alice, bob), create_shared_room(bob, alice)
     for user in (alice, bob):
         for key in range(3):
             assert set_pusher(user, f"{user.user_id}{key}").status == 200
     events = say(bob, room_id, "hello"), say(alice, other, "hello")
     pass_time(server, 5, 1)
     gateway.failure = OutboundError("it is down")
-    read(alice, room_id, events[0])
+    send_private_receipt(alice, room_id, events[0])
     pass_time(server, 3, 1)
-    read(bob, other, events[1])
+    send_private_receipt(bob, other, events[1])
     settle(server)
     deliveries = server.app.pushers.deliveries
     monkeypatch.setattr(deliveries_module, "MAX_COUNTED", 1)
@@ -67,20 +68,20 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
 def test_pushed_events_are_not_pushed_again_when_only_a_badge_is_pending(
     server: TestServer, gateway: PushGateway, tmp_path: Path, failure: OutboundError | int
 ) -> None:
-    alice, bob = two(server)
-    first, second = shared(alice, bob), shared(alice, bob)
-    told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
+    alice, bob = register_alice_with_pusher(server)
+    first, second = create_shared_room(alice, bob), create_shared_room(alice, bob)
+    pushed = [say(bob, room_id, "hello") for room_id in (first, first, second)]
     pass_time(server, 5, 1)
-    third = invited(alice, bob)
+    third = invite_to_new_room(alice, bob)
     pass_time(server, 5, 1)
-    decline(alice, bob, third)
+    leave(alice, third)
     pass_time(server, 5, 1)
     gateway.failure = failure
-    read(alice, second, told[-1])
+    send_private_receipt(alice, second, pushed[-1])
     pass_time(server, 30, 1)
     gateway.failure = None
     pass_time(crash(server, tmp_path, gateway), 60, 1)
-    assert [event_id for event_id in gateway.events if event_id in told] == told
+    assert [event_id for event_id in gateway.events if event_id in pushed] == pushed
     assert gateway.badges == [2, 1]
 
 
@@ -94,10 +95,10 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
 ) -> None:
     """The stream is long, and the server is killed again before it has read up to the position that
     the other pushers have reached."""
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     gateway.failure = 503
-    told = [say(bob, room_id, text) for text in ("one", "two")]
+    pushed = [say(bob, room_id, text) for text in ("one", "two")]
     pass_time(server, 31, 1)
     gateway.failure = None
 
@@ -116,21 +117,21 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
         patched.setattr(reading_module, "READ_BATCH", 1)
         long = crash(server, tmp_path, gateway)
         pass_time(long, 60, 1)
-        assert gateway.events == told[:stretches]
-    again = crash(long, tmp_path, gateway)
-    pass_time(again, 60, 1)
-    assert gateway.events == told
+        assert gateway.events == pushed[:stretches]
+    restarted = crash(long, tmp_path, gateway)
+    pass_time(restarted, 60, 1)
+    assert gateway.events == pushed
 
 
 def test_a_badge_under_way_when_the_server_is_killed_is_sent_after_the_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
     gateway.held = []
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 12, 1)
     later = crash(server, tmp_path, gateway)
     gateway.held = None
@@ -142,15 +143,17 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     """Mallory's gateway is slow, and Mallory's badge has changed whenever it answers."""
-    alice, bob = two(server)
-    room_id, mallory = shared(alice, bob), server.register("mallory")
+    alice, bob = register_alice_with_pusher(server)
+    room_id, mallory = create_shared_room(alice, bob), server.register("mallory")
     set_pusher(mallory, "slow")
-    invited(mallory, bob)
+    invite_to_new_room(mallory, bob)
     pass_time(server, 5, 1)
-    told: list[str] = []
+    pushed: list[str] = []
     for number in range(8):
-        keep(mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}})
-        told.append(say(bob, room_id, "hello"))
+        set_account_data(
+            mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}}
+        )
+        pushed.append(say(bob, room_id, "hello"))
         settle(server)
         gateway.release()
         gateway.held = []
@@ -160,7 +163,7 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
     gateway.release()
     later = crash(server, tmp_path, gateway)
     pass_time(later, 5, 1)
-    assert set(gateway.events) >= set(told)
+    assert set(gateway.events) >= set(pushed)
     assert len(gateway.events) - len(set(gateway.events)) <= 1, (
         "but what was told while the last number is under way"
     )
@@ -172,15 +175,15 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
 ) -> None:
     """A round counts the badge to see whether it is pending, and the gateway is back meanwhile.
     `later`: the badge changes meanwhile."""
-    alice, bob = two(server)
-    room_id, other = shared(alice, bob), shared(bob, alice)
+    alice, bob = register_alice_with_pusher(server)
+    room_id, other = create_shared_room(alice, bob), create_shared_room(bob, alice)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 2, 1)
     set_pusher(bob, "bob")
     gateway.failure = OutboundError("it is down")
     own = say(alice, other, "hello")
     pass_time(server, 2, 1)
-    read(alice, other if later else room_id, own if later else event_id)
+    send_private_receipt(alice, other if later else room_id, own if later else event_id)
     deliveries = server.app.pushers.deliveries
     gate, count = Deferred[None](), BadgeCounts.get
 
@@ -196,7 +199,7 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     assert noted == []
     monkeypatch.setattr(BadgeCounts, "get", count)
     if later:
-        read(alice, room_id, event_id)
+        send_private_receipt(alice, room_id, event_id)
         settle(server)
     else:
         gateway.failure = None
@@ -205,17 +208,17 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     assert noted == [None]
     gateway.failure = None
     pass_time(server, 60, 1)
-    told = [
+    pushed = [
         push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"
     ]
-    assert told == [1, 0]
+    assert pushed == [1, 0]
 
 
 def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
 
@@ -224,7 +227,7 @@ def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
 
     with monkeypatch.context() as patched:
         patched.setattr(BadgeCounts, "get", be_away)
-        read(alice, room_id, event_id)
+        send_private_receipt(alice, room_id, event_id)
         pass_time(server, 5, 1)
     pass_time(server, 5, 1)
     assert gateway.badges == [0]
@@ -233,12 +236,12 @@ def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
 def test_a_pusher_replaced_while_a_badge_is_under_way_sends_one_push_at_a_time(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
     gateway.held = held = list[Deferred[None]]()
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     pass_time(server, 3, 1)
     assert (
         set_pusher(alice, data={"url": "https://other.example.com/_matrix/push/v1/notify"}).status
@@ -257,11 +260,11 @@ def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
     server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server stores the position of the pushers in these seconds, and is then killed."""
-    alice, bob = two(server)
-    room_id = shared(alice, bob)
+    alice, bob = register_alice_with_pusher(server)
+    room_id = create_shared_room(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 9, 1)
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     settle(server)
     assert set_pusher(alice).status == 200
     deliveries, rounds = server.app.pushers.deliveries, list[bool]()
@@ -282,8 +285,8 @@ def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
 def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badge(
     server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
-    alice, bob = two(server)
-    rooms = [shared(alice, bob) for _ in range(4)]
+    alice, bob = register_alice_with_pusher(server)
+    rooms = [create_shared_room(alice, bob) for _ in range(4)]
     gateway.failure = failure
     events = [
         say(bob, room_id, str(number)) for room_id in rooms for number in range(MAX_WAITING // 2)
@@ -306,8 +309,8 @@ def test_a_pusher_that_failed_for_a_day_gets_the_badge(
     is_restarted: bool,
 ) -> None:
     """Events older than a day are not pushed any more."""
-    alice, bob = two(server)
-    rooms = [shared(alice, bob) for _ in range(2)]
+    alice, bob = register_alice_with_pusher(server)
+    rooms = [create_shared_room(alice, bob) for _ in range(2)]
     pass_time(server, 5, 1)
     say(bob, rooms[0], "hello")
     pass_time(server, 5, 1)
@@ -328,8 +331,8 @@ def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MAX_WAITING", 1)
-    alice, bob = two(server)
-    rooms = [shared(alice, bob) for _ in range(2)]
+    alice, bob = register_alice_with_pusher(server)
+    rooms = [create_shared_room(alice, bob) for _ in range(2)]
     pass_time(server, 5, 1)
     gateway.failure = 503
     say(bob, rooms[0], "hello")
@@ -346,8 +349,8 @@ def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
 def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = two(server)
-    room_id, carol = shared(alice, bob), server.register("carol")
+    alice, bob = register_alice_with_pusher(server)
+    room_id, carol = create_shared_room(alice, bob), server.register("carol")
     assert set_pusher(carol, "carol").status == 200
     pass_time(server, 5, 1)
     get = PusherUsers.get
@@ -360,7 +363,7 @@ def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
         return await get(roster, users)
 
     monkeypatch.setattr(PusherUsers, "get", fail)
-    decline(carol, bob, invited(carol, bob))
+    leave(carol, invite_to_new_room(carol, bob))
     settle(server)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)

@@ -15,20 +15,20 @@ from storage.maintenance.after_restore import repair_after_restore
 from storage.push.pushers import PusherStore
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.email_addresses import add_email
+from tests.helpers.email_notifications import (
+    HOUR,
+    MINUTE,
+    plain_and_html,
+    register_email_reader,
+    set_email_pusher,
+    start_with_email,
+    unsubscribe_link,
+)
+from tests.helpers.notified_rooms import create_shared_room, send_private_receipt
 from tests.helpers.push_gateway import PushGateway
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
-from tests.pushers.test_missed_message_emails import (
-    HOUR,
-    MINUTE,
-    email_pusher,
-    link_in,
-    reader,
-    room_of,
-    start,
-    texts,
-)
-from tests.threepids.test_email_addresses import add
 
 V3 = "/_matrix/client/v3"
 AWAY = DeliveryFailed("no connection", permanent=False)
@@ -36,37 +36,33 @@ AWAY = DeliveryFailed("no connection", permanent=False)
 
 @pytest.fixture
 def server(tmp_path: Path, database: Database) -> TestServer:
-    return start(tmp_path, database)
-
-
-def read(user: User, room_id: str, event_id: str) -> None:
-    assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
+    return start_with_email(tmp_path, database)
 
 
 def test_an_email_pusher_gets_no_badges(tmp_path: Path, database: Database) -> None:
     gateway = PushGateway()
-    server = start(tmp_path, database, web=gateway)
-    alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(alice, bob), "hello")
+    server = start_with_email(tmp_path, database, web=gateway)
+    alice, bob = register_email_reader(server), server.register("bob")
+    say(bob, create_shared_room(alice, bob), "hello")
     pass_time(server, 12 * MINUTE, MINUTE)
     assert len(server.relay.emails) == 1
-    assert email_pusher(alice, data={"url": "https://mallory.example.com/"}).status == 200
+    assert set_email_pusher(alice, data={"url": "https://mallory.example.com/"}).status == 200
     pass_time(server, 2 * MINUTE, MINUTE)
     assert gateway.asked == []
 
 
 def switch_off(alice: User, _bob: User, _room_id: RoomID) -> None:
     assert (
-        email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status
+        set_email_pusher(alice, "alice@example.com", **{"org.matrix.msc3881.enabled": False}).status
         == 200
     )
 
 
 def remove(alice: User, _bob: User, _room_id: RoomID) -> None:
-    assert email_pusher(alice, kind=None).status == 200
+    assert set_email_pusher(alice, kind=None).status == 200
 
 
-def leave(alice: User, _bob: User, room_id: RoomID) -> None:
+def leave_room(alice: User, _bob: User, room_id: RoomID) -> None:
     assert alice.post(f"{V3}/rooms/{room_id}/leave").status == 200
 
 
@@ -79,12 +75,12 @@ def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
     assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
 
 
-@pytest.mark.parametrize("how", [switch_off, remove, leave, kick, ignore])
+@pytest.mark.parametrize("how", [switch_off, remove, leave_room, kick, ignore])
 def test_a_pending_email_is_dropped_when_its_reason_is_gone(
     server: TestServer, how: Callable[[User, User, RoomID], None]
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     server.relay.failure = AWAY
     say(bob, room_id, "zanjabil")
     pass_time(server, 12 * MINUTE, MINUTE)
@@ -95,37 +91,40 @@ def test_a_pending_email_is_dropped_when_its_reason_is_gone(
 
 
 def test_a_delayed_email_omits_messages_that_were_read_meanwhile(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id, other = (
+        create_shared_room(alice, bob, name="Tea"),
+        create_shared_room(alice, bob, name="Cake"),
+    )
     server.relay.failure = AWAY
     event_id = say(bob, room_id, "zanjabil")
     say(bob, other, "cinnamon")
     pass_time(server, 12 * MINUTE, MINUTE)
-    read(alice, room_id, event_id)
+    send_private_receipt(alice, room_id, event_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
     [(_, letter)] = server.relay.emails
-    for text in texts(letter):
+    for text in plain_and_html(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
 
 
 def test_an_unread_message_is_emailed_when_the_mail_server_is_back(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
     server.relay.failure = AWAY
     say(bob, room_id, "zanjabil")
     pass_time(server, 6 * HOUR, 10 * MINUTE)
     server.relay.failure = None
     pass_time(server, 2 * HOUR, 10 * MINUTE)
     [(_, letter)] = server.relay.emails
-    assert "zanjabil" in texts(letter)[0]
+    assert "zanjabil" in plain_and_html(letter)[0]
 
 
 def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
     server.relay.failure = AWAY
-    say(bob, room_of(alice, bob), "zanjabil")
+    say(bob, create_shared_room(alice, bob), "zanjabil")
     pass_time(server, 52 * HOUR, HOUR)
     server.relay.failure = None
     pass_time(server, 24 * HOUR, HOUR)
@@ -136,8 +135,8 @@ def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
 def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_good: bool) -> None:
     root = server.register("root")
     server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
 
     def look() -> tuple[tuple[int, object], tuple[object, object]]:
         [gateway] = root.get("/_mahalla/admin/v1/push_gateways").json["gateways"]
@@ -163,14 +162,14 @@ def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_goo
 def test_a_short_database_outage_in_the_outbox_loses_no_email(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
 
     async def fail(_: EmailOutbox, _now: int, _until: int, _limit: int) -> list[QueuedEmail]:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patch:
         patch.setattr(EmailOutbox, "claim_due", fail)
-        say(bob, room_of(alice, bob), "zanjabil")
+        say(bob, create_shared_room(alice, bob), "zanjabil")
         pass_time(server, 12 * MINUTE, MINUTE)
         assert server.relay.emails == []
     pass_time(server, 2 * MINUTE, MINUTE)
@@ -181,10 +180,10 @@ def test_a_short_database_outage_in_the_outbox_loses_no_email(
 def test_a_bug_in_sending_one_email_does_not_stop_others(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
+    alice, bob = register_email_reader(server), server.register("bob")
     carol = server.register("carol")
-    add(server, carol, "carol@example.com")
-    assert email_pusher(carol, "carol@example.com").status == 200
+    add_email(server, carol, "carol@example.com")
+    assert set_email_pusher(carol, "carol@example.com").status == 200
     server.relay.emails.clear()
     outbox = server.app.email.outbox
     assert outbox is not None
@@ -205,7 +204,7 @@ def test_a_bug_in_sending_one_email_does_not_stop_others(
         monkeypatch.setattr(server.relay, "deliver", fail_for_alice)
     else:
         outbox.use_unread_check(fail_for_the_first)
-    room_id = room_of(alice, bob)
+    room_id = create_shared_room(alice, bob)
     assert carol.post(f"{V3}/join/{room_id}").status == 200
     say(bob, room_id, "zanjabil")
     pass_time(server, 15 * MINUTE, MINUTE)
@@ -220,18 +219,18 @@ def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
     command her link would remove it."""
     folder = tmp_path / "of a backup"
     folder.mkdir()
-    now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
-    alice, bob = reader(now), now.register("bob")
-    say(bob, room_of(alice, bob), "zanjabil")
+    now = start_with_email(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
+    alice, bob = register_email_reader(now), now.register("bob")
+    say(bob, create_shared_room(alice, bob), "zanjabil")
     pass_time(now, 12 * MINUTE, MINUTE)
-    link = link_in(now.relay.emails[0][1])
+    link = unsubscribe_link(now.relay.emails[0][1])
     restored = open_inline(copy_sqlite(sqlite_template, folder))
-    later = start(tmp_path, restored)
+    later = start_with_email(tmp_path, restored)
     if settles:
         later.run(restored.write("repair_after_restore", repair_after_restore))
     carol = later.register("carol")
-    add(later, carol)
-    assert email_pusher(carol).status == 200
+    add_email(later, carol)
+    assert set_email_pusher(carol).status == 200
     assert later.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 200
     assert len(carol.get(f"{V3}/pushers").json["pushers"]) == settles
 
@@ -240,9 +239,9 @@ def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
 def test_a_database_outage_while_the_due_time_is_stored_loses_no_email(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
 ) -> None:
-    server = start(tmp_path, sqlite_database)
-    alice, bob = reader(server), server.register("bob")
-    room_id = room_of(alice, bob)
+    server = start_with_email(tmp_path, sqlite_database)
+    alice, bob = register_email_reader(server), server.register("bob")
+    room_id = create_shared_room(alice, bob)
 
     async def be_away(_store: PusherStore, _noted: Mapping[int, int]) -> None:
         raise DatabaseUnavailable("it is restarted")
@@ -254,7 +253,7 @@ def test_a_database_outage_while_the_due_time_is_stored_loses_no_email(
     pass_time(server, MINUTE, MINUTE)
     if is_restarted:
         server.run(server.app.pushers.stop())
-        server = start(tmp_path, sqlite_database, seed=2, now=server.clock.seconds())
+        server = start_with_email(tmp_path, sqlite_database, seed=2, now=server.clock.seconds())
     pass_time(server, 15 * MINUTE, MINUTE)
     assert len(server.relay.emails) == 1
 
@@ -262,8 +261,8 @@ def test_a_database_outage_while_the_due_time_is_stored_loses_no_email(
 def test_a_database_outage_while_an_email_is_written_delays_it(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(alice, bob), "zanjabil")
+    alice, bob = register_email_reader(server), server.register("bob")
+    say(bob, create_shared_room(alice, bob), "zanjabil")
     settle(server)
 
     async def be_away(_missed: MissedEvents, _user_id: UserID, _after: int) -> MissedMessages:
@@ -280,8 +279,8 @@ def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next e-mail is about a message that arrived while the first one was written."""
-    alice, bob = reader(server), server.register("bob")
-    first, second = room_of(alice, bob), room_of(alice, bob)
+    alice, bob = register_email_reader(server), server.register("bob")
+    first, second = create_shared_room(alice, bob), create_shared_room(alice, bob)
     say(bob, first, "zanjabil")
     settle(server)
     get, set_due, noted = MissedEvents.get, PusherStore.set_due, list[Mapping[int, int]]()

@@ -15,7 +15,7 @@ from tests.helpers.federated_rooms import create_room
 from tests.helpers.leases import stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import say
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.server import START, TestServer, move_user
 
 V3 = "/_matrix/client/v3"
 actions = st.lists(
@@ -117,11 +117,7 @@ class PushModel:
         self.crashes += 1
         self.gateway.held = None if self.gateway.held is None else []
         self.server = self.build(self.server.clock.seconds() + 40)
-        self.alice, self.bob = self.again(self.alice), self.again(self.bob)
-
-    def again(self, user: User) -> User:
-        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-        return User(self.server, session)
+        self.alice, self.bob = move_user(self.server, self.alice), move_user(self.server, self.bob)
 
     def wait(self, seconds: int) -> None:
         for _ in range(max(1, seconds // 30)):

@@ -6,30 +6,15 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.push_gateway import URL, pusher, set_pusher
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def keys(user: User) -> list[str]:
     return [each["pushkey"] for each in user.get(f"{V3}/pushers").json["pushers"]]
-
-
-def login(server: TestServer, name: str, **further: Any) -> User:
-    identifier = {"type": "m.id.user", "user": name}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        **further,
-    }
-    return User(server, server.post(f"{V3}/login", body).json)
 
 
 def test_a_pusher_is_set_and_listed(alice: User) -> None:
@@ -139,38 +124,28 @@ def test_the_number_of_pushers_of_an_account_is_limited(alice: User) -> None:
     assert set_pusher(alice, "key0").status == 200
 
 
-def test_a_pusher_ends_with_the_session_that_set_it(server: TestServer, alice: User) -> None:
-    other = login(server, "alice")
+def test_a_pusher_ends_with_the_session_that_set_it(alice: User) -> None:
+    other = another_device(alice)
     set_pusher(alice, "first")
     set_pusher(other, "second")
     assert alice.post(f"{V3}/logout").status == 200
     assert keys(other) == ["second"]
 
 
-def test_a_pusher_ends_when_its_device_is_removed(server: TestServer, alice: User) -> None:
-    other = login(server, "alice")
+def test_a_pusher_ends_when_its_device_is_removed(alice: User) -> None:
+    other = another_device(alice)
     set_pusher(other)
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    auth = password_auth("alice")
     assert alice.delete(f"{V3}/devices/{other.device_id}", {"auth": auth}).status == 200
     assert keys(alice) == []
 
 
 @pytest.mark.parametrize("logs_out", [True, False])
-def test_a_password_change_deletes_pushers_of_ended_sessions(
-    server: TestServer, alice: User, logs_out: bool
-) -> None:
-    other = login(server, "alice")
+def test_a_password_change_deletes_pushers_of_ended_sessions(alice: User, logs_out: bool) -> None:
+    other = another_device(alice)
     set_pusher(alice, "mine")
     set_pusher(other, "other")
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    auth = password_auth("alice")
     body = {"new_password": "looking-glass", "logout_devices": logs_out, "auth": auth}
     assert alice.post(f"{V3}/account/password", body).status == 200
     assert keys(alice) == (["mine"] if logs_out else ["mine", "other"])
@@ -178,11 +153,7 @@ def test_a_password_change_deletes_pushers_of_ended_sessions(
 
 def test_all_pushers_end_with_the_account(server: TestServer, alice: User) -> None:
     set_pusher(alice)
-    auth = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    auth = password_auth("alice")
     assert alice.post(f"{V3}/account/deactivate", {"auth": auth}).status == 200
     store = server.app.accounts.stores.pushers
     assert server.run(store.get_pushers([alice.user_id])) == {}
@@ -196,7 +167,7 @@ def test_another_session_can_disable_a_pusher_without_owning_it(
         is True
     )
     set_pusher(alice)
-    other = login(server, "alice")
+    other = another_device(alice)
     set_pusher(other, **{"org.matrix.msc3881.enabled": False})
     [shown] = other.get(f"{V3}/pushers").json["pushers"]
     assert shown["org.matrix.msc3881.enabled"] is False

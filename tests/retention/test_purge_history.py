@@ -25,7 +25,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import START, TestServer, User, make_admin
+from tests.helpers.server import START, TestServer, User, make_admin, move_user
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -36,11 +36,6 @@ DAY = 86_400
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, "forgotten_room_retention_period: 28d\n")
-
-
-@pytest.fixture
-def root(server: TestServer) -> User:
-    return make_admin(server)
 
 
 def work(server: TestServer) -> None:
@@ -175,16 +170,12 @@ def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> No
     )
     assert server.run(server.app.retention.purges.do_step(10)) == 10
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), seed=2)
-    ours = {each.user_id: User(again, vars_of(each)) for each in (alice, root)}
+    restarted = TestServer(tmp_path, open_inline(sqlite), seed=2)
+    ours = {each.user_id: move_user(restarted, each) for each in (alice, root)}
     assert status(ours[root.user_id], purge_id) == {"status": "active", "messages": 10}
-    work(again)
+    work(restarted)
     assert status(ours[root.user_id], purge_id) == {"status": "complete", "messages": 24}
     assert all_texts(ours[alice.user_id], room_id) == ["24"]
-
-
-def vars_of(user: User) -> dict[str, str]:
-    return {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
 
 
 def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User) -> None:
@@ -285,9 +276,9 @@ def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLite
         server.clock.advance(1)
     server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
-    work(again)
-    root = User(again, vars_of(root))
+    restarted = TestServer(tmp_path, open_inline(sqlite), seed=2, now=server.clock.seconds())
+    work(restarted)
+    root = move_user(restarted, root)
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
     assert failed == {
         "status": "failed",

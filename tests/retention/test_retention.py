@@ -9,6 +9,7 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
+from tests.helpers.media_files import upload_uri
 from tests.helpers.retention import (
     DAY,
     RULES,
@@ -165,7 +166,7 @@ def shown_anywhere(
     return shown
 
 
-def talk(user: User, room_id: str) -> list[str]:
+def send_secrets(user: User, room_id: str) -> list[str]:
     """Send a message, a reply in a thread, and an event that refers to it, all with SECRET in
     them."""
     root = say(user, room_id, f"{SECRET} bob")
@@ -184,7 +185,7 @@ def test_expired_messages_are_hidden_in_all_endpoints(
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
     since = str(sync(bob)["next_batch"])
-    said = talk(alice, room_id)
+    said = send_secrets(alice, room_id)
     before = shown_anywhere(server, bob, room_id, said, since)
     assert before == dict.fromkeys(before, True)
     server.clock.advance(DAY + 1)
@@ -206,7 +207,7 @@ def test_nothing_is_left_in_the_database(tmp_path: Path, database: Database) -> 
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
-    said = talk(alice, room_id)
+    said = send_secrets(alice, room_id)
     edit = {
         "m.relates_to": {"rel_type": "m.replace", "event_id": said[0]},
         "m.new_content": {"body": f"{SECRET} new"},
@@ -368,14 +369,7 @@ def test_media_is_deleted_with_the_last_message_that_shows_it(
 
 
 def upload(user: User, text: str) -> str:
-    answer = user.server.client.request(
-        "POST",
-        "/_matrix/media/v3/upload",
-        token=user.token,
-        body=text.encode(),
-        headers={"Content-Type": "text/plain"},
-    )
-    return str(ok(answer)["content_uri"])
+    return upload_uri(user, text.encode())
 
 
 @pytest.mark.parametrize("is_purged", [False, True])

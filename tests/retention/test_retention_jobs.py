@@ -9,7 +9,7 @@ from federation.protocol.ids import EventID
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
-from tests.helpers.room_actions import create, messages, ok, refused, room_path, say
+from tests.helpers.room_actions import create, is_shown, messages, ok, refused, room_path, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
 
@@ -95,8 +95,10 @@ def test_a_rooms_earlier_policy_counts_after_a_restart(
     event_id = say(alice, room_id, SECRET)
     server.clock.advance(DAY + 1)
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    answer = again.client.request("GET", room_path(room_id, "event", event_id), token=alice.token)
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    answer = restarted.client.request(
+        "GET", room_path(room_id, "event", event_id), token=alice.token
+    )
     assert answer.status == 404
 
 
@@ -136,10 +138,10 @@ def test_a_restart_continues_with_the_remaining_messages(
     server.clock.advance(DAY + 1)
     assert server.run(server.app.retention.expiries[0].do_step(3)) == 3
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    assert purge(again) == 4
-    settle(again)
-    assert again.run(find_tables(again.app.database, SECRET)) == []
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(restarted) == 4
+    settle(restarted)
+    assert restarted.run(find_tables(restarted.app.database, SECRET)) == []
 
 
 def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
@@ -166,10 +168,6 @@ def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -
             messages(alice, room_id, limit=50)
         counts.append(dict(counter.queries))
     assert counts[0] == counts[1]
-
-
-def is_shown(user: User, room_id: str, event_id: str) -> bool:
-    return user.get(room_path(room_id, "event", event_id)).status == 200
 
 
 def is_paused(server: TestServer) -> bool:
@@ -234,10 +232,10 @@ def test_a_server_that_was_down_for_long_waits_too(
     now = server.clock.seconds() + 3 * DAY
     for seed, seconds, purged in ((2, 0.0, 0), (3, DAY / 2, 0), (4, DAY / 2, 1)):
         now += seconds
-        again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
-        assert purge(again) == purged
-        assert is_paused(again) is not bool(purged)
-        again.run(again.app.stop())
+        restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=seed, now=now)
+        assert purge(restarted) == purged
+        assert is_paused(restarted) is not bool(purged)
+        restarted.run(restarted.app.stop())
 
 
 def test_a_server_that_was_down_for_a_day_continues(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -247,10 +245,10 @@ def test_a_server_that_was_down_for_a_day_continues(tmp_path: Path, sqlite: SQLi
     keep_for(alice, room_id, DAY / 2)
     say(alice, room_id, SECRET)
     server.run(server.app.stop())
-    again = TestServer(
+    restarted = TestServer(
         tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds() + DAY
     )
-    assert purge(again) == 1
+    assert purge(restarted) == 1
 
 
 def test_an_unreadable_event_does_not_block_others(server: TestServer, alice: User) -> None:
@@ -281,6 +279,6 @@ def test_a_failing_room_does_not_block_others(tmp_path: Path, sqlite: SQLiteConf
     unknown = "UPDATE rooms SET version = 'none' WHERE room_id = ?"
     server.run(server.app.database.write("damage", lambda txn: txn.execute(unknown, (rooms[0],))))
     server.run(server.app.stop())
-    again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
-    assert purge(again) == 1
-    assert again.registry.get_sample_value("mahalla_retention_failures_total") == 1
+    restarted = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
+    assert purge(restarted) == 1
+    assert restarted.registry.get_sample_value("mahalla_retention_failures_total") == 1

@@ -12,7 +12,7 @@ from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.executors import PausableExecutor
 from tests.helpers.http import Answer
 from tests.helpers.retention import keep_for, purge
-from tests.helpers.room_actions import V3, ok, redact, refused, room_path
+from tests.helpers.room_actions import V3, ok, outcome, redact, refused, room_path
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.sync_requests import Json, Rooms, bodies, sync
 
@@ -473,8 +473,7 @@ def test_a_request_during_the_sending_gets_its_outcome(
     writer.run()
     wait(server, 1)
     answers = {
-        action: [refused_or_ok(each.answer) for each in pending]
-        for action, pending in asked.items()
+        action: [outcome(each.answer) for each in pending] for action, pending in asked.items()
     }
     conflict, done = (409, "M_UNKNOWN"), (200, None)
     if is_allowed:
@@ -516,7 +515,3 @@ def test_a_request_writes_nothing_while_another_node_sends_the_delayed_event(
     server.clock.advance(40)  # that node has died
     assert ok(server.post(f"/_matrix/client/v1/delayed_events/{delay_id}/{action}", {})) == {}
     assert said(alice, room_id) == (["later"] if action == "send" else [])
-
-
-def refused_or_ok(answer: Answer) -> tuple[int, str | None]:
-    return answer.status, answer.json.get("errcode")

@@ -15,23 +15,23 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.transaction import WriteTransaction
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.event_search import begin_jobs, search, settle
-from tests.helpers.room_actions import create, join, leave, ok, put_event, room_path, say, set_state
+from tests.helpers.logins import password_auth
+from tests.helpers.room_actions import (
+    create,
+    join,
+    leave,
+    ok,
+    relate,
+    room_path,
+    say,
+    set_state,
+)
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, a_list
 from tests.helpers.sync_requests import sync
 
 SECRET = "elderberry"
 ALL = {"room": {"timeline": {"limit": 1000}}}
-
-
-def relate(user: User, room_id: str, rel_type: str, target: str, text: str, **more: Any) -> str:
-    content = {
-        "msgtype": "m.text",
-        "body": text,
-        "m.relates_to": {"rel_type": rel_type, "event_id": target},
-        **more,
-    }
-    return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
 
 
 class ErasedUserRooms:
@@ -59,18 +59,14 @@ class ErasedUserRooms:
         set_state(self.erin, self.room_id, "m.room.name", {"name": f"{SECRET} club"})
         self.said = say(self.erin, self.room_id, f"{SECRET} one")
         self.root = say(self.bob, self.room_id, "root")
-        self.reply = relate(self.erin, self.room_id, "m.thread", self.root, f"{SECRET} reply")
+        self.reply = relate(self.erin, self.room_id, self.root, "m.thread", f"{SECRET} reply")
         self.edited = say(self.erin, self.room_id, f"{SECRET} two")
         edit = {"m.new_content": {"msgtype": "m.text", "body": f"{SECRET} three"}}
-        relate(self.erin, self.room_id, "m.replace", self.edited, f"* {SECRET} three", **edit)
+        relate(self.erin, self.room_id, self.edited, "m.replace", f"* {SECRET} three", **edit)
         leave(self.carol, self.room_id)
         self.unseen = say(self.erin, self.room_id, f"{SECRET} last")
         set_state(self.erin, self.room_id, "m.room.topic", {"topic": f"{SECRET} and tea"})
-        proof = {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": self.erin.user_id},
-            "password": "wonderland",
-        }
+        proof = password_auth(self.erin.user_id)
         ok(self.erin.post("/_matrix/client/v3/account/deactivate", {"erase": True, "auth": proof}))
         set_state(self.bob, self.room_id, "m.room.topic", {"topic": "tea"})
         settle(server)
@@ -196,8 +192,8 @@ def test_former_members_still_see_the_content_of_their_time(scenario: ErasedUser
 def test_another_process_reads_which_users_are_erased(tmp_path: Path, database: Database) -> None:
     """As after a restart: it is read, and not only heard of."""
     scenario = ErasedUserRooms(TestServer(tmp_path, database))
-    again = TestServer(tmp_path, database, seed=2)
-    dora = again.register("dora")
+    restarted = TestServer(tmp_path, database, seed=2)
+    dora = restarted.register("dora")
     join(dora, scenario.room_id)
     assert ok(dora.get(scenario.path("event", scenario.said)))["content"] == {}
 

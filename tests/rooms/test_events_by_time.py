@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.http import Answer
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, join_via
@@ -129,7 +130,7 @@ def test_the_unstable_path_works(alice: User) -> None:
 
 
 def test_an_event_before_the_own_join_is_found_on_another_server(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     start = int(network.clock.seconds() * 1000)
     for number in range(5):

@@ -22,19 +22,19 @@ def test_a_new_relation_removes_its_parent() -> None:
 def test_a_relation_during_the_read_prevents_caching() -> None:
     streams = Streams()
     childless = NoRelationsCache(streams=streams, capacity=10)
-    heard = childless.version
+    version_before = childless.version
     streams.publish([Change(1, Topic.RELATION, detail=ONE)], 1)
-    childless.add([ONE, OTHER], heard)
+    childless.add([ONE, OTHER], version_before)
     assert not childless.event_ids
 
 
 def test_a_write_of_another_node_clears_the_cache() -> None:
     streams = Streams()
     childless = NoRelationsCache(streams=streams, capacity=10)
-    heard = childless.version
-    childless.add([ONE], heard)
+    version_before = childless.version
+    childless.add([ONE], version_before)
     streams.advance_to(5)
-    childless.add([OTHER], heard)
+    childless.add([OTHER], version_before)
     assert not childless.event_ids
 
 

@@ -103,7 +103,7 @@ def test_a_receipt_that_arrives_during_a_read_is_not_lost() -> None:
     for asked in store.asked[:2]:
         asked.callback([a_receipt(5)])
     assert [each.called for each in reading] == [False, True]
-    again = Deferred.fromCoroutine(kept.get_room_receipts([1]))
+    retried = Deferred.fromCoroutine(kept.get_room_receipts([1]))
     store.asked[2].callback([a_receipt(11)])
     assert reading[0].called
     streams.publish(
@@ -111,7 +111,7 @@ def test_a_receipt_that_arrives_during_a_read_is_not_lost() -> None:
     )
     found: list[dict[int, Collection[ReceiptRow] | None]] = []
     Deferred.fromCoroutine(kept.get_room_receipts([1])).addCallback(found.append)
-    assert again.called
+    assert retried.called
     assert list(found[0][1] or ()) == [a_receipt(11), a_receipt(12, "@bob:a.test")]
     assert len(store.asked) == 3
 

@@ -31,9 +31,9 @@ from tests.helpers.room_actions import (
     join,
     leave,
     ok,
-    put_event,
     redact,
     refused,
+    relate,
     room_path,
     say,
     set_state,
@@ -54,15 +54,14 @@ def room(alice: User, bob: User) -> str:
     return room
 
 
-def relate(user: User, room: str, target: str, rel_type: str, **content: Any) -> str:
-    relation = {"rel_type": rel_type, "event_id": target}
-    content = {"msgtype": "m.text", "body": "child", "m.relates_to": relation, **content}
-    return str(ok(put_event(user, room, "m.room.message", content))["event_id"])
-
-
 def edit(user: User, room: str, target: str) -> str:
     return relate(
-        user, room, target, "m.replace", **{"m.new_content": {"msgtype": "m.text", "body": "new"}}
+        user,
+        room,
+        target,
+        "m.replace",
+        "child",
+        **{"m.new_content": {"msgtype": "m.text", "body": "new"}},
     )
 
 

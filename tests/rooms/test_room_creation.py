@@ -345,5 +345,5 @@ def test_two_simultaneous_requests_on_two_nodes_make_two_rooms(
 def test_rooms_are_created_on_both_databases(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice, name="Hovli", room_alias_name="hovli", visibility="public")
-    again = TestServer(tmp_path, database)
-    assert ok(again.get(f"{V3}/directory/room/%23hovli:example.org"))["room_id"] == room_id
+    restarted = TestServer(tmp_path, database)
+    assert ok(restarted.get(f"{V3}/directory/room/%23hovli:example.org"))["room_id"] == room_id

@@ -28,7 +28,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import TestServer, User, register_guest
+from tests.helpers.server import TestServer, User, move_user, register_guest
 
 NOWHERE = "!nowhere:example.org"
 PASSWORD = "wonderland"
@@ -444,9 +444,9 @@ def test_rooms_are_forgotten_on_leave_if_configured(
     server.clock.advance(0)
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
     # another device still hears that the room is gone, once
-    heard = ok(bob.get(f"{V3}/sync?since={since}"))
-    assert room_id in heard["rooms"]["leave"]
-    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
+    received = ok(bob.get(f"{V3}/sync?since={since}"))
+    assert room_id in received["rooms"]["leave"]
+    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={received['next_batch']}"))
 
 
 async def test_rooms_left_before_a_restart_are_forgotten_after_it(
@@ -462,9 +462,7 @@ async def test_rooms_left_before_a_restart_are_forgotten_after_it(
     later = TestServer(tmp_path, database, "forget_rooms_on_leave: true\n", seed=2)
     later.app.jobs.start()
     later.clock.advance(60)
-    there = User(
-        later, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-    )
+    there = move_user(later, bob)
     answers = [there.get(room_path(room_id, "messages", dir="b")).status for room_id in rooms]
     assert answers == [403, 403, 200]
 

@@ -199,16 +199,16 @@ def test_events_returns_many_events_in_parts(tmp_path: Path, database: Database)
     said = [str(number) for number in range(2 * MAX_EVENTS + 30)]
     for number, text in enumerate(said):
         say(alice, rooms[number % 3 if number > 120 else 0], text)
-    heard: list[str] = []
+    seen: list[str] = []
     sizes = []
     while True:
         answer = events(bob, token)
         if not answer["chunk"]:
             break
         sizes.append(len(answer["chunk"]))
-        heard += bodies(answer["chunk"])
+        seen += bodies(answer["chunk"])
         token = answer["end"]
-    assert (heard, sizes) == (said, [MAX_EVENTS, MAX_EVENTS, 30])
+    assert (seen, sizes) == (said, [MAX_EVENTS, MAX_EVENTS, 30])
 
 
 def test_receipts_and_typing_are_sent(alice: User, bob: User) -> None:

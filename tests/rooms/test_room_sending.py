@@ -10,6 +10,7 @@ from federation.rooms.engine import MAX_REBUILDS
 from storage.engine.database import Database
 from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from tests.helpers.databases import QueryCounter, open_inline, sqlite_config
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import (
     V3,
     all_texts,
@@ -65,12 +66,12 @@ def test_a_repeated_request_sends_once_also_after_a_restart(
     path = room_path(room_id, "send", "m.room.message", "1")
     first = ok(alice.put(path, {"body": "once"}))
     assert ok(alice.put(path, {"body": "once"})) == first
-    again = TestServer(tmp_path, database)
-    same_device = again.client.request("PUT", path, token=alice.token, json={"body": "once"})
+    restarted = TestServer(tmp_path, database)
+    same_device = restarted.client.request("PUT", path, token=alice.token, json={"body": "once"})
     assert ok(same_device) == first
     redaction = room_path(room_id, "redact", first["event_id"], "1")
     redacted = ok(alice.put(redaction, {}))
-    assert ok(again.client.request("PUT", redaction, token=alice.token, json={})) == redacted
+    assert ok(restarted.client.request("PUT", redaction, token=alice.token, json={})) == redacted
     types = [event["type"] for event in messages(alice, room_id, limit=100)["chunk"]]
     assert (types.count("m.room.message"), types.count("m.room.redaction")) == (1, 1)
 
@@ -79,11 +80,7 @@ def test_a_transaction_id_belongs_to_one_device_and_path(server: TestServer, ali
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": "alice"},
-            "password": "wonderland",
-        },
+        password_auth("alice"),
     )
     phone = User(server, ok(answer))
     event_ids = [
@@ -102,12 +99,7 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
     one of the last time."""
     bob = server.register("bob")
     room_id = create(alice)
-    sign_in = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-        "device_id": "BOT",
-    }
+    sign_in = {**password_auth("alice"), "device_id": "BOT"}
     answers = []
     for text in ("first", "second"):
         server.clock.advance(1)
@@ -129,8 +121,8 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
         )
         ok(still.post(f"{V3}/logout", {}))
     assert answers[0] != answers[1]
-    news = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
-    assert [event["content"]["text"] for event in news] == ["first", "second"]
+    received = ok(bob.get(f"{V3}/sync"))["to_device"]["events"]
+    assert [event["content"]["text"] for event in received] == ["first", "second"]
 
 
 @pytest.mark.parametrize(

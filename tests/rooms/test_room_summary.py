@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Network
-from tests.helpers.remote_membership import NORTH, SOUTH, WEST
+from tests.helpers.remote_membership import NORTH, WEST
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -180,7 +181,7 @@ def test_via_must_be_server_names(alice: User) -> None:
 
 
 def test_the_summary_of_a_room_on_another_server(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     garden = create(alice, name="Garden", preset="public_chat", room_alias_name="garden")
     cellar = create(alice, name="Cellar", preset="private_chat")
 
@@ -197,13 +198,13 @@ def test_the_summary_of_a_room_on_another_server(network: Network) -> None:
 
 
 def test_the_summary_of_a_remote_room_needs_a_server_that_knows_it(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
     secret = create(alice, preset="private_chat")
 
-    told = ok(bob.get(summary_path(room, via=[NORTH])))
+    by_north = ok(bob.get(summary_path(room, via=[NORTH])))
 
-    assert (told["room_id"], told["name"], told["membership"]) == (room, "Tea", "leave")
+    assert (by_north["room_id"], by_north["name"], by_north["membership"]) == (room, "Tea", "leave")
     assert ok(bob.get(summary_path(f"#tea:{NORTH}")))["room_id"] == room
     assert ok(bob.server.get(summary_path(room, via=[NORTH])))["name"] == "Tea"
     assert refused(bob.get(summary_path(secret, via=[NORTH]))) == (404, "M_NOT_FOUND")

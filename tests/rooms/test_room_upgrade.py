@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.http import Answer
 from tests.helpers.interleaving import Interleaving
 from tests.helpers.network import Network
@@ -282,9 +283,9 @@ def test_a_repeated_request_returns_the_existing_room(alice: User) -> None:
     add_child(alice, space, old)
     assert upgrade(alice, old) == new
     assert rooms_below(alice, space) == [space, new]
-    again = upgrade(alice, old, "11")
-    assert again != new
-    assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == again
+    repeated = upgrade(alice, old, "11")
+    assert repeated != new
+    assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == repeated
 
 
 def test_concurrent_requests_make_one_room(
@@ -394,7 +395,7 @@ def test_invalid_state_does_not_prevent_an_upgrade(alice: User) -> None:
 
 
 def test_a_user_of_another_server_follows_an_upgrade_with_their_settings(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     network.start_sending()
     old = old_room(alice, preset="public_chat")
     ok(join_via(bob, old, NORTH))

@@ -15,11 +15,6 @@ from tests.helpers.spaces import add_child, create_space, hierarchy
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[TestServer]:
     database = open_inline(sqlite, counter)
     yield TestServer(tmp_path, database)

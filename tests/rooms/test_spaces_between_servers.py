@@ -7,7 +7,7 @@ import pytest
 
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.remote_membership import NORTH, SOUTH, join_via
 from tests.helpers.room_actions import create, invite, ok, set_state
 from tests.helpers.server import User
@@ -44,10 +44,6 @@ def names_below(user: User, room_id: str, **query: object) -> list[str]:
     ]
 
 
-def asked(network: Network) -> int:
-    return len([uri for _, _, _, uri in network.log if "/hierarchy/" in uri])
-
-
 def test_a_hierarchy_continues_on_the_other_server(
     network: Network, alice: User, bob: User
 ) -> None:
@@ -66,14 +62,14 @@ def test_a_hierarchy_continues_on_the_other_server(
     assert [link["state_key"] for link in rooms[1]["children_state"]] == [leaf, secret]
     assert rooms[2]["children_state"] == []
     assert (
-        asked(network) == 1
+        count_requests(network, word="/hierarchy/") == 1
     )  # what it told of the children is believed, and what it hid is not asked for again
     assert rooms_below(bob, root) == [root, far, leaf, near]
-    assert asked(network) == 1
+    assert count_requests(network, word="/hierarchy/") == 1
     assert rooms_below(alice, far) == [far, leaf, secret]
     network.clock.advance(301)
     assert rooms_below(bob, root) == [root, far, leaf, near]
-    assert asked(network) == 2
+    assert count_requests(network, word="/hierarchy/") == 2
 
 
 def test_members_of_a_remote_room_see_more(network: Network, alice: User, bob: User) -> None:
@@ -119,10 +115,10 @@ def test_false_responses_of_a_server_are_ignored(network: Network, alice: User, 
         b"nonsense",
     ]
 
-    def lie(_: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge(_: ServerName, request: WireRequest) -> WireResponse | None:
         return WireResponse(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge)
     while answers:
         assert rooms_below(bob, root) == [root]
         network.clock.advance(301)

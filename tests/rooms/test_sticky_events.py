@@ -8,7 +8,7 @@ import pytest
 from storage.engine.database import Database
 from storage.rooms.sticky_events import MAX_STICKY_MS, StickyEventStore
 from tests.helpers.room_actions import ok, refused
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sliding_client import SlidingClient, a_list, finish_poll
 from tests.helpers.sync_requests import Json, Rooms, ids, poll, sync
 
@@ -170,8 +170,7 @@ def test_sticky_events_survive_a_restart(
     event_id = stick(alice, room_id, "laptop")
     rooms.say(alice, room_id)
     later = TestServer(tmp_path, sqlite_database, seed=2, now=1_700_000_100.0)
-    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
-    answer = sync(User(later, session), filter={"room": {"timeline": {"limit": 1}}})
+    answer = sync(move_user(later, alice), filter={"room": {"timeline": {"limit": 1}}})
     assert sticky_ids(answer, room_id) == [event_id]
     assert sticky(answer, room_id)[0]["unsigned"][TTL] == 5 * MINUTE - 100_000
 

@@ -1,7 +1,6 @@
 """Caches that the stream keeps current: changes during a load, and writes of other nodes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
 
 import pytest
 from msgspec.structs import replace
@@ -34,13 +33,15 @@ from storage.rooms.receipts import ReceiptRow, ReceiptStore
 from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms.rooms import add_room
 from storage.rooms.summaries import RoomSummaryStore, set_summary_fields
+from tests.helpers.deferreds import result_of
 from tests.helpers.rooms import RoomParts
 
-T = TypeVar("T")
 ALICE = UserID("@alice:a.test")
 
 
-def tell(streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool) -> None:
+def publish_changes(
+    streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool
+) -> None:
     """Tell of what was written, here or by another node that says what it was."""
     if is_elsewhere:
         streams.set_remote_change_source(lambda _after, _upto: changes)
@@ -99,13 +100,6 @@ class NoReceipts(ReceiptStore):
         return {}
 
 
-def done(deferred: "Deferred[T]") -> T:
-    """The result, which is there."""
-    results: list[T] = []
-    deferred.addCallback(results.append)
-    return results[0]
-
-
 def membership(position: int, value: str = "join") -> MembershipRow:
     return MembershipRow(1, ALICE, value, position, ALICE, position, True, None, None, False)
 
@@ -140,7 +134,7 @@ def test_a_membership_that_changes_while_it_is_read_is_read_again() -> None:
     store.asked[0].callback({})
     assert not found.called, "what was read is older than what was heard"
     store.asked[1].callback({1: membership(11)})
-    assert done(found) == {1: membership(11)}
+    assert result_of(found) == {1: membership(11)}
 
 
 def test_a_write_of_another_node_invalidates_memberships() -> None:
@@ -167,12 +161,14 @@ def test_a_timeline_that_an_event_overtakes_is_not_cached_as_complete() -> None:
     first = Deferred.fromCoroutine(timelines.get_latest({1: (0, 10)}, 5))
     streams.publish([event(11)], 11)
     store.asked[0].callback({1: [Arrival(9, 9), Arrival(8, 8)]})
-    assert [arrival.position for arrival in done(first)[1].arrivals] == [8, 9]
+    assert [arrival.position for arrival in result_of(first)[1].arrivals] == [8, 9]
     second = Deferred.fromCoroutine(timelines.get_latest({1: (0, 11)}, 5))
     store.asked[1].callback({1: [Arrival(11, 11), Arrival(9, 9), Arrival(8, 8)]})
-    assert [arrival.position for arrival in done(second)[1].arrivals] == [8, 9, 11]
+    assert [arrival.position for arrival in result_of(second)[1].arrivals] == [8, 9, 11]
     third = Deferred.fromCoroutine(timelines.get_latest({1: (8, 11)}, 5))
-    assert [arrival.position for arrival in done(third)[1].arrivals] == [9, 11], "now it is known"
+    assert [arrival.position for arrival in result_of(third)[1].arrivals] == [9, 11], (
+        "now it is known"
+    )
 
 
 def test_a_cached_timeline_is_bounded_and_knows_its_start() -> None:
@@ -181,11 +177,11 @@ def test_a_cached_timeline_is_bounded_and_knows_its_start() -> None:
     last = TAIL_LENGTH + 10
     streams.publish([event(position) for position in range(1, last + 1)], last)
     newest = Deferred.fromCoroutine(timelines.get_latest({1: (last - 3, last)}, 5))
-    stretch = done(newest)[1]
+    stretch = result_of(newest)[1]
     assert len(stretch.arrivals) == 3
     assert not stretch.limited
     limited = Deferred.fromCoroutine(timelines.get_latest({1: (0, last)}, 5))
-    assert done(limited)[1].limited
+    assert result_of(limited)[1].limited
     Deferred.fromCoroutine(timelines.get_latest({1: (5, last)}, TAIL_LENGTH + 5))
     assert len(store.asked) == 1, "so far back the database has to be asked"
     streams.advance_to(last + 5)
@@ -246,11 +242,11 @@ def test_a_count_that_a_receipt_overtakes_is_not_cached(sqlite_database: Databas
     receipt = ReceiptRow(1, ALICE, "m.read", "", "$10", 10, 0, 11)
     streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, receipt)], 11)
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
-    assert done(first) == Unread(3, 0)
+    assert result_of(first) == Unread(3, 0)
     second = count()
     store.asked[1].callback({1: []})
-    assert done(second) == Unread(0, 0)
-    assert done(count()) == Unread(0, 0)
+    assert result_of(second) == Unread(0, 0)
+    assert result_of(count()) == Unread(0, 0)
     assert len(store.asked) == 2, "this one was kept"
     streams.advance_to(20)
     count()
@@ -281,12 +277,12 @@ def test_completing_partial_state_invalidates_counts(
     )
     first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
-    assert done(first)[1].total == Unread(3, 0)
+    assert result_of(first)[1].total == Unread(3, 0)
     whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(1, 1, 5, "b.test", 11))]
-    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    publish_changes(streams, whole, 11, is_elsewhere=is_elsewhere)
     second = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[1].callback({1: [ThreadCount("main", 1, 0)]})
-    assert done(second)[1].total == Unread(1, 0)
+    assert result_of(second)[1].total == Unread(1, 0)
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
@@ -304,7 +300,7 @@ async def test_completing_partial_state_invalidates_room_properties(
         {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"},
     )
     whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
-    tell(streams, whole, 11, is_elsewhere=is_elsewhere)
+    publish_changes(streams, whole, 11, is_elsewhere=is_elsewhere)
     found = (await traits.of_rooms([room.room_nid]))[room.room_nid]
     assert (found.name, found.encryption) == ("Yozgi", "m.megolm.v1.aes-sha2")
 

@@ -1,28 +1,23 @@
 """Thread subscriptions. Proposals: MSC4306, MSC4308"""
 
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
 from tests.helpers.room_actions import create, join, leave, ok, refused, reply, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, finish_poll
+from tests.helpers.thread_subscriptions import UNSTABLE, subscription_path
 
 STABLE = "/_matrix/client/v1"
-UNSTABLE = "/_matrix/client/unstable/io.element.msc4306"
 EXTENSION = "io.element.msc4308.thread_subscriptions"
 PAGES = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions"
-
-
-def thread(room_id: str, root: str, prefix: str = UNSTABLE) -> str:
-    return f"{prefix}/rooms/{quote(room_id)}/thread/{quote(root)}/subscription"
 
 
 @pytest.mark.parametrize("prefix", [STABLE, UNSTABLE])
 def test_a_thread_is_subscribed_and_unsubscribed(alice: User, prefix: str) -> None:
     room_id = create(alice)
-    path = thread(room_id, say(alice, room_id, "root"), prefix)
+    path = subscription_path(room_id, say(alice, room_id, "root"), prefix)
     assert refused(alice.get(path)) == (404, "M_NOT_FOUND")
     assert ok(alice.delete(path)) == {}
     assert ok(alice.put(path, {})) == {}
@@ -38,7 +33,7 @@ def test_automatic_subscriptions_respect_later_unsubscribes(
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
-    path = thread(room_id, root)
+    path = subscription_path(room_id, root)
     called = reply(bob, room_id, root)
     assert ok(alice.put(path, {"automatic": called})) == {}
     assert ok(alice.get(path)) == {"automatic": True}
@@ -49,7 +44,7 @@ def test_automatic_subscriptions_respect_later_unsubscribes(
     ok(alice.delete(path))
     refusal = refused(alice.put(path, {"automatic": called}))
     assert refusal == (409, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION")
-    stable = thread(room_id, root, STABLE)
+    stable = subscription_path(room_id, root, STABLE)
     assert refused(alice.put(stable, {"automatic": called})) == (
         409,
         "M_CONFLICTING_UNSUBSCRIPTION",
@@ -71,9 +66,9 @@ def test_invisible_threads_are_not_found(server: TestServer, alice: User) -> Non
     room_id = create(alice)
     root = say(alice, room_id, "root")
     for each in (
-        thread(room_id, root),
-        thread(room_id, "$unknown"),
-        thread("!unknown:example.org", root),
+        subscription_path(room_id, root),
+        subscription_path(room_id, "$unknown"),
+        subscription_path("!unknown:example.org", root),
     ):
         for method in ("GET", "PUT", "DELETE"):
             answer = bob.server.client.request(
@@ -85,7 +80,7 @@ def test_invisible_threads_are_not_found(server: TestServer, alice: User) -> Non
 def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     first, second = say(alice, room_id, "one"), say(alice, room_id, "two")
-    ok(alice.put(thread(room_id, first), {}))
+    ok(alice.put(subscription_path(room_id, first), {}))
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True}})
     received = client.sync()["extensions"][EXTENSION]
     assert received == {
@@ -95,11 +90,11 @@ def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None
     }
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
-    ok(alice.put(thread(room_id, second), {"automatic": reply(alice, room_id, second)}))
+    ok(alice.put(subscription_path(room_id, second), {"automatic": reply(alice, room_id, second)}))
     answer = finish_poll(server, pending)
     client.pos = answer["pos"]
     assert answer["extensions"][EXTENSION]["subscribed"][room_id][second]["automatic"] is True
-    ok(alice.delete(thread(room_id, first)))
+    ok(alice.delete(subscription_path(room_id, first)))
     received = client.sync()["extensions"][EXTENSION]
     assert list(received) == ["unsubscribed"]
     assert list(received["unsubscribed"][room_id]) == [first]
@@ -118,12 +113,12 @@ def test_subscriptions_beyond_the_limit_of_sliding_sync_are_in_pages(alice: User
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True, "limit": 2}})
     client.sync()
     before = say(alice, room_id, "before")
-    ok(alice.put(thread(room_id, before), {}))
+    ok(alice.put(subscription_path(room_id, before), {}))
     client.sync()
     to = client.pos
     roots = [say(alice, room_id, f"root {number}") for number in range(6)]
     for root in roots:
-        ok(alice.put(thread(room_id, root), {}))
+        ok(alice.put(subscription_path(room_id, root), {}))
     received = client.sync()["extensions"][EXTENSION]
     assert set(received["subscribed"][room_id]) == set(roots[4:])
     pages: list[set[str]] = []
@@ -148,7 +143,7 @@ def test_former_members_can_unsubscribe(server: TestServer, alice: User) -> None
     bob = server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
-    path = thread(room_id, say(alice, room_id, "root"))
+    path = subscription_path(room_id, say(alice, room_id, "root"))
     ok(bob.put(path, {}))
     leave(bob, room_id)
     assert ok(bob.get(path)) == {"automatic": False}

@@ -1,12 +1,13 @@
 """An event's `unsigned` is the same however it is read. spec:
 client-server-api#definition-clientevent_unsigneddata"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -22,20 +23,9 @@ from tests.helpers.room_actions import (
 )
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, a_list
-from tests.helpers.sync_requests import sync
+from tests.helpers.sync_requests import events_in, sync
 
 Events = dict[str, dict[str, Any]]
-
-
-def events_in(value: object) -> Iterator[dict[str, Any]]:
-    """Return every event in a response, however deep."""
-    if isinstance(value, dict):
-        if "event_id" in value and "origin_server_ts" in value:
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from events_in(each)
 
 
 class Room:
@@ -164,11 +154,7 @@ def test_only_the_sending_device_gets_the_transaction_id(
     room: Room, way: Callable[[Room, User], object]
 ) -> None:
     assert read(way, room, room.bob)[room.own]["unsigned"]["transaction_id"] == "txn-1"
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    body = password_auth("bob")
     phone = User(room.server, ok(room.server.post("/_matrix/client/v3/login", body)))
     for other in (phone, room.alice):
         assert "transaction_id" not in read(way, room, other)[room.own]["unsigned"]

@@ -7,7 +7,6 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.media_scanning import PLUGIN, ScanningServers
-from tests.helpers.object_store import RunningObjectStore, running_object_store
 from tests.helpers.scanners import RunningScanners, running_scanners
 from tests.helpers.server import User
 
@@ -17,13 +16,6 @@ def scanners() -> Iterator[RunningScanners]:
     """A running ClamAV daemon."""
     with running_scanners() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    """A running object store."""
-    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
-        yield store
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ class ServerSide:
         self._connection = connection
         self._received = b""
 
-    def heard(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> bytes:
         """All up to these bytes."""
         while end not in self._received:
             data = self._connection.recv(65536)
@@ -120,11 +120,11 @@ class ServerSide:
 
     def whole(self) -> bytes:
         """A request to the end of its body; the bytes of the body."""
-        head = self.heard(b"\r\n\r\n")
+        head = self.read_until(b"\r\n\r\n")
         for _ in range(head.count(b"-hdr=")):
-            self.heard(b"\r\n\r\n")
+            self.read_until(b"\r\n\r\n")
         body = b""
-        while size := int(self.heard(b"\r\n"), 16):
+        while size := int(self.read_until(b"\r\n"), 16):
             while len(self._received) < size + 2:
                 self._received += self._connection.recv(65536)
             body += self._received[:size]
@@ -305,11 +305,11 @@ def test_a_server_that_echoes_during_the_request_is_supported() -> None:
     data = bytes(range(256)) * (6 << 12)
 
     def script(peer: ServerSide) -> None:
-        head = peer.heard(b"\r\n\r\n")
+        head = peer.read_until(b"\r\n\r\n")
         for _ in range(head.count(b"-hdr=")):
-            peer.heard(b"\r\n\r\n")
+            peer.read_until(b"\r\n\r\n")
         peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
-        while size := int(peer.heard(b"\r\n"), 16):
+        while size := int(peer.read_until(b"\r\n"), 16):
             while len(peer._received) < size + 2:
                 peer._received += peer._connection.recv(65536)
             peer.say(b"%x\r\n%s\r\n" % (size, peer._received[:size]))
@@ -322,7 +322,7 @@ def test_a_server_that_echoes_during_the_request_is_supported() -> None:
 
 def test_a_response_before_the_end_of_the_request_is_accepted() -> None:
     def script(peer: ServerSide) -> None:
-        peer.heard(b"\r\n\r\n")
+        peer.read_until(b"\r\n\r\n")
         peer.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
 
     with scripted(script) as scanner:
@@ -339,7 +339,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
     def script(peer: ServerSide) -> None:
-        peer.heard(b"\r\n\r\n")
+        peer.read_until(b"\r\n\r\n")
         peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
         while not ended.is_set():
             peer.say(b"10000\r\n" + bytes(65536) + b"\r\n")
@@ -354,7 +354,7 @@ def test_the_version_is_read_from_the_server() -> None:
     tags = iter((b"one", b"two"))
 
     def script(peer: ServerSide) -> None:
-        assert peer.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
+        assert peer.read_until(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
         peer.say(OPTIONS % next(tags))
 
     with scripted(script) as scanner:
@@ -376,7 +376,7 @@ def test_invalid_icap_urls_are_refused(url: str) -> None:
 
 def test_a_server_that_is_not_clamd_is_an_error() -> None:
     def script(peer: ServerSide) -> None:
-        peer.heard(b"\0")
+        peer.read_until(b"\0")
         peer.say(b"SSH-2.0-OpenSSH\0")
 
     with scripted_server(script) as port:

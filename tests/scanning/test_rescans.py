@@ -8,7 +8,8 @@ from twisted.internet.defer import Deferred
 
 from homeserver.cluster.jobs import Job
 from storage.media.rescans import Rescan
-from tests.helpers.federated_media import DOWNLOAD, upload
+from tests.helpers.federated_media import DOWNLOAD
+from tests.helpers.media_files import request_upload, upload_file
 from tests.helpers.media_scanning import (
     MINE,
     OURS,
@@ -19,7 +20,6 @@ from tests.helpers.media_scanning import (
     begin_upload,
     clamd,
     do_jobs,
-    send,
 )
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanners import RunningScanners
@@ -62,7 +62,7 @@ def test_a_rescan_with_more_signatures_finds_more(
     server = place.server(clamd(scanners))
     alice, root = server.register("alice"), make_admin(server)
     worm = b"a worm of today " + bytes(range(40))
-    addresses = [upload(alice, body) for body in (worm, TEA, b"third")]
+    addresses = [upload_file(alice, body) for body in (worm, TEA, b"third")]
     assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200
     scanners.learn("Worm", worm)
     scanners.stop_clamd()
@@ -102,7 +102,7 @@ def test_new_signatures_start_a_rescan(held: User) -> None:
             do_jobs(server)
         return server.run(server.app.media.scanning.administration.get_rescan())
 
-    upload(held, TEA)
+    upload_file(held, TEA)
     assert steps() == (None, 0)
     HeldVerdicts.rules = "2"
     first, left = steps()
@@ -117,9 +117,9 @@ def test_new_signatures_start_a_rescan(held: User) -> None:
     HeldVerdicts.rules = "3"
     assert steps()[0] == first  # not more often than once a day
     server.clock.advance(24 * 3600)
-    again, _ = steps()
-    assert again is not None
-    assert again.began_ts > first.began_ts
+    repeated, _ = steps()
+    assert repeated is not None
+    assert repeated.began_ts > first.began_ts
     server.clock.advance(40 * 24 * 3600)
     HeldVerdicts.rules = "4"
     last, _ = steps()
@@ -137,17 +137,17 @@ def test_files_are_matched_with_a_list_of_hashes(
         f"plugins: [{{module: known_files.KnownFiles, config: {{path: {known}}}}}]\n"
     )
     alice = server.register("alice")
-    assert "plug-in: green tea" in send(alice, TEA).json["error"]
-    assert send(alice, b"milk").status == 200
+    assert "plug-in: green tea" in request_upload(alice, TEA).json["error"]
+    assert request_upload(alice, b"milk").status == 200
     known.write_text(f"{hashlib.sha256(b'juice').hexdigest()} juice\n", encoding="utf-8")
-    assert send(alice, b"juice").status == 403
+    assert request_upload(alice, b"juice").status == 403
 
 
 def test_an_unscannable_file_does_not_block_a_rescan(held: User, tmp_path: Path) -> None:
     server = held.server
     HeldVerdicts.is_quick = True
-    upload(held, TEA)
-    lost = upload(held, b"lost")
+    upload_file(held, TEA)
+    lost = upload_file(held, b"lost")
     for path in (tmp_path / "media_store" / "content").rglob(hashlib.sha256(b"lost").hexdigest()):
         path.unlink()
     HeldVerdicts.is_quick = False

@@ -13,9 +13,10 @@ from nio.crypto.attachments import encrypt_attachment
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from tests.helpers.federated_media import DOWNLOAD, OPEN, upload
+from tests.helpers.federated_media import DOWNLOAD, OPEN
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
+from tests.helpers.media_files import upload_file
 from tests.helpers.media_scanning import HeldVerdicts, begin_upload
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import TestServer, User
@@ -39,7 +40,7 @@ def alice(tmp_path: Path, sqlite_database: Database, scanners: RunningScanners) 
 def encrypted(user: User, data: bytes) -> dict[str, Any]:
     """Upload it as a client does into an encrypted room; how the event describes it."""
     ciphertext, keys = encrypt_attachment(data)
-    return {**keys, "url": f"mxc://{upload(user, ciphertext, 'application/octet-stream')}"}
+    return {**keys, "url": f"mxc://{upload_file(user, ciphertext, 'application/octet-stream')}"}
 
 
 def address_of(file: dict[str, Any]) -> str:
@@ -127,7 +128,7 @@ def test_a_finding_without_a_token_quarantines_nothing(
         "MCS_MEDIA_NOT_CLEAN",
     )
     assert alice.get(f"{DOWNLOAD}/{address_of(file)}").status == 200
-    assert server.get(f"{PROXY}/scan/{upload(alice, TEA)}").json["clean"] is True
+    assert server.get(f"{PROXY}/scan/{upload_file(alice, TEA)}").json["clean"] is True
     server.app.media.close_workers()
 
 
@@ -169,7 +170,7 @@ def test_a_verdict_is_cached_without_the_key(alice: User, tmp_path: Path) -> Non
 
 def test_unencrypted_files_are_scanned(alice: User) -> None:
     image = picture(300, 200)
-    clean = upload(alice, image, "image/png")
+    clean = upload_file(alice, image, "image/png")
     assert alice.get(f"{PROXY}/scan/{clean}").json == {"clean": True, "info": "The file is clean"}
     given = alice.get(f"{PROXY}/download/{clean}")
     assert (given.status, given.body, given.headers["content-type"]) == (200, image, "image/png")
@@ -282,13 +283,13 @@ def test_the_public_key_stays_the_same(
     alice: User, tmp_path: Path, scanners: RunningScanners
 ) -> None:
     config = f"media_scanning: {{clamd: '{scanners.unix}'}}\n"
-    again = TestServer(tmp_path, alice.server.app.database, config, seed=2)
+    restarted = TestServer(tmp_path, alice.server.app.database, config, seed=2)
     other = TestServer(
         tmp_path, alice.server.app.database, config, seed=3, server_name="other.example"
     )
     keys = [
         server.get(f"{PROXY}/public_key").json["public_key"]
-        for server in (alice.server, again, other)
+        for server in (alice.server, restarted, other)
     ]
     assert keys[0] == keys[1] != keys[2]
 
@@ -330,7 +331,7 @@ def test_a_file_kind_that_is_not_scanned_at_upload_is_scanned_by_the_api(
         tmp_path, sqlite_database, f"media_scanning: {{clamd: '{scanners.unix}', files: []}}\n"
     )
     alice = server.register("alice")
-    harmful = upload(alice, EICAR)
+    harmful = upload_file(alice, EICAR)
     assert alice.get(f"{DOWNLOAD}/{harmful}").status == 200
     assert reason(alice.get(f"{PROXY}/download/{harmful}")) == (403, "MCS_MEDIA_NOT_CLEAN")
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.federated_media import DOWNLOAD, PUBLIC, THUMBNAIL, upload
+from tests.helpers.federated_media import DOWNLOAD, PUBLIC, THUMBNAIL
 from tests.helpers.images import picture
+from tests.helpers.media_files import request_upload, upload_file
 from tests.helpers.media_scanning import (
     MINE,
     OURS,
@@ -18,18 +19,17 @@ from tests.helpers.media_scanning import (
     do_jobs,
     latest,
     metric,
-    send,
 )
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.preview_sites import LinkedPages
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
-from tests.helpers.server import User, make_admin
+from tests.helpers.server import User, make_admin, move_user
 
 
 def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) -> None:
     server = place.server("")
     alice = server.register("alice")
-    address = upload(alice, EICAR)
+    address = upload_file(alice, EICAR)
     assert alice.get(f"{DOWNLOAD}/{address}").body == EICAR
     assert latest(alice)["scan"] is None
     assert server.app.media.scanning.jobs() == ()
@@ -45,7 +45,7 @@ def test_a_harmful_file_is_refused_and_quarantined(
 ) -> None:
     server = place.server(f"media_scanning: {{clamd: '{getattr(scanners, address)}'}}\n")
     alice, root = server.register("alice"), make_admin(server)
-    answer = send(alice, b"before " + EICAR + b" after")
+    answer = request_upload(alice, b"before " + EICAR + b" after")
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert EICAR_FOUND in answer.json["error"]
 
@@ -94,7 +94,7 @@ def test_a_harmful_file_is_refused_and_quarantined(
 
     # another user with the same bytes
     bob = server.register("bob")
-    assert send(bob, b"before " + EICAR + b" after").status == 403
+    assert request_upload(bob, b"before " + EICAR + b" after").status == 403
     assert latest(bob)["scan"]["state"] == "harmful"
     assert metric(server, "mahalla_media_scans_total", outcome="harmful") == 1
 
@@ -103,7 +103,7 @@ def test_a_clean_file_is_scanned_once(place: ScanningServers, scanners: RunningS
     server = place.server(clamd(scanners))
     alice, bob = server.register("alice"), server.register("bob")
     image = picture(300, 200)
-    addresses = [upload(user, image, "image/png") for user in (alice, bob)]
+    addresses = [upload_file(user, image, "image/png") for user in (alice, bob)]
     for address in addresses:
         assert bob.get(f"{DOWNLOAD}/{address}").body == image
         assert bob.get(f"{THUMBNAIL}/{address}?width=96&height=96").status == 200
@@ -142,10 +142,12 @@ def test_files_of_forbidden_types_are_refused(place: ScanningServers) -> None:
         "media_scanning: {forbidden_types: [application/x-msdownload, image/png], files: [local]}\n"
     )
     alice = place.server(config).register("alice")
-    assert "type: application/x-msdownload" in send(alice, b"MZ" + bytes(500)).json["error"]
-    assert send(alice, picture(9, 9), "text/plain").status == 403
-    assert send(alice, picture(9, 9, "JPEG"), "image/png").status == 200
-    assert send(alice, b"").status == 200
+    assert (
+        "type: application/x-msdownload" in request_upload(alice, b"MZ" + bytes(500)).json["error"]
+    )
+    assert request_upload(alice, picture(9, 9), "text/plain").status == 403
+    assert request_upload(alice, picture(9, 9, "JPEG"), "image/png").status == 200
+    assert request_upload(alice, b"").status == 200
 
 
 def test_files_too_large_to_be_scanned_follow_the_configuration(
@@ -154,22 +156,16 @@ def test_files_too_large_to_be_scanned_follow_the_configuration(
     long = bytes(1001)
     server = place.server(clamd(scanners, ", max_size: 1000"))
     alice = server.register("alice")
-    answer = send(alice, long)
+    answer = request_upload(alice, long)
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 1000}
-    assert send(alice, bytes(1000)).status == 200
+    assert request_upload(alice, bytes(1000)).status == 200
     passing = place.server(clamd(scanners, ", max_size: 1000, oversized_files: pass"))
-    user = User(
-        passing,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    user = move_user(passing, alice)
     assert user.get("/_matrix/client/v1/media/config").json["m.upload.size"] > 1000
-    address = upload(user, long)
+    address = upload_file(user, long)
     assert user.get(f"{DOWNLOAD}/{address}").body == long
-    strict = User(
-        server,
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
+    strict = move_user(server, alice)
     assert strict.get(f"{DOWNLOAD}/{address}").status == 403
     scans = {each["media_id"]: each["scan"] for each in strict.get(MINE).json["media"]}
     assert scans[address.partition("/")[2]] is None
@@ -179,13 +175,8 @@ def test_older_files_are_scanned_when_they_are_requested(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
-    addresses = [upload(before, body) for body in (EICAR, TEA)]
-    session = {
-        "user_id": before.user_id,
-        "access_token": before.token,
-        "device_id": before.device_id,
-    }
-    alice = User(place.server(clamd(scanners)), session)
+    addresses = [upload_file(before, body) for body in (EICAR, TEA)]
+    alice = move_user(place.server(clamd(scanners)), before)
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200]
     assert latest(alice)["scan"]["state"] == "clean"
 
@@ -195,12 +186,12 @@ def test_an_administrator_can_override_a_finding(
 ) -> None:
     server = place.server(clamd(scanners))
     alice, root = server.register("alice"), make_admin(server)
-    send(alice, EICAR)
+    request_upload(alice, EICAR)
     file = f"example.org/{latest(alice)['media_id']}"
     assert root.post(f"/_synapse/admin/v1/media/unquarantine/{file}").status == 200
     assert alice.get(f"{DOWNLOAD}/{file}").body == EICAR
     assert latest(alice)["scan"]["state"] == "freed"
-    assert send(alice, EICAR).status == 200
+    assert request_upload(alice, EICAR).status == 200
     assert root.get(f"{OURS}/harmful").json["harmful"][0]["scan"]["state"] == "freed"
     assert root.get(f"{OURS}/harmful?limit=1").json["next_token"] == 1
     assert root.get(f"{OURS}/harmful?from=1").json == {"harmful": []}
@@ -213,7 +204,7 @@ def test_protected_files_are_not_quarantined(
 ) -> None:
     before = place.server("")
     alice, root = before.register("alice"), make_admin(before)
-    address = upload(alice, EICAR)
+    address = upload_file(alice, EICAR)
     assert root.post(f"/_synapse/admin/v1/media/protect/{address.partition('/')[2]}").status == 200
     server = place.server(clamd(scanners))
     assert server.client.request("GET", f"{DOWNLOAD}/{address}", token=alice.token).body == EICAR
@@ -249,10 +240,10 @@ def test_images_of_url_previews_are_scanned(
         )
         server.clock.advance(3700)
         for name in ("harmful", str(hour)):
-            again = alice.get(
+            repeated = alice.get(
                 f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
             )
-            assert "og:image" not in again.json
+            assert "og:image" not in repeated.json
     (found,) = make_admin(server).get(f"{OURS}/harmful").json["harmful"]
     assert found["file_count"] == 1
     picture_of = shown["clean"]["og:image"].removeprefix("mxc://")
@@ -269,9 +260,9 @@ def test_no_client_is_redirected_to_a_harmful_object(
         f"media_scanning: {{clamd: '{scanners.unix}', max_size: 20M, upload_wait: 0s}}\n"
     )
     alice = server.register("alice")
-    clean = upload(alice, TEA)
+    clean = upload_file(alice, TEA)
     assert alice.get(f"{DOWNLOAD}/{clean}?allow_redirect=true").status == 307
-    send(alice, EICAR)
+    request_upload(alice, EICAR)
     harmful = f"example.org/{latest(alice)['media_id']}"
     assert alice.get(f"{DOWNLOAD}/{harmful}?allow_redirect=true").status == 403
 
@@ -281,7 +272,7 @@ def test_a_scanned_file_costs_one_more_query(
 ) -> None:
     """A download of a file that was scanned: one query more."""
     alice = place.server(clamd(scanners)).register("alice")
-    address = upload(alice, TEA)
+    address = upload_file(alice, TEA)
     with pytest.MonkeyPatch.context() as patch:
         counted: list[str] = []
         real = alice.server.app.database.read_quickly

@@ -2,16 +2,10 @@
 
 from pathlib import Path
 
-from tests.helpers.federated_media import (
-    DOWNLOAD,
-    THUMBNAIL,
-    media_requests,
-    pair,
-    stored_files,
-    upload,
-)
+from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL, media_requests, pair, stored_files
 from tests.helpers.images import picture
-from tests.helpers.media_scanning import MINE, PLUGIN, TEA, HeldVerdicts, begin_upload, clamd, send
+from tests.helpers.media_files import request_upload, upload_file
+from tests.helpers.media_scanning import MINE, PLUGIN, TEA, HeldVerdicts, begin_upload, clamd
 from tests.helpers.network import Network
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import make_admin
@@ -19,9 +13,9 @@ from tests.helpers.server import make_admin
 
 def test_other_servers_get_no_harmful_files(network: Network, scanners: RunningScanners) -> None:
     alice, bob = pair(network, north=clamd(scanners))
-    assert send(alice, EICAR).status == 403
+    assert request_upload(alice, EICAR).status == 403
     harmful = f"north.example/{alice.get(MINE).json['media'][0]['media_id']}"
-    clean = upload(alice, TEA)
+    clean = upload_file(alice, TEA)
     for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):
         answer = bob.get(path)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
@@ -30,7 +24,7 @@ def test_other_servers_get_no_harmful_files(network: Network, scanners: RunningS
 
 def test_other_servers_get_no_unscanned_files(network: Network) -> None:
     alice, bob = pair(network, north="media_scanning: {clamd: 'unix:/nonexistent/clamd'}\n")
-    address = upload(alice, TEA)
+    address = upload_file(alice, TEA)
     answer = bob.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
 
@@ -40,7 +34,7 @@ def test_copies_of_remote_files_are_scanned(
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners))
     root = make_admin(bob.server)
-    harmful, clean = upload(alice, EICAR), upload(alice, TEA)
+    harmful, clean = upload_file(alice, EICAR), upload_file(alice, TEA)
     for _ in range(2):
         for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):
             assert bob.get(path).errcode == "M_FORBIDDEN"
@@ -54,30 +48,30 @@ def test_copies_of_remote_files_are_scanned(
         {"media_origin": "north.example", "media_id": harmful.partition("/")[2], "user_id": None}
     ]
     # the same bytes from somebody here
-    assert send(bob, EICAR).status == 403
+    assert request_upload(bob, EICAR).status == 403
 
 
 def test_remote_files_too_large_to_be_scanned_are_not_fetched(
     network: Network, scanners: RunningScanners
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners, ", max_size: 1000"))
-    address = upload(alice, bytes(1001))
+    address = upload_file(alice, bytes(1001))
     assert bob.get(f"{DOWNLOAD}/{address}").errcode == "M_TOO_LARGE"
-    assert bob.get(f"{DOWNLOAD}/{upload(alice, bytes(1000))}").status == 200
+    assert bob.get(f"{DOWNLOAD}/{upload_file(alice, bytes(1000))}").status == 200
 
 
 def test_only_the_configured_kinds_of_files_are_scanned(
     network: Network, scanners: RunningScanners
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners, ", files: [local]"))
-    assert bob.get(f"{DOWNLOAD}/{upload(alice, EICAR + b' theirs')}").status == 200
-    assert send(bob, EICAR).status == 403
+    assert bob.get(f"{DOWNLOAD}/{upload_file(alice, EICAR + b' theirs')}").status == 200
+    assert request_upload(bob, EICAR).status == 403
 
 
 def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) -> None:
     alice, bob = pair(network, south=PLUGIN)
     carol = bob.server.register("carol")
-    address = upload(alice, picture(300, 200), "image/png")
+    address = upload_file(alice, picture(300, 200), "image/png")
     first = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=5000")
     assert HeldVerdicts.seen == [picture(300, 200)]
     paths = (
@@ -98,7 +92,7 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
 def test_a_harmful_remote_file_is_never_served(network: Network) -> None:
     alice, bob = pair(network, south=PLUGIN)
     carol = bob.server.register("carol")
-    address = upload(alice, picture(300, 200), "image/png")
+    address = upload_file(alice, picture(300, 200), "image/png")
     paths = (
         f"{DOWNLOAD}/{address}",
         f"{DOWNLOAD}/{address}/name.png",
@@ -112,8 +106,8 @@ def test_a_harmful_remote_file_is_never_served(network: Network) -> None:
     assert [carol.get(path).status for path in paths] == [403] * 4
     # the server is restarted, and its neighbour has the same bytes under another address
     network.rebuild("south.example", PLUGIN)
-    again = upload(alice, picture(300, 200), "image/png")
-    for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{again}"):
+    repeated = upload_file(alice, picture(300, 200), "image/png")
+    for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{repeated}"):
         answer = network.servers["south.example"].client.request("GET", path, token=bob.token)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert HeldVerdicts.seen == []  # the new server has looked at nothing: what it knows is enough
@@ -122,8 +116,8 @@ def test_a_harmful_remote_file_is_never_served(network: Network) -> None:
 def test_files_of_one_server_do_not_delay_those_of_others(network: Network) -> None:
     alice, bob = pair(network, south=f"{PLUGIN}media_scanning: {{concurrency: 2}}\n")
     west = network.add("west.example").register("dora")
-    many = [upload(alice, b"north %d" % number) for number in range(5)]
-    theirs = upload(west, b"west")
+    many = [upload_file(alice, b"north %d" % number) for number in range(5)]
+    theirs = upload_file(west, b"west")
     asking = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in many]
     assert HeldVerdicts.seen == [b"north 0"]  # one of the two turns is for others
     asking.append(bob.start("GET", f"{DOWNLOAD}/{theirs}"))

@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred
 from homeserver.cluster.jobs import Job
 from homeserver.services.scanning.scanning import MAX_WAITING_PER_OWNER
 from storage.media.scans import ScanRow
-from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL, upload
+from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL
+from tests.helpers.media_files import upload_file
 from tests.helpers.media_scanning import (
     MINE,
     OURS,
@@ -24,7 +25,7 @@ from tests.helpers.media_scanning import (
     metric,
 )
 from tests.helpers.scanners import EICAR, RunningScanners
-from tests.helpers.server import User, make_admin
+from tests.helpers.server import User, make_admin, move_user
 
 AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 
@@ -32,7 +33,7 @@ AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 def test_files_are_held_while_no_scanner_is_available(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
-    address = upload(alice, TEA)  # acknowledged: it is on disk, and will be scanned
+    address = upload_file(alice, TEA)  # acknowledged: it is on disk, and will be scanned
     answer = alice.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
     assert alice.get(f"{THUMBNAIL}/{address}?width=9&height=9").status == 503
@@ -50,9 +51,9 @@ def test_held_files_are_scanned_once_a_scanner_is_available(
         server = place.server(clamd(scanners))
         alice = server.register("alice")
         clean, harmful, asked = (
-            upload(alice, TEA),
-            upload(alice, EICAR),
-            upload(alice, EICAR + b" asked"),
+            upload_file(alice, TEA),
+            upload_file(alice, EICAR),
+            upload_file(alice, EICAR + b" asked"),
         )
         assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (clean, harmful)] == [503, 503]
     finally:
@@ -76,11 +77,11 @@ def test_a_restart_of_a_scanner_does_not_fail_its_current_file(
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
     alice = server.register("alice")
     assert (
-        alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200
+        alice.get(f"{DOWNLOAD}/{upload_file(alice, TEA)}").status == 200
     )  # it answers, and is believed to for a while
     scanners.stop_clamd()
     try:
-        one, other = upload(alice, b"black tea"), upload(alice, b"red tea")
+        one, other = upload_file(alice, b"black tea"), upload_file(alice, b"red tea")
         assert alice.get(f"{DOWNLOAD}/{one}").status == 503
     finally:
         scanners.start_clamd()
@@ -97,16 +98,16 @@ def test_a_file_that_crashes_the_scanner_does_not_block_others(
     alice = server.register("alice")
     address = ""
     for number in range(2):
-        assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA + b'%d' % number)}").status == 200
+        assert alice.get(f"{DOWNLOAD}/{upload_file(alice, TEA + b'%d' % number)}").status == 200
         scanners.stop_clamd()
         try:
-            address = address or upload(alice, b"black tea")
+            address = address or upload_file(alice, b"black tea")
             assert alice.get(f"{DOWNLOAD}/{address}").status == 503
         finally:
             scanners.start_clamd()
         server.clock.advance(6)
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
-    assert alice.get(f"{DOWNLOAD}/{upload(alice, b'red tea')}").status == 200
+    assert alice.get(f"{DOWNLOAD}/{upload_file(alice, b'red tea')}").status == 200
     server.clock.advance(54)
     assert alice.get(f"{DOWNLOAD}/{address}").status == 200
 
@@ -118,7 +119,7 @@ def test_files_are_served_unscanned_if_configured(
     try:
         server = place.server(clamd(scanners, ", unreachable: pass"))
         alice = server.register("alice")
-        address = upload(alice, EICAR)
+        address = upload_file(alice, EICAR)
         assert alice.get(f"{DOWNLOAD}/{address}").status == 200
     finally:
         scanners.start_clamd()
@@ -233,7 +234,7 @@ def test_a_file_that_cannot_be_scanned_is_retried_with_backoff(held: User) -> No
 def test_unavailable_scanners_are_retried_with_backoff(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
-    address = upload(alice, TEA)
+    address = upload_file(alice, TEA)
     tries = []
     for second in range(1, 200):
         server.clock.advance(1)
@@ -248,16 +249,11 @@ def test_older_files_served_unscanned_are_scanned_later(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
-    addresses = [upload(before, EICAR + b"%d" % number) for number in range(4)]
-    session = {
-        "user_id": before.user_id,
-        "access_token": before.token,
-        "device_id": before.device_id,
-    }
+    addresses = [upload_file(before, EICAR + b"%d" % number) for number in range(4)]
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners, ", unreachable: pass"))
-        alice = User(server, session)
+        alice = move_user(server, before)
         assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [200] * 4
         server.clock.advance(60)
         do_jobs(server)  # of those that it has taken, it tries one
@@ -319,7 +315,7 @@ def test_a_failing_plugin_holds_files(place: ScanningServers) -> None:
     alice = place.server(
         "plugins: [{module: tests.helpers.media_scanning.FailingScanner}]\n"
     ).register("alice")
-    address = upload(alice, TEA)
+    address = upload_file(alice, TEA)
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
@@ -327,9 +323,9 @@ def test_a_file_that_clamd_refuses_is_held_and_others_are_not(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     alice = place.server(clamd(scanners)).register("alice")
-    long = upload(alice, bytes(5 << 20))  # beyond its StreamMaxLength
+    long = upload_file(alice, bytes(5 << 20))  # beyond its StreamMaxLength
     assert alice.get(f"{DOWNLOAD}/{long}").status == 503
-    assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200
+    assert alice.get(f"{DOWNLOAD}/{upload_file(alice, TEA)}").status == 200
 
 
 def test_a_lost_file_is_reported(held: User, tmp_path: Path) -> None:

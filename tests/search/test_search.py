@@ -17,6 +17,7 @@ from tests.helpers.event_search import all_pages, ask, begin_jobs, found, ids, s
 from tests.helpers.room_actions import (
     V3,
     create,
+    edit,
     invite,
     join,
     leave,
@@ -41,17 +42,6 @@ def later(server: TestServer, user: User, room: str, text: str) -> str:
     """Send a message with a timestamp of its own."""
     server.clock.advance(1)
     return say(user, room, text)
-
-
-def edit(user: User, room: str, target: str, text: str) -> str:
-    user.server.clock.advance(1)
-    content = {
-        "msgtype": "m.text",
-        "body": f"* {text}",
-        "m.new_content": {"msgtype": "m.text", "body": text},
-        "m.relates_to": {"rel_type": "m.replace", "event_id": target},
-    }
-    return str(ok(put_event(user, room, "m.room.message", content))["event_id"])
 
 
 def test_a_result_has_the_event_and_its_rank(server: TestServer, alice: User) -> None:

@@ -22,9 +22,18 @@ from storage.search.search import select_batch, select_texts
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.event_search import all_pages, ask, begin_jobs, found, settle
-from tests.helpers.room_actions import create, ok, put_event, redact, refused, room_path, say
+from tests.helpers.room_actions import (
+    create,
+    is_shown,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
+)
 from tests.helpers.rooms import BOB, RoomParts
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 
 def test_existing_messages_are_indexed(server: TestServer) -> None:
@@ -50,11 +59,11 @@ def test_indexing_continues_where_it_stopped(
     run_coroutine(_some(step, 9), None)
     first = len(found(alice, "gap", filter={"limit": 100}))
     assert 0 < first < 20
-    again = TestServer(tmp_path, sqlite_database, seed=2)
-    run_coroutine(_some(again.app.search.indexing.do_step, 9), None)
+    restarted = TestServer(tmp_path, sqlite_database, seed=2)
+    run_coroutine(_some(restarted.app.search.indexing.do_step, 9), None)
     second = len(found(alice, "gap", filter={"limit": 100}))
     assert first < second <= first + 9
-    run_coroutine(_some(again.app.search.indexing.do_step, 1000), None)
+    run_coroutine(_some(restarted.app.search.indexing.do_step, 1000), None)
     run_coroutine(_some(step, 1000), None)
     assert len(found(alice, "gap", filter={"limit": 100})) == 20
 
@@ -97,11 +106,8 @@ def test_a_change_of_languages_rebuilds_the_index(
     said = say(alice, create(alice), "Китоблар")
     settle(server)
     assert (found(alice, "китоб"), found(alice, "kitob")) == ([said], [])
-    again = User(
-        start("uz, en", 2),
-        {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-    )
-    assert (found(again, "китоб"), found(again, "kitob")) == ([said], [said])
+    moved = move_user(start("uz, en", 2), alice)
+    assert (found(moved, "китоб"), found(moved, "kitob")) == ([said], [said])
 
 
 def test_disabling_search_deletes_the_index(tmp_path: Path, sqlite_database: Database) -> None:
@@ -111,10 +117,7 @@ def test_disabling_search_deletes_the_index(tmp_path: Path, sqlite_database: Dat
         settle(server)
         if alice is None:
             return server.register("alice")
-        return User(
-            server,
-            {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},
-        )
+        return move_user(server, alice)
 
     def texts(txn: Transaction) -> int:
         return len(txn.query("SELECT event_nid FROM searchable_events"))
@@ -287,8 +290,8 @@ def test_search_results_match_a_scan_of_all_messages(
                 for event in reachable
                 if event not in gone
                 and matches(terms, format_words(folding.lines(texts[event][-1][1])))
-                and _is_shown(user, room, event)
-                and _is_shown(user, room, texts[event][-1][0])
+                and is_shown(user, room, event)
+                and is_shown(user, room, texts[event][-1][0])
             ]
             assert found(user, query, filter={"limit": 100}) == expected[::-1], (
                 user.user_id,
@@ -299,7 +302,3 @@ def test_search_results_match_a_scan_of_all_messages(
 
 def _sender(user: User, room: str, event: str) -> str:
     return str(ok(user.get(room_path(room, "event", event)))["sender"])
-
-
-def _is_shown(user: User, room: str, event: str) -> bool:
-    return user.get(room_path(room, "event", event)).status == 200

@@ -19,6 +19,7 @@ from homeserver.services.sync.lazy_members import LazyMembers
 from storage.engine.database import Database
 from storage.engine.streams import Streams
 from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
+from tests.helpers.logins import password_auth
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act, finish_poll
@@ -241,16 +242,10 @@ def test_the_caches_of_a_device_are_deleted_with_it(server: TestServer) -> None:
     assert min(views.weight, len(parts.connections)) > 0
     assert alice.post("/_matrix/client/v3/logout", {}).status == 200
     assert (views.weight, len(parts.connections)) == (0, 0)
-    identifier = {"type": "m.id.user", "user": "alice"}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        "device_id": key.device_id,
-    }
-    again = server.post("/_matrix/client/v3/login", body).json
-    client.user.token = again["access_token"]
-    assert again["device_id"] == key.device_id
+    body = {**password_auth("alice"), "device_id": key.device_id}
+    repeated = server.post("/_matrix/client/v3/login", body).json
+    client.user.token = repeated["access_token"]
+    assert repeated["device_id"] == key.device_id
     answer = client.user.post(client.path(), client.body)
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
 

@@ -50,11 +50,6 @@ ELEMENT_EXTENSIONS: dict[str, Any] = {
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
     """A database whose queries are counted."""
     database = open_inline(sqlite, counter)

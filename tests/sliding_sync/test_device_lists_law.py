@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from homeserver.services.streams import recent_changes
-from tests.encryption.test_device_lists_law import NAMES, ROOMS, Action, DeviceListModel
+from tests.helpers.device_list_model import NAMES, ROOMS, Action, DeviceListModel
 from tests.helpers.sliding_client import SlidingClient
 
 EXTENSIONS = {"e2ee": {"enabled": True}, "to_device": {"enabled": True}}

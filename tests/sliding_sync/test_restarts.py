@@ -89,17 +89,17 @@ def test_a_restarted_server_sends_the_same_as_one_with_a_cached_connection(
         alice.server = bob.server = server
         for number in range(chance.choice([1, 1, 1, 2])):
             happen(chance, alice, bob, rooms, events, 10 * step + number)
-        anew = TestServer(tmp_path, sqlite_database, seed=2 + step, clock=server.clock)
-        answers = [ask(each, pos) for each in (anew, server)]
-        (_, kept_anew, told_anew), (_, kept, received) = answers
-        assert told_anew == received
+        restarted = TestServer(tmp_path, sqlite_database, seed=2 + step, clock=server.clock)
+        answers = [ask(each, pos) for each in (restarted, server)]
+        (_, kept_again, sent_again), (_, kept, received) = answers
+        assert sent_again == received
         # who does not remember may tell again what is kept
-        assert kept["rooms"].items() <= kept_anew["rooms"].items()
-        assert all(entry in kept_anew["global"] for entry in kept["global"])
+        assert kept["rooms"].items() <= kept_again["rooms"].items()
+        assert all(entry in kept_again["global"] for entry in kept["global"])
         if chance.random() < 0.9:  # else the answers got lost
             pos = answers[chance.random() < 0.7][0]
         named += "." in pos
-        server = chance.choice([server] * 7 + [anew])
+        server = chance.choice([server] * 7 + [restarted])
     assert named
 
 

@@ -12,7 +12,7 @@ from tests.helpers.sliding_client import SlidingClient, a_list, act, state_of
 pytestmark = pytest.mark.usefixtures("compared")
 
 
-def talk(server: TestServer) -> tuple[User, User, list[str]]:
+def create_rooms(server: TestServer) -> tuple[User, User, list[str]]:
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, preset="public_chat") for _ in range(4)]
     for room_id in rooms:
@@ -46,7 +46,7 @@ def go_on(client: SlidingClient, pos: str) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_retry_during_the_first_attempt_loses_nothing(server: TestServer, first: int) -> None:
-    alice, bob, rooms = talk(server)
+    alice, bob, rooms = create_rooms(server)
     client = one_that_is_stored(bob, rooms)
     given_up, retry = client.wait(), client.wait()
     say(alice, rooms[0], "hello")  # another room leaves the window: a state for each answer
@@ -59,7 +59,7 @@ def test_a_retry_during_the_first_attempt_loses_nothing(server: TestServer, firs
 
 
 def test_a_late_response_does_not_disturb_a_client_that_continued(server: TestServer) -> None:
-    alice, bob, rooms = talk(server)
+    alice, bob, rooms = create_rooms(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
     given_up = client.wait()
@@ -73,7 +73,7 @@ def test_a_late_response_does_not_disturb_a_client_that_continued(server: TestSe
 
 
 def test_a_late_response_to_a_waiting_client_loses_nothing(server: TestServer) -> None:
-    alice, bob, rooms = talk(server)
+    alice, bob, rooms = create_rooms(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
     given_up = client.wait()
@@ -85,7 +85,7 @@ def test_a_late_response_to_a_waiting_client_loses_nothing(server: TestServer) -
 
 
 def test_the_cached_states_of_retries_are_bounded(server: TestServer) -> None:
-    alice, bob, rooms = talk(server)
+    alice, bob, rooms = create_rooms(server)
     client = one_that_is_stored(bob, rooms)
     attempts = [client.wait() for _ in range(MAX_CONNECTION_STATES + 3)]
     say(alice, rooms[0], "hello")
@@ -123,7 +123,7 @@ def test_a_client_that_returns_to_an_old_pos_gets_members_again(
 def test_typing_is_sent_again_after_a_lost_response(server: TestServer) -> None:
     """The client asks for another window, and gives that up, before anything has happened to
     anybody."""
-    alice, bob, rooms = talk(server)
+    alice, bob, rooms = create_rooms(server)
     say(alice, rooms[1], "newest")
     client = SlidingClient(
         bob, lists={"all": a_list([0, 3])}, extensions={"typing": {"enabled": True}}

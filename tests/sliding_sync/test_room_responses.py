@@ -141,10 +141,10 @@ def test_a_lost_response_is_repeated(server: TestServer) -> None:
     before = client.pos
     first = client.sync()["rooms"]
     client.pos = before
-    again = client.sync()["rooms"]
-    assert first.keys() == again.keys() == {room_id, fresh}
-    assert again[fresh]["initial"] is True
-    assert texts(again[room_id]) == ["one"]
+    repeated = client.sync()["rooms"]
+    assert first.keys() == repeated.keys() == {room_id, fresh}
+    assert repeated[fresh]["initial"] is True
+    assert texts(repeated[room_id]) == ["one"]
     assert client.sync()["rooms"] == {}
 
 
@@ -368,8 +368,8 @@ def test_lazy_members_are_sent_with_their_events(server: TestServer) -> None:
     assert state_of(client.sync()["rooms"][room_id]) == {("m.room.member", bob.user_id)}
 
 
-@pytest.mark.parametrize("news", [False, True])
-def test_lazy_members_requested_later_are_sent(server: TestServer, *, news: bool) -> None:
+@pytest.mark.parametrize("has_message", [False, True])
+def test_lazy_members_requested_later_are_sent(server: TestServer, *, has_message: bool) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat", name="room")
     for user in (bob, carol):
@@ -380,12 +380,14 @@ def test_lazy_members_requested_later_are_sent(server: TestServer, *, news: bool
     )
     client.sync()
     client.body["lists"] = {"all": a_list([0, 9], limit=1, state=[["m.room.name", ""], *LAZY])}
-    if news:
+    if has_message:
         say(alice, room_id, "m1")
     room = client.sync()["rooms"][room_id]
-    speakers = {("m.room.member", user.user_id) for user in ((alice, bob) if news else (bob,))}
+    speakers = {
+        ("m.room.member", user.user_id) for user in ((alice, bob) if has_message else (bob,))
+    }
     assert state_of(room) == speakers
-    assert texts(room) == (["m1"] if news else [])
+    assert texts(room) == (["m1"] if has_message else [])
     assert "limited" not in room
     assert client.sync()["rooms"] == {}
 
@@ -542,7 +544,7 @@ def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
     received = client.sync()["rooms"][room_id]
     client.sync()
     client.pos = stored
-    again = client.sync()["rooms"][room_id]
-    assert texts(again) == texts(received) == ["hello"]
+    repeated = client.sync()["rooms"][room_id]
+    assert texts(repeated) == texts(received) == ["hello"]
     assert ("m.room.member", bob.user_id) in state_of(received)
-    assert ("m.room.member", bob.user_id) in state_of(again)
+    assert ("m.room.member", bob.user_id) in state_of(repeated)

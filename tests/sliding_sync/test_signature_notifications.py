@@ -21,6 +21,7 @@ from homeserver.services.streams import recent_changes
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.maintenance.after_restore import repair_after_restore
 from tests.conftest import run_coroutine
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
@@ -32,11 +33,6 @@ RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 MOVES = 60
 LOST = 0.1
 """In responses of /sync."""
-ENCRYPTED = {
-    "type": "m.room.encryption",
-    "state_key": "",
-    "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-}
 ENCRYPTION = {"e2ee": {"enabled": True}, "to_device": {"enabled": True}}
 
 
@@ -232,7 +228,7 @@ def test_a_new_device_is_notified_at_once_when_it_is_signed(
     database = turns.open(database_config)
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
-    room_id = create(alice, preset="public_chat", initial_state=[ENCRYPTED])
+    room_id = create(alice, preset="public_chat", initial_state=[ENCRYPTION_EVENT])
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     upload(alice, device_keys=identity_keys(alice)[1])
     master, master_key = cross_signing_key(alice, "master", 2)

@@ -249,9 +249,9 @@ def test_a_failed_load_fails_all_waiting_readers_and_is_not_cached() -> None:
     table.pending.pop()[1].errback(ValueError("the database is away"))
     for reader in readers:
         assert isinstance(result(reader).value, ValueError)
-    again = start(cache, "a")
+    repeated = start(cache, "a")
     table.answer()
-    assert result(again) == {"a": 0}
+    assert result(repeated) == {"a": 0}
 
 
 def test_a_cancelled_reader_does_not_cancel_a_shared_load() -> None:

@@ -7,10 +7,10 @@ from homeserver.services.streams.ephemeral_counter import MAX_CLOCK_SKEW_US, Eph
 
 
 def test_other_nodes_follow_where_a_client_advances_one() -> None:
-    clock, behind = Clock(), Clock()
+    clock, late_clock = Clock(), Clock()
     clock.advance(1000.5)
-    behind.advance(1000.0)
-    here, there = EphemeralCounter(clock), EphemeralCounter(behind)
+    late_clock.advance(1000.0)
+    here, there = EphemeralCounter(clock), EphemeralCounter(late_clock)
     made_up = here.position + MAX_CLOCK_SKEW_US
     here.advance_to(made_up)
     change = here.next()

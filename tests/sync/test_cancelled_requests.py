@@ -28,7 +28,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
 from tests.helpers.room_actions import create, say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sliding_client import act
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, UNSTABLE, Ask, SlidingFollower
 from tests.helpers.sync_client import WHOLE_ROOM, Json, KnownRoom, SyncClient
@@ -393,8 +393,7 @@ class Race:
 
     def _register(self, name: str) -> list[User]:
         here = self.servers[0].register(name)
-        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
-        return [here, *(User(server, session) for server in self.servers[1:])]
+        return [here, *(move_user(server, here) for server in self.servers[1:])]
 
 
 @pytest.fixture
@@ -449,16 +448,16 @@ def call_one_another(servers: list[TestServer], random: Random) -> None:
         assert notes is not None
         assert other is not None
 
-        async def tell(
-            bodies: Sequence[str], hear: Any = other.receive, at: int = 1 - number
+        async def send(
+            bodies: Sequence[str], deliver: Any = other.receive, at: int = 1 - number
         ) -> None:
             for body in bodies:
                 if random.random() < 0.8:
                     servers[at].clock.callLater(
-                        random.choice((0.0, 0.0, 0.2, 1.5)), hear, 2 - at, body
+                        random.choice((0.0, 0.0, 0.2, 1.5)), deliver, 2 - at, body
                     )
 
-        notes.connect(tell)
+        notes.connect(send)
 
 
 @pytest.fixture

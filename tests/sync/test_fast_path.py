@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from homeserver.services.sync.response import SyncResponse
+from tests.helpers.chat_machine import SEED, ChatMachine
+from tests.helpers.logins import password_auth
+from tests.helpers.room_actions import V3
 from tests.helpers.server import User
 from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
-from tests.sliding_sync.test_fast_path import SEED, V3, ChatMachine
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "6"))
 CLIENTS = 4
@@ -61,8 +63,7 @@ class ChatWithSyncMachine(ChatMachine):
     def __init__(self) -> None:
         super().__init__()
         alice, bob, _ = self.people
-        identifier = {"type": "m.id.user", "user": alice.user_id}
-        login = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+        login = password_auth(alice.user_id)
         second = User(self.server, self.server.post(f"{V3}/login", login).json)
         self.clients = (alice, bob, second, alice)
         self.asked: list[dict[str, str]] = [{} for _ in self.clients]

@@ -7,6 +7,7 @@ import pytest
 
 from federation.rooms.memberships import Memberships
 from storage.engine.interface import DatabaseUnavailable
+from tests.helpers.clocks import settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_follower import UNSTABLE
 from tests.helpers.sync_requests import Json, Rooms, bodies, poll, sync, token
@@ -16,12 +17,6 @@ PROFILES: Json = {
     "lists": {"all": {"timeline_limit": 1, "ranges": [[0, 9]]}},
     "extensions": {"org.matrix.msc4262.profiles": {"enabled": True, "fields": ["org.example.x"]}},
 }
-
-
-def turn(server: TestServer) -> None:
-    """Let the reactor turn."""
-    for _ in range(3):
-        server.clock.advance(0)
 
 
 def wake(what: str, alice: User, bob: User, room: str) -> str:
@@ -55,7 +50,7 @@ def test_new_events_of_a_room_end_the_wait(server: TestServer, what: str) -> Non
     waiting = poll(alice, token(alice))
     assert not waiting.done
     section = wake(what, alice, bob, room)
-    turn(server)
+    settle(server)
     assert waiting.answer.json["rooms"]["join"][room][section]["events"]
 
 
@@ -78,7 +73,7 @@ def test_a_sender_is_answered_before_waiting_clients(server: TestServer, path: s
         "PUT", f"/_matrix/client/v3/rooms/{room}/{path.format(root=root)}", content
     )
     assert (answered.done, waiting.done) == (True, False)
-    turn(server)
+    settle(server)
     events = waiting.answer.json["rooms"]["join"][room]["timeline"]["events"]
     assert events[-1]["event_id"] == answered.answer.json["event_id"]
 
@@ -91,7 +86,7 @@ def test_global_account_data_wakes_all_devices_of_the_user_and_nobody_else(
     since = token(alice)
     waiting, other, bobs = poll(alice, since), poll(alice, since), poll(bob, since)
     rooms.keep(alice, "a.b", {"n": 1})
-    turn(server)
+    settle(server)
     for answer in (waiting.answer, other.answer):
         assert answer.json["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
     assert not bobs.done
@@ -104,7 +99,7 @@ def test_changes_of_the_own_membership_end_the_wait(server: TestServer) -> None:
     def wait_for(do: Callable[[], None]) -> Json:
         waiting = poll(bob, token(bob))
         do()
-        turn(server)
+        settle(server)
         return dict(waiting.answer.json["rooms"])
 
     assert room in wait_for(lambda: rooms.act(alice, room, "invite", bob))["invite"]
@@ -139,10 +134,10 @@ def test_filtered_events_do_not_end_the_wait(server: TestServer) -> None:
     rooms.keep(alice, "c.d", {})
     rooms.type(bob, room)
     rooms.send(bob, room, "c.d", {})
-    turn(server)
+    settle(server)
     assert not waiting.done
     wanted = rooms.send(bob, room, "a.b", {})
-    turn(server)
+    settle(server)
     events = waiting.answer.json["rooms"]["join"][room]["timeline"]["events"]
     assert [event["event_id"] for event in events] == [wanted]
 
@@ -153,7 +148,7 @@ def test_a_private_receipt_wakes_only_its_user(server: TestServer) -> None:
     event_id = rooms.say(alice, room)
     alices, bobs = poll(alice, token(alice)), poll(bob, token(bob))
     rooms.read(bob, room, event_id, "m.read.private")
-    turn(server)
+    settle(server)
     (receipt,) = bobs.answer.json["rooms"]["join"][room]["ephemeral"]["events"]
     assert receipt["content"][event_id]["m.read.private"].keys() == {bob.user_id}
     assert not alices.done
@@ -166,7 +161,7 @@ def test_a_disconnected_client_is_removed(server: TestServer) -> None:
     waiting = poll(alice, token(alice))
     waiting.disconnect()
     rooms.say(alice, room)
-    turn(server)
+    settle(server)
     assert not waiting.done
     assert not server.clock.getDelayedCalls() or all(
         call.getTime() > server.clock.seconds() for call in server.clock.getDelayedCalls()
@@ -179,7 +174,7 @@ def test_many_waiting_clients_all_wake(server: TestServer) -> None:
     since = token(alice)
     waiting = [poll(alice, since) for _ in range(60)]
     rooms.say(alice, room)
-    turn(server)
+    settle(server)
     assert all(bodies(each.answer.json["rooms"]["join"][room]) == ["hello"] for each in waiting)
 
 
@@ -192,7 +187,7 @@ def test_typing_ends_after_its_timeout(server: TestServer) -> None:
     assert typing == {"type": "m.typing", "content": {"user_ids": [bob.user_id]}}
     waiting = poll(alice, first["next_batch"])
     server.clock.advance(10)
-    turn(server)
+    settle(server)
     (typing,) = waiting.answer.json["rooms"]["join"][room]["ephemeral"]["events"]
     assert typing["content"]["user_ids"] == []
 
@@ -205,7 +200,7 @@ def test_waiting_clients_are_woken_after_a_short_database_outage(
     rooms.create(alice, bob)
     pos = alice.post(UNSTABLE, PROFILES).json["pos"]
     waiting = alice.start("POST", f"{UNSTABLE}?pos={pos}&timeout=30000", PROFILES)
-    turn(server)
+    settle(server)
 
     async def be_away(*_: object) -> object:
         raise DatabaseUnavailable("restarting")
@@ -214,9 +209,9 @@ def test_waiting_clients_are_woken_after_a_short_database_outage(
         patch.setattr(Memberships, "of_user", be_away)
         path = f"/_matrix/client/v3/profile/{bob.user_id}/org.example.x"
         assert bob.put(path, {"org.example.x": 1}).status == 200
-        turn(server)
+        settle(server)
         assert not waiting.done
     server.clock.advance(1)
-    turn(server)
+    settle(server)
     users = waiting.answer.json["extensions"]["org.matrix.msc4262.profiles"]["users"]
     assert users == {bob.user_id: {"updated": {"org.example.x": 1}}}

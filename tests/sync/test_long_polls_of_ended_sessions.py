@@ -3,11 +3,11 @@
 spec: client-server-api#using-access-tokens
 """
 
-from typing import Any
-
 import pytest
 
 from tests.helpers.http import Pending
+from tests.helpers.logins import another_device, log_in
+from tests.helpers.room_actions import ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import STABLE, UNSTABLE, SlidingClient, a_list
 from tests.helpers.sync_requests import Rooms, poll, token
@@ -15,14 +15,6 @@ from tests.helpers.sync_requests import Rooms, poll, token
 V3 = "/_matrix/client/v3"
 FORMS = ["sync", "events", UNSTABLE, STABLE]
 rooms = Rooms()
-
-
-def sign_in(server: TestServer, user: User, **more: Any) -> dict[str, Any]:
-    who = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": who, "password": "wonderland", **more}
-    answer = server.post(f"{V3}/login", body)
-    assert answer.status == 200, answer.body
-    return dict(answer.json)
 
 
 def wait(user: User, form: str) -> Pending:
@@ -59,7 +51,7 @@ def end(server: TestServer, alice: User, phone: User, how: str) -> None:
             path = f"/_synapse/admin/v2/users/{phone.user_id}/devices/{phone.device_id}"
             assert root.delete(path).status == 200
         case _:
-            sign_in(server, alice, device_id=phone.device_id)
+            ok(log_in(server, "alice", device_id=phone.device_id))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -69,7 +61,7 @@ def end(server: TestServer, alice: User, phone: User, how: str) -> None:
 def test_a_long_poll_ends_with_its_session(server: TestServer, form: str, how: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
-    phone = User(server, sign_in(server, alice))
+    phone = another_device(alice)
     waiting = wait(phone, form)
     assert not waiting.done
     end(server, alice, phone, how)
@@ -94,7 +86,7 @@ def test_a_long_poll_ends_when_the_account_is_locked(server: TestServer, form: s
 def test_long_polls_of_other_sessions_continue(server: TestServer, form: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
-    phone, tablet = User(server, sign_in(server, alice)), User(server, sign_in(server, alice))
+    phone, tablet = another_device(alice), another_device(alice)
     waiting = wait(tablet, form)
     assert phone.post(f"{V3}/logout").status == 200
     run_reactor(server)
@@ -112,7 +104,7 @@ def test_a_long_poll_survives_a_refresh_of_the_session(server: TestServer, form:
     """A client refreshes its session during its long poll."""
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
-    session = sign_in(server, alice, refresh_token=True)
+    session = ok(log_in(server, "alice", refresh_token=True))
     waiting = wait(User(server, session), form)
     refreshed = server.post(f"{V3}/refresh", {"refresh_token": session["refresh_token"]}).json
     assert User(server, {**session, **refreshed}).get(f"{V3}/account/whoami").status == 200

@@ -316,8 +316,8 @@ def test_a_lost_response_is_repeated(scenario: Scenario) -> None:
     say(bob, rooms[0], "one")
     first = client.sync()
     client.pos = pos
-    again = client.sync()
-    assert texts(again["rooms"][rooms[0]]) == texts(first["rooms"][rooms[0]]) == ["one"]
+    repeated = client.sync()
+    assert texts(repeated["rooms"][rooms[0]]) == texts(first["rooms"][rooms[0]]) == ["one"]
 
 
 @pytest.mark.usefixtures("compared")

@@ -69,7 +69,7 @@ def topic_of(events: list[Json]) -> str:
     return str(topic)
 
 
-def news(user: User, room_id: RoomID, since: str, *, after: bool = False) -> Json:
+def room_update(user: User, room_id: RoomID, since: str, *, after: bool = False) -> Json:
     return dict(sync(user, since, use_state_after=str(after).lower())["rooms"]["join"][room_id])
 
 
@@ -86,12 +86,12 @@ def test_a_state_change_reverted_without_an_event_is_sent(forked: ForkedRoom) ->
     assert topic_of(received["rooms"]["join"][forked.room_id]["timeline"]["events"]) == "new"
     assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "new"}
     forked.meet()
-    room = news(forked.alice, forked.room_id, received["next_batch"])
+    room = room_update(forked.alice, forked.room_id, received["next_batch"])
     assert keys([event for event in room["timeline"]["events"] if "state_key" in event]) == {
         ("m.room.member", forked.bob.user_id)
     }
     assert topic_of(room["state"]["events"]) == "old"
-    room = news(forked.alice, forked.room_id, received["next_batch"], after=True)
+    room = room_update(forked.alice, forked.room_id, received["next_batch"], after=True)
     assert topic_of(room["state_after"]["events"]) == "old"
     sliding.sync(EVERYTHING)
     assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "old"}
@@ -178,10 +178,10 @@ def test_a_late_change_that_loses_the_resolution_is_reverted(forked: ForkedRoom)
     forked.meet()
     current = forked.alice.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state/m.room.topic").json
     assert current == {"topic": "north"}
-    room = news(forked.alice, forked.room_id, received, after=True)
+    room = room_update(forked.alice, forked.room_id, received, after=True)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [late, after]
     assert room["state_after"]["events"] == []
-    room = news(forked.alice, forked.room_id, received)
+    room = room_update(forked.alice, forked.room_id, received)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [after]
     assert room["timeline"]["limited"] is True
     assert room["state"]["events"] == []
@@ -215,7 +215,9 @@ def test_a_membership_reverted_without_an_event_is_sent(forked: ForkedRoom) -> N
     theirs = sync(forked.alice, since)["next_batch"]
     forked.meet()
     assert forked.room_id in sync(forked.carol, hers)["rooms"]["leave"]
-    assert news(forked.alice, forked.room_id, theirs)["summary"]["m.joined_member_count"] == 3
+    assert (
+        room_update(forked.alice, forked.room_id, theirs)["summary"]["m.joined_member_count"] == 3
+    )
     alices.catch_up()
     assert ("m.room.member", forked.carol.user_id) not in alices.rooms[forked.room_id].state
     assert alices.rooms[forked.room_id].fields["joined_count"] == 3

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Network
-from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import create, invite, leave
 from tests.helpers.server import TestServer, User
 
@@ -61,7 +61,7 @@ def test_a_declined_invite_is_in_the_leave_section(server: TestServer) -> None:
 
 
 def test_a_declined_remote_invite_is_in_the_leave_section(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id, since = turn_down(alice, bob)
     assert own_departures(bob, room_id, since) == [(bob.user_id, "leave")]
     assert own_departures(bob, room_id, since, {"not_types": ["m.room.member"]}) == []

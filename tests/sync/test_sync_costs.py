@@ -11,16 +11,11 @@ from twisted.internet.defer import Deferred
 from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.room_actions import V3, ok
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, move_user
 from tests.helpers.sync_comparison import plain_timelines
 from tests.helpers.sync_requests import Rooms, bodies, poll, sync, token
 
 rooms = Rooms()
-
-
-@pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
 
 
 @pytest.fixture
@@ -140,13 +135,7 @@ def test_children_are_queried_once_and_only_for_limited_timelines(
         counter
     )  # these were just sent: their children would have been heard of
     restarted = TestServer(tmp_path, database)
-    alice, bob = (
-        User(
-            restarted,
-            {"user_id": each.user_id, "access_token": each.token, "device_id": each.device_id},
-        )
-        for each in (alice, bob)
-    )
+    alice, bob = (move_user(restarted, each) for each in (alice, bob))
     counter.clear()
     since = sync(bob, filter=filter)["next_batch"]
     assert asked_for_children(counter) == 1

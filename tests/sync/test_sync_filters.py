@@ -275,10 +275,10 @@ class TestLazyMembers:
         received = sync(alice, stored, LAZY)["next_batch"]
         rooms.say(carol, room)
         assert members(sync(alice, received, LAZY)["rooms"]["join"][room]) == set()
-        again = sync(alice, stored, LAZY)
-        assert members(again["rooms"]["join"][room]) == {carol.user_id}
+        repeated = sync(alice, stored, LAZY)
+        assert members(repeated["rooms"]["join"][room]) == {carol.user_id}
         rooms.say(carol, room)
-        assert members(sync(alice, again["next_batch"], LAZY)["rooms"]["join"][room]) == set()
+        assert members(sync(alice, repeated["next_batch"], LAZY)["rooms"]["join"][room]) == set()
 
     def test_member_changes_in_a_gap_are_sent_even_for_silent_members(
         self, people: list[User], room: str

@@ -4,6 +4,7 @@ client-server-api#syncing"""
 import pytest
 
 from homeserver.services.sync import joined_rooms
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import Json, Rooms, bodies, ids, keys, sync, sync_path, token
 
@@ -388,11 +389,7 @@ def test_the_summary_has_heroes_while_the_room_has_no_name(server: TestServer) -
 def test_unsigned_data_depend_on_the_reader(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
-    login = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "alice"},
-        "password": "wonderland",
-    }
+    login = password_auth("alice")
     phone = User(server, server.post("/_matrix/client/v3/login", login).json)
     sent = rooms.send(alice, room, "m.room.message", {"body": "x"}, txn="mine")
     topic = rooms.state(alice, room, "m.room.topic", {"topic": "one"})

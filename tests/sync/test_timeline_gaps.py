@@ -11,10 +11,17 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.ids import EventID, RoomID, UserID
-from tests.federation.rooms.receive.test_missing_events import lie
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, Side, shared
+from tests.helpers.federated_rooms import (
+    NORTH,
+    SOUTH,
+    Shared,
+    Side,
+    join_through_north,
+    shared,
+    two_users,
+)
 from tests.helpers.large_rooms import large_room, lazily
-from tests.helpers.network import Network
+from tests.helpers.network import Network, forge_responses
 from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
@@ -24,7 +31,7 @@ FEW = quote('{"room":{"timeline":{"limit":30}}}')
 LAST = quote('{"room":{"timeline":{"limit":2}}}')
 
 
-def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
+def all_messages(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
     """Return all messages that a client with this timeline has, reading back page by page."""
     found = {event["event_id"] for event in timeline}
     token: str | None = prev_batch
@@ -42,13 +49,10 @@ def follow(user: User, since: str | None = None) -> Any:
 def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], SlidingClient]:
     """Two people, a room, the second's token and client from before he left; what was said while no
     one of his server was in it; and he has come again."""
-    alice, bob = (
-        network.add("north.example").register("alice"),
-        network.add("south.example").register("bob"),
-    )
+    alice, bob = two_users(network)
     network.start_sending()
     room_id = create(alice, preset="public_chat")
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     early = say(alice, room_id, "early")
     network.settle()
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=20)})
@@ -58,13 +62,8 @@ def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], 
     since = str(follow(bob)["next_batch"])
     missed = [say(alice, room_id, f"without you {number}") for number in range(3)]
     network.settle()
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     return alice, bob, room_id, since, missed, client
-
-
-def join_from(network: Network, user: User, room_id: str) -> None:
-    ok(user.post(f"{V3}/join/{room_id}?via=north.example"))
-    network.settle()
 
 
 @pytest.mark.parametrize("is_new", [False, True])
@@ -74,7 +73,7 @@ def test_a_returning_user_finds_missed_messages_by_sync(network: Network, is_new
     timeline = answer["rooms"]["join"][room_id]["timeline"]
     assert timeline["limited"]
     assert [event["type"] for event in timeline["events"]] == ["m.room.member"]
-    assert {*missed} <= behind(bob, room_id, timeline["events"], timeline["prev_batch"])
+    assert {*missed} <= all_messages(bob, room_id, timeline["events"], timeline["prev_batch"])
     following = say(alice, room_id, "welcome")
     network.settle()
     timeline = follow(bob, answer["next_batch"])["rooms"]["join"][room_id]["timeline"]
@@ -92,7 +91,7 @@ def test_a_returning_user_finds_missed_messages_by_sliding_sync(
     room = client.sync()["rooms"][room_id]
     assert room["limited"]
     assert [event["type"] for event in room["timeline"]] == ["m.room.member"]
-    assert {*missed} <= behind(bob, room_id, room["timeline"], room["prev_batch"])
+    assert {*missed} <= all_messages(bob, room_id, room["timeline"], room["prev_batch"])
     following = say(alice, room_id, "welcome")
     network.settle()
     room = client.sync()["rooms"][room_id]
@@ -110,7 +109,7 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
     network.cut(NORTH, SOUTH)
     said = [say(room.alice, room.room_id, name) for name in ("one", "two", "three")]
     network.mend(NORTH, SOUTH)
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
     return room, since, client, list(said)
@@ -123,7 +122,9 @@ async def test_an_unfilled_gap_is_reported_by_sync(network: Network, is_new: boo
     timeline = answer["rooms"]["join"][room.room_id]["timeline"]
     assert timeline["limited"]
     assert [event["event_id"] for event in timeline["events"]] == said[-1:]
-    assert {*said} <= behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+    assert {*said} <= all_messages(
+        room.bob, room.room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 @pytest.mark.parametrize("is_new", [False, True])
@@ -134,7 +135,7 @@ async def test_an_unfilled_gap_is_reported_by_sliding_sync(network: Network, is_
     entry = client.sync()["rooms"][room.room_id]
     assert entry["limited"]
     assert [event["event_id"] for event in entry["timeline"]] == said[-1:]
-    assert {*said} <= behind(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
+    assert {*said} <= all_messages(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
 
 
 async def test_messages_sent_before_the_join_was_seen_leave_no_gap(network: Network) -> None:
@@ -177,14 +178,16 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
         say(user, room.room_id, text)
         for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))
     ]
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
     for event_id in said[1:]:
         await room.north.push(SOUTH, [await room.pdu(event_id)])
     network.interceptors.clear()
     timeline = follow(room.bob, since)["rooms"]["join"][room.room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == said[2:]
     assert timeline["limited"]
-    assert said[0] in behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+    assert said[0] in all_messages(
+        room.bob, room.room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 def late(network: Network) -> tuple[User, str, str, list[EventID], list[EventID]]:
@@ -214,7 +217,9 @@ def test_sync_finds_all_late_messages(network: Network, is_new: bool) -> None:
     timeline = answer["rooms"]["join"][room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == theirs[1:]
     assert timeline["limited"]
-    assert {*ours, *theirs} <= behind(alice, room_id, timeline["events"], timeline["prev_batch"])
+    assert {*ours, *theirs} <= all_messages(
+        alice, room_id, timeline["events"], timeline["prev_batch"]
+    )
 
 
 def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
@@ -222,4 +227,4 @@ def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
     room = client.sync()["rooms"][room_id]
     assert [event["event_id"] for event in room["timeline"]] == theirs[1:]
-    assert {*ours, *theirs} <= behind(alice, room_id, room["timeline"], room["prev_batch"])
+    assert {*ours, *theirs} <= all_messages(alice, room_id, room["timeline"], room["prev_batch"])

@@ -23,9 +23,9 @@ class Following:
         """(notifications, highlights), the same for both."""
         answer = sync(self.user, self.since)
         self.since = answer["next_batch"]
-        news = answer.get("rooms", {}).get("join", {}).get(self.room)
-        if news is not None:
-            self.counts = self._counts(news)
+        update = answer.get("rooms", {}).get("join", {}).get(self.room)
+        if update is not None:
+            self.counts = self._counts(update)
         assert self.counts == self._counts(sync(self.user)["rooms"]["join"][self.room])
         return self.counts
 

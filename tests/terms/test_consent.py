@@ -88,8 +88,8 @@ def test_registration_has_a_terms_stage(server: TestServer) -> None:
     assert done.status == 200
     assert consents(server, "@alice:example.org") == [("privacy", "2"), ("terms", "1.2")]
     assert User(server, done.json).post(ROOMS).status == 200
-    again = server.post(REGISTER, {"username": "bob", "auth": {"type": "m.login.dummy"}})
-    assert again.status == 401
+    repeated = server.post(REGISTER, {"username": "bob", "auth": {"type": "m.login.dummy"}})
+    assert repeated.status == 401
 
 
 def test_the_server_serves_a_policy_text(server: TestServer) -> None:

@@ -17,6 +17,7 @@ from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBind
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
@@ -191,8 +192,7 @@ def test_a_failed_unbind_keeps_the_binding(alice: User, identity: IdentityServer
 
 
 def deactivate(user: User) -> Any:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    proof = password_auth(user.user_id)
     ended = user.post(f"{V3}/deactivate", {"auth": proof})
     assert ended.status == 200, ended.body
     return ended.json["id_server_unbind_result"]

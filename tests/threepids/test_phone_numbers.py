@@ -11,6 +11,7 @@ import pytest
 from homeserver.config.load import ConfigError, load_config
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.logins import password_auth
 from tests.helpers.server import TestServer, User
 from tests.helpers.sms import SMSGateway
 
@@ -69,18 +70,10 @@ def by_phone(creds: dict[str, str]) -> dict[str, object]:
     return {"type": "m.login.msisdn", "threepid_creds": creds}
 
 
-def proof(name: str, password: str = "wonderland") -> dict[str, object]:
-    return {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": name},
-        "password": password,
-    }
-
-
 def add(server: TestServer, gateway: SMSGateway, user: User, number: str = NUMBER) -> None:
     name = user.user_id[1:].partition(":")[0]
     creds = validate(server, gateway, "account/3pid", number)
-    answer = user.post(f"{V3}/account/3pid/add", {**creds, "auth": proof(name)})
+    answer = user.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth(name)})
     assert answer.status == 200, answer.body
 
 
@@ -119,10 +112,10 @@ def test_a_validated_number_is_added_at_registration(
     assert made.status == 200, made.body
     [number] = User(server, made.json).get(f"{V3}/account/3pid").json["threepids"]
     assert (number["medium"], number["address"]) == ("msisdn", NUMBER)
-    again = server.post(
+    repeated = server.post(
         f"{V3}/register", {"username": "bob", "password": "b", "auth": by_phone(creds)}
     )
-    assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
+    assert (repeated.status, repeated.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
 def test_a_number_is_added_signs_in_and_is_removed(server: TestServer, gateway: SMSGateway) -> None:
@@ -133,9 +126,12 @@ def test_a_number_is_added_signs_in_and_is_removed(server: TestServer, gateway: 
     creds = validate(server, gateway, "account/3pid")
     challenge = alice.post(f"{V3}/account/3pid/add", creds)
     assert (challenge.status, challenge.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
-    assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
     assert (
-        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("alice")}).status
+        == 200
+    )
+    assert (
+        alice.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("alice")}).errcode
         == "M_THREEPID_AUTH_FAILED"
     )
 
@@ -185,7 +181,7 @@ def test_a_number_belongs_to_one_account_and_a_code_to_one_purpose(
     assert len(gateway.requests) == 1
     creds = validate(server, gateway, "register", OTHER)
     assert (
-        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")}).errcode
+        bob.post(f"{V3}/account/3pid/add", {**creds, "auth": password_auth("bob")}).errcode
         == "M_THREEPID_AUTH_FAILED"
     )
 
@@ -199,15 +195,15 @@ def test_a_code_is_limited_in_attempts_and_time(server: TestServer, gateway: SMS
     ] * 3 + [GONE]
     assert submit(server, requested, right).errcode == GONE
     # A new code resets the attempts and invalidates the previous code.
-    again = request_code(server, "register", send_attempt=2)
-    assert again.json["sid"] == requested.json["sid"]
-    assert submit(server, again, right).errcode == "M_TOKEN_INCORRECT"
-    assert submit(server, again, f" {gateway.code[:3]} {gateway.code[3:]} ").status == 200
+    repeated = request_code(server, "register", send_attempt=2)
+    assert repeated.json["sid"] == requested.json["sid"]
+    assert submit(server, repeated, right).errcode == "M_TOKEN_INCORRECT"
+    assert submit(server, repeated, f" {gateway.code[:3]} {gateway.code[3:]} ").status == 200
     server.clock.advance(601)
     auth = by_phone({"sid": requested.json["sid"], "client_secret": SECRET})
     late = server.post(f"{V3}/register", {"username": "alice", "password": "a", "auth": auth})
     assert late.errcode == "M_THREEPID_AUTH_FAILED"
-    assert submit(server, again, gateway.code).errcode == GONE
+    assert submit(server, repeated, gateway.code).errcode == GONE
 
 
 def test_invented_codes_are_refused(server: TestServer, gateway: SMSGateway) -> None:

@@ -17,11 +17,6 @@ FALLBACK = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
 
 
 @pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
 

@@ -4,7 +4,7 @@ provider ends."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from joserfc.jwk import RSAKey
@@ -19,18 +19,21 @@ from storage.login.login_tokens import LoginTokenStore
 from storage.upstream.ended_sessions import EndedProviderSessionStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program, returned
-from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
+from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer
-from tests.helpers.upstream import ALICE, CLIENT, open_provider, redeem, sign_in
+from tests.helpers.upstream import (
+    ALICE,
+    CLIENT,
+    open_provider,
+    post_logout_token,
+    redeem,
+    send_logout_token,
+    sign_in,
+)
 
 USER = UserID("@alice:example.org")
 GO_ON = "/_mahalla/upstream/client"
 NAME = "/_mahalla/upstream/name"
-
-
-@pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
 
 
 @pytest.fixture
@@ -61,10 +64,9 @@ def lock(server: TestServer) -> None:
 EVENTS = [change, log_out_everywhere, lock]
 
 
-def tell(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
-    """Send the provider's logout token."""
-    token = provider.sign(provider.claims(**claims, events={LOGOUT_EVENT: {}}))
-    assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 200
+def end_session(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
+    """Let the provider end a session."""
+    assert send_logout_token(server, provider, **claims) == 200
 
 
 def at_the_question(
@@ -120,13 +122,13 @@ def test_signing_out_ends_pending_flows(server: TestServer, provider: OpenIDProv
 def test_the_consent_page_ends_with_the_session_at_the_provider(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
-    tell(server, provider, sid="p", sub="2")  # of another person
+    end_session(server, provider, sid="p", sub="2")  # of another person
     browser = at_the_question(server, provider)
-    tell(server, provider, sid="other")
+    end_session(server, provider, sid="other")
     browser.send(GO_ON)
     assert redeem(server, browser).user_id == USER
     browser = at_the_question(server, provider)
-    tell(server, provider, sid="p", sub="1")
+    end_session(server, provider, sid="p", sub="1")
     browser.send(GO_ON)
     assert browser.status == 400
 
@@ -138,7 +140,7 @@ def test_a_later_sign_in_with_the_same_session_name_stays(
     left = open_provider(late := Browser(server))
     server.clock.advance(1)
     provider.now += 1
-    tell(server, provider, sid="p", sub="1")
+    end_session(server, provider, sid="p", sub="1")
     assert not is_in(browser)
     server.clock.advance(1)
     provider.now += 1
@@ -158,7 +160,7 @@ def test_a_browser_at_the_provider_is_refused_after_its_session_ended(
     places = [open_provider(browser := Browser(server)), open_provider(stranger := Browser(server))]
     server.clock.advance(1)
     provider.now += 1
-    tell(server, provider, **claims)
+    end_session(server, provider, **claims)
     browser.open(provider.sign_in(places[0], **ALICE, sid="p"))
     assert browser.status == 400
     stranger.open(
@@ -191,9 +193,9 @@ def test_invalid_logout_tokens_do_not_refetch_the_keys(
     token = stranger.sign(stranger.claims(sub="1", events={LOGOUT_EVENT: {}}))
     provider.is_down = True
     for _ in range(5):
-        assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 400
+        assert post_logout_token(server, token) == 400
     assert len(asked) == 1
-    tell(server, provider, sub="1")  # cached keys stay valid meanwhile
+    end_session(server, provider, sub="1")  # cached keys stay valid meanwhile
 
 
 @pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])
@@ -204,7 +206,7 @@ def test_a_name_chosen_after_the_logout_is_refused(
     server = TestServer(tmp_path, database, further, web=provider)
     browser = Browser(server)
     browser.open(provider.sign_in(open_provider(browser), sub="1", sid="p"))
-    tell(server, provider, **ended)
+    end_session(server, provider, **ended)
     browser.send(NAME, username="alice")
     assert browser.status == 400
     assert server.run(server.app.accounts.stores.accounts.get_accounts([USER])) == {}
@@ -220,7 +222,7 @@ def test_a_login_token_that_is_being_redeemed_is_refused(
     async def ends_after(self: LoginTokenStore, token_hash: bytes, now: int) -> Any:
         row = await take(self, token_hash, now)
         monkeypatch.undo()
-        tell(server, provider, sid="p")
+        end_session(server, provider, sid="p")
         return row
 
     monkeypatch.setattr(LoginTokenStore, "take_login_token", ends_after)
@@ -236,7 +238,7 @@ def test_a_callback_that_is_being_handled_is_refused(
 ) -> None:
     browser = on_own_pages(server, provider)
     assert is_in(browser)
-    provider.change = lambda _: tell(server, provider, sid="p")
+    provider.change = lambda _: end_session(server, provider, sid="p")
     assert not is_in(on_own_pages(server, provider))
     late = Browser(server)
     late.open(provider.sign_in(open_provider(late), **ALICE, sid="p"))
@@ -267,7 +269,7 @@ def test_an_authorization_in_progress_is_refused(
 ) -> None:
     desk = Program(server)
     browser = on_own_pages(server, provider, desk.request())
-    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    ending_meanwhile(monkeypatch, lambda: end_session(server, provider, sid="p"))
     browser.send(desk.path_of("authorization_endpoint"), button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
 
@@ -285,7 +287,7 @@ def test_a_logout_on_another_node_is_seen(
         folder, database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider
     )
     browser = at_the_question(server, provider)
-    tell(other, provider, sid="p")
+    end_session(other, provider, sid="p")
     browser.send(GO_ON)
     assert browser.status == 400
     desk = Program(server)
@@ -293,7 +295,7 @@ def test_a_logout_on_another_node_is_seen(
     browser.open(desk.request())
     browser.follow("Town hall")
     browser.open(provider.sign_in(browser.location, **ALICE, sid="q"))
-    ending_meanwhile(monkeypatch, lambda: tell(other, provider, sid="q"))
+    ending_meanwhile(monkeypatch, lambda: end_session(other, provider, sid="q"))
     browser.send(desk.path_of("authorization_endpoint"), button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
 
@@ -302,7 +304,7 @@ def test_an_sso_in_progress_is_refused(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = on_own_pages(server, provider, f"/_mahalla/sso?redirectUrl={CLIENT}")
-    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    ending_meanwhile(monkeypatch, lambda: end_session(server, provider, sid="p"))
     browser.send("/_mahalla/sso")
     assert (browser.status, "location" in browser.answer.headers) == (403, False)
 
@@ -313,7 +315,7 @@ def test_a_device_decision_in_progress_is_refused(
     tv = Program(server, device_id="TV00000001")
     asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
     browser = on_own_pages(server, provider, f"/_mahalla/link?user_code={asked['user_code']}")
-    ending_meanwhile(monkeypatch, lambda: tell(server, provider, sid="p"))
+    ending_meanwhile(monkeypatch, lambda: end_session(server, provider, sid="p"))
     browser.send("/_mahalla/link", button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
     grant = "urn:ietf:params:oauth:grant-type:device_code"
@@ -341,6 +343,6 @@ def test_a_browser_that_stays_signed_in_allows_clients(
 ) -> None:
     desk = Program(server)
     browser = on_own_pages(server, provider, desk.request())
-    tell(server, provider, sid="q")
+    end_session(server, provider, sid="q")
     browser.send(desk.path_of("authorization_endpoint"), button="allow")
     assert desk.take(desk.exchange(returned(browser)["code"])).user_id == USER

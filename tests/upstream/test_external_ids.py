@@ -20,11 +20,6 @@ REDIRECT = "/_matrix/client/v3/login/sso/redirect?redirectUrl=https://element.ex
 
 
 @pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
-
-
-@pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
 

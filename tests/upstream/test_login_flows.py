@@ -15,12 +15,15 @@ from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import START, TestServer
-from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, redeem, sign_in
-
-
-@pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
+from tests.helpers.upstream import (
+    ALICE,
+    CLIENT,
+    REDIRECT,
+    check_imported_profile,
+    open_provider,
+    redeem,
+    sign_in,
+)
 
 
 @pytest.fixture
@@ -52,20 +55,13 @@ def test_the_first_sign_in_creates_an_account(server: TestServer, provider: Open
     assert re.fullmatch(re.escape(CLIENT) + r"\?a=b&c&loginToken=\w{32}", browser.location)
     alice = redeem(server, browser, device_id="PHONE")
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", "PHONE")
-    assert (
-        server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"]
-        == "Alice Liddell"
-    )
-    assert (
-        alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
-        == "alice@example.com"
-    )
+    check_imported_profile(server, alice)
 
 
 def test_a_link_survives_a_change_of_the_name(server: TestServer, provider: OpenIDProvider) -> None:
     first = sign_in(server, provider, Browser(server))
-    again = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
-    assert again.user_id == first.user_id
+    second = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
+    assert second.user_id == first.user_id
     assert (
         server.get(f"/_matrix/client/v3/profile/{first.user_id}").json["displayname"]
         == "Alice Liddell"
@@ -374,7 +370,7 @@ def test_the_sign_in_page_has_a_button(server: TestServer, provider: OpenIDProvi
     assert browser.path == "/?again"
 
 
-def again(browser: Browser, provider: OpenIDProvider, **claims: Any) -> None:
+def sign_in_again(browser: Browser, provider: OpenIDProvider, **claims: Any) -> None:
     """Sign in with the provider's button, with or without a session there."""
     browser.open("/_mahalla/sign_in?next=/%3Fhello&again=true")
     browser.follow("Town hall")
@@ -389,11 +385,11 @@ def test_reauthentication_is_required_and_checked(
     browser.open("/_mahalla/sign_in?next=/%3Fhello")
     browser.follow("Town hall")
     assert "prompt" not in parse_qs(urlsplit(browser.location).query)
-    again(browser, provider)
+    sign_in_again(browser, provider)
     assert browser.path == "/?hello"
-    again(browser, provider, auth_time=START)
+    sign_in_again(browser, provider, auth_time=START)
     assert browser.path == "/?hello"
-    again(browser, provider, auth_time=START - 3600)
+    sign_in_again(browser, provider, auth_time=START - 3600)
     assert (browser.status, "did not ask you to" in browser.words) == (403, True)
 
 

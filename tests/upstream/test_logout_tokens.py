@@ -6,7 +6,6 @@ spec: openid-connect-backchannel-1_0#Validation
 from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -14,14 +13,9 @@ import pytest
 from homeserver.services.upstream.oidc.tokens import LEEWAY, LOGOUT_EVENT, MAX_LOGOUT_TOKEN_AGE
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
-from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
-from tests.helpers.server import TestServer, User
-from tests.helpers.upstream import sign_in
-
-
-@pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
+from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
+from tests.helpers.server import TestServer
+from tests.helpers.upstream import is_signed_in, post_logout_token, send_logout_token, sign_in
 
 
 @pytest.fixture
@@ -32,14 +26,6 @@ def linked(tmp_path: Path, database: Database, provider: OpenIDProvider) -> Test
         CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES,
         web=provider,
     )
-
-
-def post_logout_token(server: TestServer, token: str) -> int:
-    return server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status
-
-
-def is_signed_in(user: User) -> bool:
-    return user.get("/_matrix/client/v3/account/whoami").status == 200
 
 
 @pytest.mark.parametrize("names", ["by jti", "not at all"])
@@ -85,12 +71,7 @@ def test_used_logout_tokens_are_stored_until_they_expire(
         return int(found[0][0])
 
     for number in range(3):
-        assert (
-            post_logout_token(
-                linked, provider.sign(provider.claims(sid=f"s{number}", events={LOGOUT_EVENT: {}}))
-            )
-            == 200
-        )
+        assert send_logout_token(linked, provider, sid=f"s{number}") == 200
     assert count() == 3
     for seconds, left in (
         (MAX_LOGOUT_TOKEN_AGE + 1, 4),
@@ -98,10 +79,5 @@ def test_used_logout_tokens_are_stored_until_they_expire(
     ):  # the clock of another node may be behind
         linked.clock.advance(seconds)
         provider.now += seconds
-        assert (
-            post_logout_token(
-                linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))
-            )
-            == 200
-        )
+        assert send_logout_token(linked, provider, sid="p") == 200
         assert count() == left

@@ -19,17 +19,22 @@ from storage.engine.database import Database
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
+from tests.helpers.logins import password_auth
 from tests.helpers.oauth import Program, returned
-from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
+from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
-from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, sign_in
+from tests.helpers.upstream import (
+    ALICE,
+    CLIENT,
+    REDIRECT,
+    is_signed_in,
+    open_provider,
+    post_logout_token,
+    send_logout_token,
+    sign_in,
+)
 
 FAILED = "sign-in service is not working"
-
-
-@pytest.fixture
-def provider() -> OpenIDProvider:
-    return OpenIDProvider()
 
 
 @pytest.fixture
@@ -342,14 +347,6 @@ def linked(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
     )
 
 
-def tell(server: TestServer, token: str) -> int:
-    return server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status
-
-
-def is_in(user: User) -> bool:
-    return user.get("/_matrix/client/v3/account/whoami").status == 200
-
-
 def test_a_backchannel_logout_ends_the_session(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
@@ -368,14 +365,21 @@ def test_a_backchannel_logout_ends_the_session(
         {**provider.claims(sid="p", events=event), "exp": float("nan")},
         {**provider.claims(sid="p", events=event), "iat": float("nan")},
     )
-    assert [tell(linked, provider.sign(claims)) for claims in wrong] == [400] * len(wrong)
-    assert tell(linked, without_signature(provider.claims(sid="p", events=event))) == 400
-    assert tell(linked, "x") == 400
-    assert (is_in(phone), is_in(desk), is_in(other)) == (True, True, True)
-    assert tell(linked, provider.sign(provider.claims(sid="p", sub="1", events=event))) == 200
-    assert (is_in(phone), is_in(desk), is_in(other)) == (False, True, True)
-    assert tell(linked, provider.sign(provider.claims(sub="1", events=event))) == 200
-    assert (is_in(desk), is_in(other)) == (False, True)
+    assert [post_logout_token(linked, provider.sign(claims)) for claims in wrong] == [400] * len(
+        wrong
+    )
+    assert (
+        post_logout_token(linked, without_signature(provider.claims(sid="p", events=event))) == 400
+    )
+    assert post_logout_token(linked, "x") == 400
+    assert (is_signed_in(phone), is_signed_in(desk), is_signed_in(other)) == (True, True, True)
+    assert (
+        post_logout_token(linked, provider.sign(provider.claims(sid="p", sub="1", events=event)))
+        == 200
+    )
+    assert (is_signed_in(phone), is_signed_in(desk), is_signed_in(other)) == (False, True, True)
+    assert post_logout_token(linked, provider.sign(provider.claims(sub="1", events=event))) == 200
+    assert (is_signed_in(desk), is_signed_in(other)) == (False, True)
 
 
 def test_a_session_of_a_later_password_login_stays(
@@ -383,16 +387,10 @@ def test_a_session_of_a_later_password_login_stays(
 ) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
     linked.run(linked.app.user_data.accounts.do_set_password(alice.user_id, "wonderland"))
-    identifier = {"type": "m.id.user", "user": alice.user_id}
-    body = {
-        "type": "m.login.password",
-        "identifier": identifier,
-        "password": "wonderland",
-        "device_id": alice.device_id,
-    }
-    again = User(linked, linked.post("/_matrix/client/v3/login", body).json)
-    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
-    assert is_in(again)
+    body = {**password_auth(alice.user_id), "device_id": alice.device_id}
+    new_session = User(linked, linked.post("/_matrix/client/v3/login", body).json)
+    assert send_logout_token(linked, provider, sid="p") == 200
+    assert is_signed_in(new_session)
 
 
 def test_a_backchannel_logout_ends_oauth_sessions(
@@ -411,11 +409,8 @@ def test_a_backchannel_logout_ends_oauth_sessions(
     grant = "urn:ietf:params:oauth:grant-type:device_code"
     on_tv = tv.take(tv.token(grant_type=grant, device_code=asked["device_code"]))
     assert (alice.user_id, on_tv.user_id) == ("@alice:example.org", "@alice:example.org")
-    assert (
-        tell(linked, provider.sign(provider.claims(sub="1", sid="s", events={LOGOUT_EVENT: {}})))
-        == 200
-    )
-    assert (is_in(alice), is_in(on_tv)) == (False, False)
+    assert send_logout_token(linked, provider, sub="1", sid="s") == 200
+    assert (is_signed_in(alice), is_signed_in(on_tv)) == (False, False)
     assert desk.refresh().status == 400
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser session ends too
@@ -447,17 +442,11 @@ def test_a_backchannel_logout_ends_only_the_browser_of_its_session(
 ) -> None:
     one, two = in_browser(linked, provider, sid="s1"), in_browser(linked, provider, sid="s2")
     bob = in_browser(linked, provider, sub="2", preferred_username="bob", sid="s1")
-    assert (
-        tell(linked, provider.sign(provider.claims(sid="s1", sub="3", events={LOGOUT_EVENT: {}})))
-        == 200
-    )
+    assert send_logout_token(linked, provider, sid="s1", sub="3") == 200
     assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (True, True, True)
-    assert (
-        tell(linked, provider.sign(provider.claims(sid="s1", **who, events={LOGOUT_EVENT: {}})))
-        == 200
-    )
+    assert send_logout_token(linked, provider, sid="s1", **who) == 200
     assert (is_in_there(one), is_in_there(two), is_in_there(bob)) == (False, True, bool(who))
-    assert tell(linked, provider.sign(provider.claims(sub="1", events={LOGOUT_EVENT: {}}))) == 200
+    assert send_logout_token(linked, provider, sub="1") == 200
     assert not is_in_there(two)
 
 
@@ -477,8 +466,8 @@ def test_a_running_session_ends_despite_a_later_unused_code(
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
     let_in(linked, provider, "q")  # the code is never used
-    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
-    assert not is_in(alice)
+    assert send_logout_token(linked, provider, sid="p") == 200
+    assert not is_signed_in(alice)
 
 
 def test_a_backchannel_logout_ends_unused_login_tokens(
@@ -490,7 +479,7 @@ def test_a_backchannel_logout_ends_unused_login_tokens(
         browser.open(provider.sign_in(open_provider(browser), **ALICE, sid=sid))
         browser.send("/_mahalla/upstream/client")
         tokens.append(parse_qs(urlsplit(browser.location).query)["loginToken"][0])
-    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    assert send_logout_token(linked, provider, sid="p") == 200
     bodies = [{"type": "m.login.token", "token": token} for token in tokens]
     assert [linked.post("/_matrix/client/v3/login", body).status for body in bodies] == [403, 200]
 
@@ -507,10 +496,7 @@ def test_a_backchannel_logout_ends_decided_device_grants(
         browser.open(f"/_mahalla/link?user_code={asked['user_code']}")
         browser.send("/_mahalla/link", button="allow")
         if device_id == "TV00000001":
-            assert (
-                tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}})))
-                == 200
-            )
+            assert send_logout_token(linked, provider, sid="p") == 200
             browser = in_browser(linked, provider, sid="q")
         grant = "urn:ietf:params:oauth:grant-type:device_code"
         answers.append(tv.token(grant_type=grant, device_code=asked["device_code"]).status)
@@ -523,14 +509,14 @@ def test_a_backchannel_logout_ends_unused_codes(
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
     _, code = let_in(linked, provider, "q")
-    assert tell(linked, provider.sign(provider.claims(sid="q", events={LOGOUT_EVENT: {}}))) == 200
-    assert (is_in(alice), desk.exchange(code).status) == (True, 400)
+    assert send_logout_token(linked, provider, sid="q") == 200
+    assert (is_signed_in(alice), desk.exchange(code).status) == (True, 400)
     _, code = let_in(linked, provider, "r")
     alice = desk.take(desk.exchange(code))  # replaces the running session
-    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
-    assert is_in(alice)
-    assert tell(linked, provider.sign(provider.claims(sid="r", events={LOGOUT_EVENT: {}}))) == 200
-    assert not is_in(alice)
+    assert send_logout_token(linked, provider, sid="p") == 200
+    assert is_signed_in(alice)
+    assert send_logout_token(linked, provider, sid="r") == 200
+    assert not is_signed_in(alice)
 
 
 @pytest.mark.parametrize(
@@ -548,13 +534,13 @@ def test_a_backchannel_logout_ends_unused_codes(
 def test_an_invalid_logout_token_is_refused(
     linked: TestServer, provider: OpenIDProvider, said: dict[str, object]
 ) -> None:
-    assert tell(linked, provider.sign(provider.claims(**said, events={LOGOUT_EVENT: {}}))) == 400
+    assert send_logout_token(linked, provider, **said) == 400
 
 
 def test_backchannel_logout_can_be_disabled(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server), sid="p")
-    assert tell(server, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 404
-    assert is_in(alice)
+    assert send_logout_token(server, provider, sid="p") == 404
+    assert is_signed_in(alice)
 
 
 def test_an_expired_account_is_refused(

@@ -57,7 +57,7 @@ def _answer(url: str, body: bytes, status: int = 200) -> WebResponse:
     return WebResponse(url, status, {"content-type": "application/json"}, body)
 
 
-def leave(browser: Browser, idp_id: str) -> dict[str, str]:
+def start_sign_in(browser: Browser, idp_id: str) -> dict[str, str]:
     """Return the parameters of the redirect to a provider."""
     browser.open(f"{REDIRECT}/oidc-{idp_id}?redirectUrl={CLIENT}")
     return {name: values[0] for name, values in parse_qs(urlsplit(browser.location).query).items()}
@@ -67,7 +67,7 @@ def mix_up(server: TestServer, provider: HostileAndHonest, further: str = "") ->
     """Start a sign-in with the hostile provider, which redirects the user to the honest one with
     the state of an attacker (mix-up attack)."""
     attacker, victim = Browser(server), Browser(server)
-    given, state = leave(attacker, "town"), leave(victim, "other")["state"]
+    given, state = start_sign_in(attacker, "town"), start_sign_in(victim, "other")["state"]
     victim.open(
         provider.sign_in(f"{ISSUER}/authorize?{urlencode({**given, 'state': state})}", **ALICE)
         + further
@@ -96,14 +96,14 @@ def test_each_provider_has_its_own_redirect_uri(tmp_path: Path, sqlite_database:
     browser = Browser(server)
     for idp_id in ("town", "other"):
         assert (
-            leave(browser, idp_id)["redirect_uri"]
+            start_sign_in(browser, idp_id)["redirect_uri"]
             == f"https://matrix.example.org{CALLBACK}/oidc-{idp_id}"
         )
-    leave(browser, "town")
+    start_sign_in(browser, "town")
     back = provider.sign_in(browser.location, **ALICE)
     browser.open(back.replace("/oidc-town", ""))  # the shared redirect URI
     assert FAILED in browser.words
-    leave(browser, "town")
+    start_sign_in(browser, "town")
     browser.open(provider.sign_in(browser.location, **ALICE))
     assert "Continue to" in browser.words
 
@@ -114,7 +114,7 @@ def test_a_configured_redirect_uri_stays(tmp_path: Path, sqlite_database: Databa
         tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER, web=provider
     )
     browser = Browser(server)
-    assert leave(browser, "town")["redirect_uri"] == f"https://matrix.example.org{CALLBACK}"
+    assert start_sign_in(browser, "town")["redirect_uri"] == f"https://matrix.example.org{CALLBACK}"
     browser.open(provider.sign_in(browser.location, **ALICE))
     assert "Continue to" in browser.words
 
@@ -128,6 +128,6 @@ def test_providers_with_a_shared_redirect_uri_must_send_iss(
     )
     for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Continue to")):
         browser = Browser(server)
-        leave(browser, "town")
+        start_sign_in(browser, "town")
         browser.open(provider.sign_in(browser.location, **ALICE) + iss)
         assert text in browser.words

@@ -81,13 +81,13 @@ def server(tmp_path: Path, sqlite_database: Database, university: University) ->
     return TestServer(tmp_path, sqlite_database, CONFIG, web=university)
 
 
-def leave(server: TestServer) -> Answer:
+def start_sign_in(server: TestServer) -> Answer:
     return server.get(REDIRECT)
 
 
 def place(server: TestServer) -> str:
     """Return the URL that users are redirected to."""
-    answer = leave(server)
+    answer = start_sign_in(server)
     assert answer.status == 302, answer.body
     return answer.headers["location"].partition("?")[0]
 
@@ -131,19 +131,19 @@ def test_unusable_metadata_change_nothing(
     server.app.jobs.start()
     an_hour_later(server)
     assert place(server) == "https://idp.example.com/first"
-    again = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
-    assert place(again) == "https://idp.example.com/first"
+    restarted = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
+    assert place(restarted) == "https://idp.example.com/first"
 
 
 def test_a_provider_without_metadata_is_refused(server: TestServer, university: University) -> None:
     university.document = None
-    answer = leave(server)
+    answer = start_sign_in(server)
     assert (answer.status, b"sign-in service is not working" in answer.body) == (403, True)
     # our own metadata do not depend on the provider's
     assert server.get("/_synapse/client/saml2/metadata.xml").status == 200
     university.document = metadata("https://idp.example.com/late")
     # further sign-ins fail at once
-    assert (leave(server).status, len(university.asked)) == (403, 1)
+    assert (start_sign_in(server).status, len(university.asked)) == (403, 1)
     server.clock.advance(30)
     assert place(server) == "https://idp.example.com/late"
 
@@ -170,7 +170,7 @@ def test_expired_metadata_are_not_used(
     university.document = None
     server.app.jobs.start()
     an_hour_later(server)
-    assert leave(server).status == 403
+    assert start_sign_in(server).status == 403
     assert server.clock.seconds() > START
 
 
@@ -182,4 +182,4 @@ def test_requests_for_our_metadata_do_not_block_sign_ins(
     path = "/_synapse/client/saml2/metadata.xml"
     asked = [server.client.request("GET", path, ip="10.0.0.66").status for _ in range(12)]
     assert asked == [200] * 10 + [429] * 2
-    assert leave(server).status == 302
+    assert start_sign_in(server).status == 302

@@ -20,10 +20,11 @@ from homeserver.cluster.jobs import Job
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
+from tests.helpers.encrypted_rooms import ENCRYPTED
 from tests.helpers.federated_rooms import NORTH, NUMBERS, SOUTH, create_room
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User

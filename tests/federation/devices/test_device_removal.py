@@ -2,16 +2,16 @@
 
 import msgspec
 
-from tests.helpers.encrypted_rooms import another_device, encrypted_room
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import NORTH
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
+from tests.helpers.logins import another_device, password_auth
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.server import User
 
 
 def remove(user: User, *device_ids: str) -> None:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    auth = password_auth(user.user_id)
     answer = user.post(f"{V3}/delete_devices", {"devices": list(device_ids), "auth": auth})
     assert answer.status == 200, answer.body
 

@@ -4,9 +4,10 @@ list may be old."""
 import msgspec
 import pytest
 
-from tests.helpers.encrypted_rooms import another_device, encrypted_room
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, create_room
 from tests.helpers.keys import V3, identity_keys, query, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Fate, Network, Transfer
 
 UPDATE = "m.device_list_update"

@@ -9,12 +9,7 @@ import pytest
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt, shared
 from tests.helpers.keys import (
     V3,
@@ -26,6 +21,7 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network, count_requests
 from tests.helpers.server import TestServer
 
@@ -36,12 +32,12 @@ async def test_keys_of_a_remote_user_are_fetched_once_and_stored(network: Networ
     room = await encrypted_room(network)
 
     first = query(room.alice, room.bob)
-    again = query(room.alice, room.bob)
+    repeated = query(room.alice, room.bob)
 
     devices = first["device_keys"][room.bob.user_id]
     assert devices[room.bob.device_id]["keys"] == identity_keys(room.bob, 2)[1]["keys"]
     assert devices[room.bob.device_id]["signatures"] == identity_keys(room.bob, 2)[1]["signatures"]
-    assert first == again
+    assert first == repeated
     assert first["failures"] == {}
     assert count_requests(network, SOUTH, "/user/devices/") == 1
 

@@ -3,14 +3,20 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.federation.rooms.receive.test_missing_events import lie
-from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared
+from tests.helpers.encrypted_rooms import ENCRYPTED
+from tests.helpers.federated_rooms import (
+    NORTH,
+    SOUTH,
+    Shared,
+    join_through_north,
+    shared,
+    two_users,
+)
 from tests.helpers.keys import identity_keys, query, sync, upload
-from tests.helpers.network import Network
+from tests.helpers.logins import another_device
+from tests.helpers.network import Network, forge_responses
 from tests.helpers.room_actions import create, join, leave, ok, say, set_state
 from tests.helpers.server import User
-from tests.sync.test_timeline_gaps import join_from
 
 
 def changed(user: User, since: str) -> tuple[set[str], str]:
@@ -25,7 +31,7 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     say(room.alice, room.room_id, "unheard")
     last = say(room.alice, room.room_id, "the last")
     network.mend(NORTH, SOUTH)
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(last)])
     network.interceptors.clear()
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
@@ -55,13 +61,10 @@ async def test_encryption_enabled_in_a_gap_bridged_by_fetched_state_is_noticed(
 async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed(
     network: Network,
 ) -> None:
-    alice, bob = (
-        network.add("north.example").register("alice"),
-        network.add("south.example").register("bob"),
-    )
+    alice, bob = two_users(network)
     network.start_sending()
     room_id = create(alice, preset="public_chat")
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     upload(alice, device_keys=identity_keys(alice, 1)[1])
     network.settle()
     since = changed(bob, sync(bob)["next_batch"])[1]
@@ -69,7 +72,7 @@ async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed
     network.settle()
     since = changed(bob, since)[1]
     ok(alice.put(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.encryption/", ENCRYPTED))
-    join_from(network, bob, room_id)
+    join_through_north(network, bob, room_id)
     received, since = changed(bob, since)
     assert alice.user_id in received
     query(bob, alice)

@@ -6,9 +6,10 @@ import pytest
 
 from federation.peers.wire import WireResponse
 from tests.helpers.clocks import pass_time
-from tests.helpers.encrypted_rooms import another_device, encrypted_room
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared
 from tests.helpers.keys import claim, identity_keys, query, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Fate, Network, count_requests
 from tests.helpers.room_actions import say
 

@@ -10,6 +10,7 @@ import pytest
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.event_drafts import Draft
 from federation.rooms.receipt_checks import Verdict
+from tests.helpers.encrypted_rooms import ENCRYPTION_EVENT
 from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (
     MEMBERS,
@@ -20,16 +21,13 @@ from tests.helpers.large_rooms import (
     member,
     take,
 )
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, ok, say
 from tests.helpers.server import TestServer, User
 
-ENCRYPTED = {
-    "initial_state": [
-        {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
-    ]
-}
+ENCRYPTED = {"initial_state": [ENCRYPTION_EVENT]}
 
 
 @pytest.mark.parametrize("looks_between", [True, False])
@@ -57,11 +55,11 @@ async def test_members_who_leave_meanwhile_or_later_are_in_left(network: Network
     known = set(answer["device_lists"]["changed"])
     assert known >= {alice.user_id, member(0)}
     assert len(known) < MEMBERS
-    await leave(alice.server, room_id, member(0))
+    await send_leave(alice.server, room_id, member(0))
     network.settle()
     answer = lazily(bob, answer["next_batch"])
     assert answer["device_lists"] == {"changed": [], "left": [member(0)]}
-    await leave(alice.server, room_id, member(MEMBERS - 1))
+    await send_leave(alice.server, room_id, member(MEMBERS - 1))
     complete(network)
     answer = lazily(bob, answer["next_batch"])
     others = {alice.user_id, *map(member, range(1, MEMBERS - 1))}
@@ -158,18 +156,14 @@ async def test_device_changes_during_partial_state_are_known_in_the_end(network:
     assert ed25519_of(bob, alice) == "four"
 
 
-async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
+async def send_leave(server: TestServer, room_id: str, user_id: UserID) -> None:
     draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
     await server.app.room_engine.engine.send(RoomID(room_id), [draft])
 
 
 def publish(user: User, key: str) -> None:
     """Give the user a new device with this key."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
+    body = password_auth(user.user_id)
     session = User(user.server, ok(user.server.post(f"{V3}/login", {**body, "device_id": key})))
     keys = device_keys(session.user_id, key, {f"ed25519:{key}": key})
     ok(session.post(f"{V3}/keys/upload", {"device_keys": keys}))

@@ -106,7 +106,7 @@ class Node:
     ) -> None:
         self.streams = Streams()
         self.tables = tables
-        self.untold: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
+        self.unpublished: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
         store = cast(PublishedKeyStore, Store(tables, waiting, is_alone=is_alone))
         self.keys = PublishedKeyCache(store=store, streams=self.streams, show=_show, capacity=4)
 
@@ -122,7 +122,7 @@ class Node:
             number = tables.signed[user][target] = tables.signed[user].get(target, 0) + 1
             received, name = tables.told_signed[user], target
         change = Change(tables.head, topic, user_id=user)
-        self.untold.append(
+        self.unpublished.append(
             (
                 before,
                 [change],
@@ -133,11 +133,11 @@ class Node:
 
     def look(self) -> None:
         """Start a write that writes nothing."""
-        self.untold.append((self.tables.head, [], self.tables.head, lambda: None))
+        self.unpublished.append((self.tables.head, [], self.tables.head, lambda: None))
 
-    def tell(self) -> None:
-        if self.untold:
-            before, changes, head, acknowledge = self.untold.popleft()
+    def publish(self) -> None:
+        if self.unpublished:
+            before, changes, head, acknowledge = self.unpublished.popleft()
             self.streams.advance_to(before)
             self.streams.publish(changes, head)
             acknowledge()
@@ -191,14 +191,14 @@ def test_a_response_has_what_was_acknowledged_before_the_request(number: int, se
                 # some reads take long, others are done at once
                 waiting.pop(chance.choice([-1, -1, chance.randrange(len(waiting))]))()
             case "tell":
-                node.tell()
+                node.publish()
             case "write":
                 is_own = user == target or chance.random() < 0.3
                 node.write(Topic.DEVICE if is_own else Topic.SIGNATURE, user, target)
             case "look":
                 node.look()
-        while node.untold and chance.random() < 0.4:
-            node.tell()
+        while node.unpublished and chance.random() < 0.4:
+            node.publish()
     while waiting:
         waiting.pop()()
     failures: list[Any] = []

@@ -15,9 +15,10 @@ from storage.encryption.remote_devices import CachedDeviceList, RemoteDeviceStor
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.encrypted_rooms import ENCRYPTED, another_device, encrypted_room
+from tests.helpers.encrypted_rooms import ENCRYPTED, encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, create_room
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
@@ -57,7 +58,7 @@ async def tracked(server: TestServer, user: User) -> CachedDeviceList | None:
     )
 
 
-def leave(network: Network, user: User, room_id: str) -> None:
+def leave_and_settle(network: Network, user: User, room_id: str) -> None:
     assert user.post(f"{V3}/rooms/{room_id}/leave").status == 200
     network.settle()
 
@@ -80,7 +81,9 @@ async def number_of(room: Shared) -> int:
     return kept.stream_id
 
 
-async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9) -> None:
+async def push_device_list_update(
+    room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9
+) -> None:
     """South sends North a device update."""
     content = {
         "user_id": ghost.user_id,
@@ -97,7 +100,7 @@ async def test_the_list_of_a_user_who_joins_is_stale_even_after_an_immediate_kil
 ) -> None:
     room = await encrypted_room(network)
     query(room.alice, room.bob)
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
     room.bob.start("POST", f"{V3}/join/{room.room_id}?via={NORTH}", {})
     kept = await tracked(room.north.server, room.bob)
@@ -119,7 +122,7 @@ async def test_the_list_of_a_user_who_joins_two_rooms_at_once_is_stale(network: 
             == 200
         )
     network.settle()
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
     joins = [room.bob.start("POST", f"{V3}/join/{room_id}?via={NORTH}", {}) for room_id in rooms]
     network.settle()
@@ -136,7 +139,7 @@ async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     room = await encrypted_room(network)
     query(room.alice, room.bob)
     since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
-    leave(network, mover, room.room_id)
+    leave_and_settle(network, mover, room.room_id)
     query(room.north.server.register("carol"), room.bob)
     assert await tracked(room.north.server, room.bob) is None
     add_device(network, room.bob)
@@ -264,7 +267,7 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
 async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network) -> None:
     room = await encrypted_room(network)
     query(room.alice, room.bob)
-    leave(network, room.bob, room.room_id)
+    leave_and_settle(network, room.bob, room.room_id)
     other = another_node(network, NORTH)
     assert not await other.shares_room(room.bob.user_id)
     assert room.bob.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
@@ -291,7 +294,7 @@ async def test_lists_of_a_server_that_was_restored_from_a_backup_are_fetched_aga
     room = await encrypted_room(network)
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
-    await tell(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
+    await push_device_list_update(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 2
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
@@ -303,7 +306,9 @@ async def test_a_repeated_update_triggers_no_resync(network: Network) -> None:
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
     for stream_id in (number, number - 1):
-        await tell(room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3)
+        await push_device_list_update(
+            room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3
+        )
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 1
     assert sync(room.alice, since)["device_lists"]["changed"] == []
@@ -316,14 +321,14 @@ async def test_old_updates_trigger_at_most_one_resync_a_minute(
     query(room.alice, room.bob)
     number = await number_of(room)
     for seed in range(10, 20):
-        await tell(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
+        await push_device_list_update(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
         network.settle()
     assert count_requests(network, SOUTH, LIST) == 2
     kept = await tracked(room.north.server, room.bob)
     assert kept is not None
     assert kept.is_stale
     network.clock.advance(RESYNC_INTERVAL)
-    await tell(room, Ghost(room.bob, "OLD"), number, number - 1)
+    await push_device_list_update(room, Ghost(room.bob, "OLD"), number, number - 1)
     network.settle()
     assert count_requests(network, SOUTH, LIST) == 3
     assert await number_of(room) == number
@@ -389,7 +394,7 @@ async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network
 
     await do_sweep()
     assert await kept(room.bob) >= {"remote_device_lists", "remote_devices", "cross_signing_keys"}
-    leave(network, room.alice, room.room_id)
+    leave_and_settle(network, room.alice, room.room_id)
     await do_sweep()
     assert await kept(room.bob) == set()
     assert await kept(room.alice) == {"device_list_positions"}, "the local user's list stays"

@@ -11,6 +11,7 @@ import pytest
 from federation.peers.wire import WireRequest, WireResponse
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 
@@ -122,12 +123,7 @@ def test_signatures_by_a_replaced_key_are_removed(server: TestServer) -> None:
         }
         first = alice.post(f"{V3}/keys/device_signing/upload", body)
         if first.status == 401:
-            auth = {
-                "type": "m.login.password",
-                "identifier": {"type": "m.id.user", "user": alice.user_id},
-                "password": "wonderland",
-                "session": first.json["session"],
-            }
+            auth = {**password_auth(alice.user_id), "session": first.json["session"]}
             first = alice.post(f"{V3}/keys/device_signing/upload", {**body, "auth": auth})
         assert first.status == 200, first.body
         if seed == 2:

@@ -140,7 +140,7 @@ def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
     names = [f"{SOUTH}:{number}" for number in range(1, 41)]
     key = SigningKey("long", b"k" * 32)
 
-    def lie(to: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge(to: ServerName, request: WireRequest) -> WireResponse | None:
         if to not in names or request.uri != "/_matrix/key/v2/server":
             return None
         document = {
@@ -151,7 +151,7 @@ def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
         }
         return WireResponse(200, {}, msgspec.json.encode(sign_json(document, to, key)))
 
-    pair.interceptors.append(lie)
+    pair.interceptors.append(forge)
     for name in names:
         assert documents(pair, name)
 

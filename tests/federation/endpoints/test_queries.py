@@ -12,7 +12,7 @@ from federation.peers.wire import WireResponse
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
 from homeserver.services.directory import remote_directory
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, get_state, ok, put_state, refused, set_state
 from tests.helpers.server import User
@@ -23,10 +23,6 @@ OPEN = "allow_public_rooms_over_federation: true\n"
 def pair(network: Network, config: str = "") -> tuple[User, User]:
     """A user on each of two servers."""
     return network.add(NORTH, config).register("alice"), network.add(SOUTH).register("bob")
-
-
-def asked(network: Network, path: str) -> int:
-    return len([uri for _, _, _, uri in network.log if path in uri])
 
 
 def test_a_profile_of_a_remote_user_is_fetched(network: Network) -> None:
@@ -105,7 +101,7 @@ def test_results_are_cached_briefly(network: Network) -> None:
     ok(alice.put(f"{path}/displayname", {"displayname": "Alicia"}))
 
     ok(bob.get(path))
-    assert asked(network, "query/profile") == 1
+    assert count_requests(network, word="query/profile") == 1
 
     network.clock.advance(31)
     assert ok(bob.get(path)) == {"displayname": "Alicia"}
@@ -131,7 +127,7 @@ def test_fewer_large_results_are_cached(network: Network, monkeypatch: pytest.Mo
         (field, 5),
     ):
         ok(bob.get(path))
-        assert asked(network, "query/profile") == count, path
+        assert count_requests(network, word="query/profile") == count, path
 
 
 def test_concurrent_queries_share_one_request(network: Network) -> None:
@@ -142,7 +138,7 @@ def test_concurrent_queries_share_one_request(network: Network) -> None:
     network.deliver()
 
     assert {each.answer.status for each in waiting} == {200}
-    assert asked(network, "query/profile") == 1
+    assert count_requests(network, word="query/profile") == 1
 
 
 def test_a_server_gets_few_queries_at_once(network: Network) -> None:
@@ -226,7 +222,7 @@ def test_one_event_looks_up_a_bounded_number_of_remote_aliases(network: Network)
     answer = put_state(alice, room_id, "m.room.canonical_alias", {"alt_aliases": aliases})
 
     assert refused(answer) == (400, "M_INVALID_PARAM")
-    assert asked(network, "query/directory") == 0
+    assert count_requests(network, word="query/directory") == 0
 
 
 def names(page: Any) -> list[str]:

@@ -58,8 +58,8 @@ async def test_a_long_response_is_never_in_memory_at_once(hosts: LoopbackServers
     assert (answer.status, answer.body, taker.size) == (200, b"", len(data))
     assert taker.heads == [(200, "a/b")]
     assert after - before < 5 << 20
-    again = await wire.exchange(server, WireRequest("GET", "/_matrix/x"))
-    assert again.body == data
+    retried = await wire.exchange(server, WireRequest("GET", "/_matrix/x"))
+    assert retried.body == data
 
 
 async def test_a_compressed_response_is_decompressed_in_pieces(hosts: LoopbackServers) -> None:

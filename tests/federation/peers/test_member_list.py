@@ -271,9 +271,9 @@ def test_an_invalid_or_missing_list_leaves_the_last_valid_one_in_force(
 def test_the_last_valid_list_survives_a_restart(closed: Closed, network: Network) -> None:
     closed.say(SOUTH, serial=5)
     closed.address.document = None
-    again = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
-    start_list(again)
-    assert reaches(again.register("alice"), closed.south.register("bob"))
+    restarted = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
+    start_list(restarted)
+    assert reaches(restarted.register("alice"), closed.south.register("bob"))
 
 
 def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(
@@ -282,9 +282,9 @@ def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(
     closed.say(SOUTH, serial=5)
     closed.north.clock.advance(DAY)
     closed.address.document = KEY.sign(a_list(SOUTH, serial=4, expires=START + 10 * DAY))
-    again = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
-    start_list(again)
-    assert not reaches(again.register("alice"), closed.south.register("bob"))
+    restarted = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
+    start_list(restarted)
+    assert not reaches(restarted.register("alice"), closed.south.register("bob"))
 
 
 def test_a_list_is_read_from_a_file(network: Network, tmp_path: Path) -> None:

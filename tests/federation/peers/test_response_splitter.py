@@ -18,23 +18,14 @@ from federation.peers.response_splitter import (
     SplitResponse,
     split_lists,
 )
+from tests.helpers.clocks import TurnCountingClock
 
 FIELDS = ("pdus", "auth_chain")
 
 
-class Yielder(Clock):
-    """Counts how often others had their turn."""
-
-    taken = 0
-
-    def callLater(self, *args: Any, **kwargs: Any) -> Any:
-        self.taken += 1
-        return super().callLater(*args, **kwargs)
-
-
 def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Exception, int]:
     """Return the parsed result, or the error, and the number of turns that other work had."""
-    clock = Yielder()
+    clock = TurnCountingClock()
     task = Deferred.fromCoroutine(split_lists(body, FIELDS, most, clock))
     while not task.called:
         clock.advance(0)

@@ -4,7 +4,7 @@ minute, or until they answer."""
 from federation.remote.membership import INVITE_SECONDS
 from homeserver.wiring.federation_peers import UNRESPONSIVE_MS
 from tests.helpers.encrypted_rooms import ALGORITHM
-from tests.helpers.federated_rooms import NORTH, SOUTH
+from tests.helpers.federated_rooms import NORTH, SOUTH, two_users
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
 from tests.helpers.network import Fate, Network, count_requests
@@ -17,7 +17,7 @@ PATHS = {"invite": "/v2/invite/", "query": "/user/keys/query", "claim": "/user/k
 def pair(network: Network) -> tuple[User, User, str]:
     """Somebody on each of two servers, of which neither tells the other what happens, and a room of
     the first."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     return alice, bob, create(alice, preset="public_chat")
 
 
@@ -59,10 +59,10 @@ async def test_an_invite_to_an_unresponsive_server_fails_at_once(network: Networ
     network.clock.advance(INVITE_SECONDS)
     assert refused(inviting.answer) == (502, "M_UNKNOWN")
 
-    again = begin_invite(alice, bob, room_id)
+    retried = begin_invite(alice, bob, room_id)
 
-    assert refused(again.answer) == (502, "M_UNKNOWN")
-    assert "could not be reached a moment ago" in again.answer.json["error"]
+    assert refused(retried.answer) == (502, "M_UNKNOWN")
+    assert "could not be reached a moment ago" in retried.answer.json["error"]
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, (
         "it is silent for longer than one starts"

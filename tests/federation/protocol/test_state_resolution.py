@@ -129,7 +129,7 @@ def test_the_order_of_the_input_does_not_matter(version: RoomVersion, data: st.D
     def shuffled(mapping: Mapping[StateKey, EventID]) -> State:
         return dict(data.draw(st.permutations(list(mapping.items()))))
 
-    again = resolve(
+    repeated = resolve(
         version,
         data.draw(st.permutations([shuffled(state) for state in dispute.state_sets])),
         dict(reversed(list(room.events.items()))),
@@ -139,7 +139,7 @@ def test_the_order_of_the_input_does_not_matter(version: RoomVersion, data: st.D
         ),
         rejected=sorted(dispute.rejected),
     )
-    assert again == resolution(dispute)
+    assert repeated == resolution(dispute)
 
 
 @ALGORITHMS

@@ -7,17 +7,11 @@ from twisted.logger import capturedLogs
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.ids import ServerName
 from homeserver.services.encryption import to_device
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt
+from tests.helpers.federation_sender import LARGE_TEXT, SLOW_TO_DEVICE
+from tests.helpers.logins import another_device
 from tests.helpers.network import Network
-
-SLOW = "rc_federation: {to_device_bytes: {per_second: 1000, burst_count: 30000}}\n"
-LARGE = "x" * 8000
 
 
 async def test_a_server_above_the_limit_sends_its_messages_later(network: Network) -> None:
@@ -26,11 +20,13 @@ async def test_a_server_above_the_limit_sends_its_messages_later(network: Networ
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
-    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW_TO_DEVICE)
     second = another_device(room.alice)
     (_, since), (_, seconds) = receive_numbers(room.alice), receive_numbers(second)
     for number in range(4):
-        send_number(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        send_number(
+            room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE_TEXT}}}
+        )
         network.settle()
     found, since = receive_numbers(room.alice, since)
     assert found == [0, 1], (
@@ -56,11 +52,13 @@ async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_la
     network: Network,
 ) -> None:
     room = await encrypted_room(network)
-    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW_TO_DEVICE)
     _, since = receive_numbers(room.alice)
     edus = []
     for number in range(5):
-        messages = {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}}
+        messages = {
+            room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE_TEXT}}
+        }
         content = {
             "sender": room.bob.user_id,
             "type": "m.x",
@@ -95,7 +93,7 @@ async def test_a_user_who_sends_too_much_does_not_block_others_of_their_server(
             send_number(
                 room.bob,
                 number,
-                {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}},
+                {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE_TEXT}}},
             )
             network.settle()
     assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [
@@ -119,7 +117,7 @@ async def test_copies_of_one_message_are_bounded_as_for_local_users(
     others = [another_device(room.alice) for _ in range(2)]
     _, since = receive_numbers(room.alice)
     for number, to in enumerate(["*", room.alice.device_id], 1):
-        content = {"n": number, "padding": LARGE}
+        content = {"n": number, "padding": LARGE_TEXT}
         messages = {room.alice.user_id: {to: content}}
         edu = {
             "sender": room.bob.user_id,

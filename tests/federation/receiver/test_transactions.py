@@ -31,12 +31,8 @@ from tests.helpers.federated_rooms import (
     shared,
     texts,
 )
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
-
-
-def missing_requests(network: Network, word: str) -> int:
-    return sum(1 for _, _, _, uri in network.log if word in uri)
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "11", "12"])
@@ -51,7 +47,7 @@ async def test_an_event_arrives_by_one_request(network: Network, version: str) -
     assert answer == {"pdus": {said: {}}}
     assert texts(room.bob, room.room_id)[0] == "hello"
     assert await room.south.extremities(room.room_id) == {said}
-    assert missing_requests(network, "missing") == missing_requests(network, "state") == 0
+    assert count_requests(network, word="missing") == count_requests(network, word="state") == 0
 
 
 async def test_a_repeated_transaction_changes_nothing(network: Network) -> None:
@@ -112,7 +108,7 @@ async def test_events_received_in_reverse_order_are_stored_in_order(network: Net
     await room.north.push(SOUTH, pdus[::-1])
 
     assert texts(room.bob, room.room_id) == [f"{number}" for number in range(19, -1, -1)]
-    assert missing_requests(network, "missing") == 0
+    assert count_requests(network, word="missing") == 0
 
 
 async def test_too_many_parts_are_refused(network: Network) -> None:

@@ -276,12 +276,12 @@ async def test_fuzzed_transactions_cause_no_500(
                     and isinstance(body.get("edus"), list)
                 ):
                     status = 200
-                    sending = Deferred.fromCoroutine(
+                    in_flight = Deferred.fromCoroutine(
                         room.south.push(NORTH, body["pdus"], body["edus"])
                     )
                     network.settle()  # others have their turns while a long one is read
                     try:
-                        await sending
+                        await in_flight
                     except BadJson:
                         continue  # nobody could have signed that
                     except RefusedByRemote as refusal:

@@ -23,8 +23,8 @@ from tests.helpers.federated_media import (
     multipart,
     pair,
     stored_files,
-    upload,
 )
+from tests.helpers.media_files import upload_file
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import refused
@@ -43,7 +43,7 @@ def test_an_older_server_is_asked_by_the_older_endpoint(
     network: Network, status: int, body: bytes
 ) -> None:
     alice, bob = pair(network, north=OPEN)
-    address = upload(alice, b"hello", "text/html", "?filename=a.html")
+    address = upload_file(alice, b"hello", "text/html", "?filename=a.html")
     forge_media(
         network, lambda uri: WireResponse(status, {}, body) if uri.startswith(SIGNED) else None
     )

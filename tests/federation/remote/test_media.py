@@ -21,10 +21,10 @@ from tests.helpers.federated_media import (
     media_requests,
     pair,
     stored_files,
-    upload,
 )
 from tests.helpers.http import Answer
 from tests.helpers.images import opened, picture
+from tests.helpers.media_files import upload_file
 from tests.helpers.network import Fate, Network
 from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import refused
@@ -35,7 +35,7 @@ from tests.helpers.room_actions import refused
 def test_a_remote_file_is_downloaded_unchanged(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
     data = bytes(range(256)) * 2000 + b"\r\n--x\r\n"
-    address = upload(alice, data, "image/svg+xml", "?filename=t%C3%A9a%20%22x%22.svg")
+    address = upload_file(alice, data, "image/svg+xml", "?filename=t%C3%A9a%20%22x%22.svg")
 
     answer = bob.get(f"{DOWNLOAD}/{address}")
 
@@ -64,7 +64,7 @@ def test_a_remote_file_is_downloaded_unchanged(network: Network, tmp_path: Path)
 
 def test_thumbnails_of_remote_files_are_made_locally(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, picture(800, 600), "image/png")
+    address = upload_file(alice, picture(800, 600), "image/png")
     answer = bob.get(f"{THUMBNAIL}/{address}?width=64&height=48&method=scale")
     assert answer.status == 200
     assert opened(answer.body).size == (64, 48)
@@ -74,24 +74,24 @@ def test_thumbnails_of_remote_files_are_made_locally(network: Network) -> None:
 
 def test_equal_files_of_several_servers_are_stored_once(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
-    assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
-    assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
-    upload(bob, b"same")
+    assert bob.get(f"{DOWNLOAD}/{upload_file(alice, b'same')}").body == b"same"
+    assert bob.get(f"{DOWNLOAD}/{upload_file(alice, b'same')}").body == b"same"
+    upload_file(bob, b"same")
     assert len(stored_files(tmp_path)) == 1
 
 
 def test_a_copy_is_served_while_its_server_is_down_and_after_a_restart(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
     network.cut(NORTH, SOUTH)
-    again = network.rebuild(SOUTH)
-    assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
+    restarted = network.rebuild(SOUTH)
+    assert restarted.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
 
 
 def test_concurrent_downloads_share_one_request(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     network.hold()
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for _ in range(30)]
     network.deliver()
@@ -101,7 +101,9 @@ def test_concurrent_downloads_share_one_request(network: Network) -> None:
 
 def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
     alice, bob = pair(network)
-    addresses = [upload(alice, f"{number}".encode()) for number in range(MAX_FAST_PER_SERVER + 3)]
+    addresses = [
+        upload_file(alice, f"{number}".encode()) for number in range(MAX_FAST_PER_SERVER + 3)
+    ]
     network.hold()
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in addresses]
     assert len(media_requests(network)) == MAX_FAST_PER_SERVER
@@ -133,7 +135,7 @@ def test_a_file_that_is_still_being_uploaded_is_waited_for(network: Network) -> 
 
 def test_a_download_with_a_short_timeout_does_not_wait_for_others(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     network.hold()
     patient = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=20000")
     hasty = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=100")
@@ -156,7 +158,7 @@ def test_a_missing_file_is_requested_again_only_after_a_while(network: Network) 
 
 def test_an_unreachable_server_is_not_contacted_for_a_while(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     network.cut(NORTH, SOUTH)
     assert refused(bob.get(f"{DOWNLOAD}/{address}")) == (502, "M_UNKNOWN")
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/another")) == (502, "M_UNKNOWN")
@@ -168,7 +170,7 @@ def test_an_unreachable_server_is_not_contacted_for_a_while(network: Network) ->
 
 def test_a_server_that_never_answers_times_out(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     network.choose_fate = lambda _: Fate.IS_NOT_ANSWERED
     waiting = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=60000")
     network.clock.advance(60)
@@ -185,7 +187,7 @@ def test_a_server_that_never_answers_times_out(network: Network) -> None:
 
 def test_copies_need_an_access_token(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}")) == (404, "M_NOT_FOUND")
     assert media_requests(network) == []
     bob.get(f"{DOWNLOAD}/{address}")
@@ -195,7 +197,7 @@ def test_copies_need_an_access_token(network: Network) -> None:
 
 def test_without_authenticated_media_copies_are_open(network: Network) -> None:
     alice, bob = pair(network, south=OPEN)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}?allow_remote=false")) == (404, "M_NOT_FOUND")
     assert media_requests(network) == []
     assert bob.server.get(f"{PUBLIC}/{address}").body == b"hello"
@@ -204,7 +206,7 @@ def test_without_authenticated_media_copies_are_open(network: Network) -> None:
 
 def test_copies_can_be_frozen_from_a_date_on(network: Network) -> None:
     alice, bob = pair(network, south=OPEN)
-    address = upload(alice, b"x")
+    address = upload_file(alice, b"x")
     assert bob.get(f"{DOWNLOAD}/{address}").status == 200
     for day, status in (("2023-11-14", 404), ("2023-11-15", 200)):
         frozen = network.rebuild(SOUTH, f"legacy_media_freeze_date: {day}\n")
@@ -213,7 +215,7 @@ def test_copies_can_be_frozen_from_a_date_on(network: Network) -> None:
 
 def test_files_of_excluded_servers_are_not_fetched(network: Network) -> None:
     alice, bob = pair(network, south=f"prevent_media_downloads_from: [{NORTH.upper()}]\n")
-    assert refused(bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")) == (403, "M_FORBIDDEN")
+    assert refused(bob.get(f"{DOWNLOAD}/{upload_file(alice, b'hello')}")) == (403, "M_FORBIDDEN")
     assert media_requests(network) == []
 
 
@@ -223,7 +225,7 @@ def test_the_federation_policy_applies_to_media_in_both_directions(
 ) -> None:
     other = NORTH if side == "south" else SOUTH
     alice, bob = pair(network, **{side: f"federation_domain_blacklist: [{other}]\n"})
-    answer = bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
+    answer = bob.get(f"{DOWNLOAD}/{upload_file(alice, b'hello')}")
     assert refused(answer) == (403, "M_FORBIDDEN")
     assert bool(media_requests(network)) == (side == "north")
 
@@ -231,7 +233,7 @@ def test_the_federation_policy_applies_to_media_in_both_directions(
 def test_downloads_of_remote_files_are_limited_by_ip_address(network: Network) -> None:
     config = "remote_media_download_burst_count: 1000\nremote_media_download_per_second: 100\n"
     alice, bob = pair(network, south=config)
-    first, second = upload(alice, bytes(5000)), upload(alice, bytes(10))
+    first, second = upload_file(alice, bytes(5000)), upload_file(alice, bytes(10))
     assert bob.get(f"{DOWNLOAD}/{first}").status == 200
     assert refused(bob.get(f"{DOWNLOAD}/{second}")) == (429, "M_LIMIT_EXCEEDED")
     assert bob.get(f"{DOWNLOAD}/{first}").status == 200
@@ -277,7 +279,7 @@ def ask_signed(network: Network, path: str) -> Answer:
 
 def test_the_federation_response_has_two_parts(network: Network) -> None:
     alice, _ = pair(network)
-    address = upload(alice, b"hello", "text/html", "?filename=a.html")
+    address = upload_file(alice, b"hello", "text/html", "?filename=a.html")
     answer = ask_signed(network, f"{SIGNED}download/{address.partition('/')[2]}")
     type, _, boundary = answer.headers["content-type"].partition("; boundary=")
     assert type == "multipart/mixed"
@@ -291,7 +293,7 @@ def test_the_federation_response_has_two_parts(network: Network) -> None:
 
 def test_other_servers_get_thumbnails(network: Network) -> None:
     alice, _ = pair(network)
-    media_id = upload(alice, picture(800, 600), "image/png").partition("/")[2]
+    media_id = upload_file(alice, picture(800, 600), "image/png").partition("/")[2]
     answer = ask_signed(network, f"{SIGNED}thumbnail/{media_id}?width=64&height=48&method=crop")
     picture_part = answer.body.split(b"\r\n\r\n", 2)[2].rpartition(b"\r\n--")[0]
     assert opened(picture_part).size == (64, 48)
@@ -299,7 +301,7 @@ def test_other_servers_get_thumbnails(network: Network) -> None:
 
 def test_only_servers_may_use_the_federation_endpoint(network: Network) -> None:
     alice, bob = pair(network)
-    address = upload(bob, b"hello")
+    address = upload_file(bob, b"hello")
     alice.get(f"{DOWNLOAD}/{address}")
     media_id = address.partition("/")[2]
     assert refused(alice.server.get(f"{SIGNED}download/{media_id}"))[0] == HTTPStatus.UNAUTHORIZED
@@ -319,11 +321,11 @@ def test_unread_copies_are_deleted(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network, south=RETENTION)
     south = bob.server
     shared, unread, read = (
-        upload(alice, b"shared"),
-        upload(alice, picture(80, 60)),
-        upload(alice, b"read"),
+        upload_file(alice, b"shared"),
+        upload_file(alice, picture(80, 60)),
+        upload_file(alice, b"read"),
     )
-    own = upload(bob, b"shared")
+    own = upload_file(bob, b"shared")
     for address in (shared, unread, read):
         assert bob.get(f"{DOWNLOAD}/{address}").status == 200
     assert bob.get(f"{THUMBNAIL}/{unread}?width=32&height=32&method=crop").status == 200
@@ -345,14 +347,14 @@ def test_unread_copies_are_deleted(network: Network, tmp_path: Path) -> None:
 
 def test_without_a_lifetime_copies_are_kept(network: Network) -> None:
     alice, bob = pair(network)
-    bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
+    bob.get(f"{DOWNLOAD}/{upload_file(alice, b'hello')}")
     network.clock.advance(3650 * DAY)
     assert bob.server.run(bob.server.app.media.maintenance.removal.do_remove_unused_copies(50)) == 0
 
 
 def test_no_copy_is_deleted_during_a_download(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network, south=RETENTION)
-    bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
+    bob.get(f"{DOWNLOAD}/{upload_file(alice, b'hello')}")
     network.clock.advance(31 * DAY)
     media = bob.server.app.media
     with (tmp_path / "other").open("w+b") as other:
@@ -370,13 +372,13 @@ def test_no_copy_is_deleted_during_a_download(network: Network, tmp_path: Path) 
 
 def test_files_left_by_a_crash_are_swept(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
-    address = upload(alice, b"hello")
+    address = upload_file(alice, b"hello")
     assert bob.get(f"{DOWNLOAD}/{address}").status == 200
     files = bob.server.app.media.files
     for data in (b"hello", b"never in the database"):
         files.abandon(bob.server.run(files.add(io.BytesIO(data))))
     assert len(stored_files(tmp_path)) == 4
-    again = network.rebuild(SOUTH)
-    again.app.media.sweep()
+    restarted = network.rebuild(SOUTH)
+    restarted.app.media.sweep()
     assert len(stored_files(tmp_path)) == 1
-    assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
+    assert restarted.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"

@@ -35,7 +35,7 @@ class SlowServers:
 
     def __init__(self) -> None:
         self.begins = True
-        self.sending: dict[tuple[str, str], Callable[[bytes], None]] = {}
+        self.open_bodies: dict[tuple[str, str], Callable[[bytes], None]] = {}
         self.asked: list[str] = []
         self.ends: dict[tuple[str, str], Deferred[None]] = {}
 
@@ -54,11 +54,11 @@ class SlowServers:
             give = request.take(200, HEADERS)
             assert give is not None
             give(BEGINNING)
-            self.sending[key] = give
+            self.open_bodies[key] = give
         try:
             await self.ends[key]
         finally:
-            self.sending.pop(key, None)
+            self.open_bodies.pop(key, None)
             del self.ends[key]
         return WireResponse(200, HEADERS, b"")
 
@@ -127,7 +127,7 @@ def test_all_files_of_a_slow_server_arrive(bob: User, wire: SlowServers) -> None
     began = bob.server.clock.seconds()
     received = dict.fromkeys(range(MANY), 0)
     while not all(each.done for each in asked) and bob.server.clock.seconds() < began + 120:
-        for (server, media_id), give in list(wire.sending.items()):
+        for (server, media_id), give in list(wire.open_bodies.items()):
             number = int(media_id.removeprefix("f"))
             give(b"x" * 400_000)
             received[number] += 400_000
@@ -146,11 +146,11 @@ def test_a_slow_server_delays_only_its_own_files(bob: User, wire: SlowServers) -
     assert len(wire.under_way()) == MAX_FAST_PER_SERVER
     bob.server.clock.advance(CHECK_SECONDS)
     ask(bob, "slow.example", "late", 60_000)
-    assert ("slow.example", "late") not in wire.sending
-    wire.sending["slow.example", "f1"](b"x" * 5000 + b"\r\n--x--")
+    assert ("slow.example", "late") not in wire.open_bodies
+    wire.open_bodies["slow.example", "f1"](b"x" * 5000 + b"\r\n--x--")
     wire.ends["slow.example", "f1"].callback(None)
     assert len(first[1].answer.body) == 5000
-    assert ("slow.example", "late") in wire.sending
+    assert ("slow.example", "late") in wire.open_bodies
 
 
 def fill_the_slow_places(bob: User, wire: SlowServers) -> list[Pending]:
@@ -196,7 +196,7 @@ def test_a_download_that_was_aborted_for_others_can_be_retried(
     asked = fill_the_slow_places(bob, wire)
     for number in range(MAX_FAST_PER_USER):
         ask(bob, f"slow{number}.more.example", "f", 60_000)
-    for key, give in wire.sending.items():
+    for key, give in wire.open_bodies.items():
         if key != ("slow0.example", "f0"):
             give(b"x" * 1000)
     ask(bob, "good.example", "a")
@@ -228,12 +228,12 @@ def test_a_fast_download_is_not_aborted(bob: User, wire: SlowServers) -> None:
     long = ask(bob, "slow.example", "long")
     for _ in range(10):
         for _ in range(MIN_FAST_BYTES >> 20):
-            wire.sending["slow.example", "long"](b"x" * (1 << 20) + b"y")
+            wire.open_bodies["slow.example", "long"](b"x" * (1 << 20) + b"y")
         bob.server.clock.advance(CHECK_SECONDS)
     for number in range(MAX_FAST_PER_SERVER - 1):
         ask(bob, "slow.example", f"f{number}")
     ask(bob, "slow.example", "waiting")
     assert len(wire.under_way()) == MAX_FAST_PER_SERVER  # it is one of these
-    wire.sending["slow.example", "long"](b"\r\n--x--")
+    wire.open_bodies["slow.example", "long"](b"\r\n--x--")
     wire.ends["slow.example", "long"].callback(None)
     assert len(long.answer.body) > 10 * MIN_FAST_BYTES

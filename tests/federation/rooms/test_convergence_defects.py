@@ -7,7 +7,7 @@ import pytest
 
 from federation.remote.transactions import TransactionClient
 from federation.rooms.rejoins import UnacknowledgedLeaves
-from tests.federation.rooms.test_convergence import ConvergenceMachine
+from tests.helpers.convergence_machine import ConvergenceMachine
 
 
 def lose_what_the_south_says_last(
@@ -16,7 +16,7 @@ def lose_what_the_south_says_last(
     """Lose a message: its sender leaves, and rejoins through servers that never had it. Return the
     machine and the lost event."""
     monkeypatch.setattr(
-        "tests.federation.rooms.test_convergence.event", lambda _: None
+        "tests.helpers.convergence_machine.event", lambda _: None
     )  # of a run by Hypothesis
     machine = ConvergenceMachine()
     machine.begin("11")

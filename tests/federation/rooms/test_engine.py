@@ -63,8 +63,8 @@ async def test_events_are_complete_signed_pdus(
     assert parsed.event_id == sent.event.event_id
     assert parsed.room_id == room_id
     unsigned = {key: value for key, value in sent.event.pdu.items() if key != "signatures"}
-    again = sign_event(version, unsigned, parts.identity.server_name, parts.identity.key)
-    assert again["signatures"] == sent.event.pdu["signatures"]
+    repeated = sign_event(version, unsigned, parts.identity.server_name, parts.identity.key)
+    assert repeated["signatures"] == sent.event.pdu["signatures"]
     state = await (await parts.engine.get_snapshot(room_id)).state.load_all()
     expected = {
         state[key].event.event_id
@@ -172,8 +172,10 @@ async def test_a_redaction_without_permission_is_refused(parts: RoomParts) -> No
 async def test_setting_the_same_state_again_makes_no_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     first = await parts.send(room_id, ALICE, {"name": "Hovli"}, "m.room.name", "")
-    again = await parts.send(room_id, ALICE, {"name": "Hovli"}, "m.room.name", "", unless_same=True)
-    assert again.event.event_id == first.event.event_id
+    repeated = await parts.send(
+        room_id, ALICE, {"name": "Hovli"}, "m.room.name", "", unless_same=True
+    )
+    assert repeated.event.event_id == first.event.event_id
 
 
 async def test_the_replaced_state_event_is_stored(parts: RoomParts) -> None:
@@ -204,14 +206,14 @@ async def send_together(
     """Return the results of requests that wait together and become one chain."""
     results: dict[int, list[StoredEvent] | Failure] = {}
 
-    def hear(_changes: Sequence[Change]) -> None:
+    def on_changes(_changes: Sequence[Change]) -> None:
         unsubscribe()
         for index, drafts in enumerate(requests):
             Deferred.fromCoroutine(parts.engine.send(room_id, drafts)).addBoth(
                 partial(results.__setitem__, index)
             )
 
-    unsubscribe = parts.database.streams.subscribe(hear, stage=Stage.NOTIFY)
+    unsubscribe = parts.database.streams.subscribe(on_changes, stage=Stage.NOTIFY)
     await parts.send(room_id, ALICE, "while this is written, others come")
     return [results[index] for index in range(len(requests))]
 
@@ -249,12 +251,12 @@ async def test_a_failing_request_does_not_affect_others(parts: RoomParts) -> Non
 async def test_the_same_state_twice_in_one_batch_makes_one_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.engine.send(room_id, [name("old")])
-    first, again = await send_together(
+    first, repeated = await send_together(
         parts, room_id, [[name("new")], [name("new", unless_same=True)]]
     )
     assert isinstance(first, list)
-    assert isinstance(again, list)
-    assert again[0].event.event_id == first[0].event.event_id
+    assert isinstance(repeated, list)
+    assert repeated[0].event.event_id == first[0].event.event_id
 
 
 @pytest.mark.parametrize("redacted_first", [True, False])

@@ -20,12 +20,12 @@ from tests.helpers.federated_rooms import (
     shared,
     texts,
 )
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
-from tests.helpers.server import User
+from tests.helpers.server import User, move_user
 
 
-async def sending(network: Network, **options: Any) -> Shared:
+async def shared_room(network: Network, **options: Any) -> Shared:
     """A shared room, and everything flows."""
     room = await shared(network, **options)
     network.start_sending()
@@ -48,10 +48,6 @@ async def same_everywhere(room: Shared, *sides: Side) -> bool:
     ) == sorted(texts(room.bob, room.room_id))
 
 
-def transactions(network: Network, to: str) -> int:
-    return sum(1 for _, server, _, uri in network.log if server == to and "/send/" in uri)
-
-
 def receipts_of(user: User, room_id: str) -> dict[str, Any]:
     answer = user.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["ephemeral"][
         "events"
@@ -63,7 +59,7 @@ def receipts_of(user: User, room_id: str) -> dict[str, Any]:
 
 
 async def test_messages_are_sent_in_both_directions(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
 
     say(room.alice, room.room_id, "from the north")
     network.settle()
@@ -78,7 +74,7 @@ async def test_messages_are_sent_in_both_directions(network: Network) -> None:
 
 
 async def test_a_third_server_receives_the_messages(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
@@ -91,7 +87,7 @@ async def test_a_third_server_receives_the_messages(network: Network) -> None:
 
 
 async def test_an_outage_with_traffic_on_both_sides_ends_with_equal_rooms(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     for number in range(30):
         say(room.alice, room.room_id, f"north {number}")
@@ -108,7 +104,7 @@ async def test_an_outage_with_traffic_on_both_sides_ends_with_equal_rooms(networ
 
 
 async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     for number in range(200):
         say(room.alice, room.room_id, str(number))
@@ -121,12 +117,12 @@ async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(networ
     network.mend(NORTH, SOUTH)
     heal(network)
 
-    assert transactions(network, SOUTH) <= 3
+    assert count_requests(network, SOUTH, "/send/") <= 3
     assert texts(room.bob, room.room_id) == [str(number) for number in range(199, -1, -1)]
 
 
 async def test_a_restarted_server_continues_to_send(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
     network.settle()
@@ -139,7 +135,7 @@ async def test_a_restarted_server_continues_to_send(network: Network) -> None:
 
 
 async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
     for _ in range(8):
@@ -157,7 +153,7 @@ async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network)
 
 
 async def test_a_kicked_users_server_receives_the_kick(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     answer = room.alice.post(
         f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id}
     )
@@ -168,7 +164,7 @@ async def test_a_kicked_users_server_receives_the_kick(network: Network) -> None
 
 
 async def test_typing_is_sent_and_ends(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     path = f"/_matrix/client/v3/rooms/{room.room_id}/typing/{room.alice.user_id}"
     room.alice.put(path, {"typing": True, "timeout": 20000})
     network.settle()
@@ -180,7 +176,7 @@ async def test_typing_is_sent_and_ends(network: Network) -> None:
 
 
 async def test_public_receipts_are_sent_and_private_ones_are_not(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     event_id: EventID = say(room.alice, room.room_id, "read me")
     network.settle()
     later = say(room.alice, room.room_id, "and me")
@@ -203,7 +199,7 @@ async def test_receipts_from_before_and_during_an_outage_are_sent_after_it(
 ) -> None:
     """Whether the transaction in which they were is tried until the end, or was given up
     meanwhile."""
-    room = await sending(network)
+    room = await shared_room(network)
     first, second, third = (say(room.bob, room.room_id, text) for text in ("one", "two", "three"))
     network.settle()
     network.cut(NORTH, SOUTH)
@@ -227,7 +223,7 @@ async def test_receipts_from_before_and_during_an_outage_are_sent_after_it(
 
 
 async def test_edus_about_users_of_other_servers_or_rooms_are_ignored(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     event_id = say(room.alice, room.room_id, "read me")
     network.settle()
     stranger = "@stranger:south.example"
@@ -261,26 +257,26 @@ async def send_receipt(room: Shared, event_id: str, **thread: str) -> Any:
 
 
 async def test_receipts_in_invented_threads_are_ignored(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     first, second = (say(room.alice, room.room_id, text) for text in ("first", "second"))
     network.settle()
 
-    async def tell(event_id: str, **thread: str) -> set[str]:
+    async def receipts_after(event_id: str, **thread: str) -> set[str]:
         return set(await send_receipt(room, event_id, **thread))
 
     assert (
-        await tell(first, thread_id="$invented") == set()
+        await receipts_after(first, thread_id="$invented") == set()
     )  # the event is here, and is in no thread
-    assert await tell("$to_come", thread_id="$root") == set()
-    assert await tell(first, thread_id="main") == {first}
-    assert await tell(second) == {first, second}
-    assert await tell("$unknown") == {first, second}
+    assert await receipts_after("$to_come", thread_id="$root") == set()
+    assert await receipts_after(first, thread_id="main") == {first}
+    assert await receipts_after(second) == {first, second}
+    assert await receipts_after("$unknown") == {first, second}
 
 
 async def test_receipts_that_arrive_before_their_events_are_applied_later(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = await sending(network)
+    room = await shared_room(network)
     bob = UserID(room.bob.user_id)
     known, known_later = (say(room.alice, room.room_id, text) for text in ("known", "known later"))
     network.settle()
@@ -320,7 +316,7 @@ async def test_receipts_that_arrive_before_their_events_are_applied_later(
 
 async def test_presence_is_sent(network: Network) -> None:
     on = "presence: {enabled: true}\n"
-    room = await sending(network, config={NORTH: on, SOUTH: on})
+    room = await shared_room(network, config={NORTH: on, SOUTH: on})
     room.alice.put(
         f"/_matrix/client/v3/presence/{room.alice.user_id}/status",
         {"presence": "unavailable", "status_msg": "tea"},
@@ -387,14 +383,7 @@ async def test_events_signed_with_a_new_and_an_old_key_are_accepted(
         f'old_signing_keys: {{"{old.key_id}": {said}}}\n',
         key=SigningKey("b_test", b"another key".ljust(32)),
     )
-    alice = User(
-        north,
-        {
-            "user_id": room.alice.user_id,
-            "access_token": room.alice.token,
-            "device_id": room.alice.device_id,
-        },
-    )
+    alice = move_user(north, room.alice)
     say(alice, room.room_id, "by the new key")
     network.settle()
     assert texts(room.bob, room.room_id)[:2] == ["by the new key", "by the old key"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.helpers.federated_rooms import NORTH, Shared, shared
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network
 from tests.helpers.policy_server import PolicyServer, named
 from tests.helpers.room_actions import V3, create, get_state, invite, join, ok, set_state
@@ -44,11 +45,7 @@ async def test_deactivation_works_while_a_policy_server_is_down(network: Network
     others = [elsewhere(room, number) for number in range(2)]
     judge = away(network, room)
     others.append(elsewhere(room, 2))
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": room.alice.user_id},
-        "password": "wonderland",
-    }
+    proof = password_auth(room.alice.user_id)
 
     ok(room.alice.post(f"{V3}/account/deactivate", {"auth": proof}))
 

@@ -102,10 +102,10 @@ async def test_a_wrong_current_state_is_reported(network: Network) -> None:
         )
 
     await room.north.server.app.database.write("reset", reset)
-    again, registry = network.rebuild(NORTH), CollectorRegistry()
+    repeated, registry = network.rebuild(NORTH), CollectorRegistry()
 
     with reports() as differences:
-        await whole_round(audit_of(again, registry))
+        await whole_round(audit_of(repeated, registry))
 
     assert len(differences) == 1
     assert f"m.room.topic '': {first} instead of $" in differences[0]

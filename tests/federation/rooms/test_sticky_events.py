@@ -123,11 +123,11 @@ async def test_a_soft_failed_sticky_event_is_shown_when_its_sender_rejoins(
     event_id = await soft_fail(room)
     since = ok(room.alice.get("/_matrix/client/v3/sync"))["next_batch"]
     await adopt_again(room)
-    news = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][
+    update = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][
         room.room_id
     ]
-    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [event_id]
-    assert event_id not in {event["event_id"] for event in news["timeline"]["events"]}
+    assert [event["event_id"] for event in update["msc4354_sticky"]["events"]] == [event_id]
+    assert event_id not in {event["event_id"] for event in update["timeline"]["events"]}
     assert sticky_in(room.alice, room.room_id) == [event_id]
 
 

@@ -9,9 +9,12 @@ from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
-from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared, texts
+from tests.helpers.encrypted_rooms import numbers_in
+from tests.helpers.federated_rooms import NORTH, SOUTH, shared, texts
+from tests.helpers.federation_sender import restart_north, send_number_to, shared_room_with_keys
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
-from tests.helpers.network import Network
+from tests.helpers.logins import password_auth
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User, make_admin
 
@@ -23,44 +26,15 @@ LISTED = make_rules(None, has_member_list=True)
 """And no list is there."""
 
 
-async def sending(network: Network) -> Shared:
-    """A shared room in which both have published keys, and everything flows."""
-    room = await shared(network)
-    network.start_sending()
-    for user, seed in ((room.alice, 1), (room.bob, 2)):
-        upload(user, device_keys=identity_keys(user, seed)[1])
-    network.settle()
-    return room
-
-
 def change(network: Network, rules: PolicyRules) -> None:
     """North's policy from now on."""
     network.servers[NORTH].app.peers.policy.change(rules)
     network.settle()
 
 
-def again(network: Network, user: User, config: str = "") -> User:
-    """North after a restart, for one of its users."""
-    server = network.rebuild(NORTH, config)
-    network.settle()
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
-
-
-def send(user: User, to: User, number: int) -> None:
-    messages = {"messages": {to.user_id: {to.device_id: {"n": number}}}}
-    answer = user.put(f"{V3}/sendToDevice/org.example.number/{number}", messages)
-    assert answer.status == 200, answer.body
-
-
 def numbers(user: User) -> list[int]:
     """Return the numbered messages that reached the device."""
-    return [event["content"]["n"] for event in sync(user).get("to_device", {}).get("events", [])]
-
-
-def requests_to(network: Network, server: str) -> int:
-    return sum(1 for _, to, _, _ in network.log if to == server)
+    return numbers_in(sync(user))
 
 
 async def missed_rooms(server: TestServer) -> int:
@@ -73,7 +47,7 @@ async def missed_rooms(server: TestServer) -> int:
 async def test_the_last_message_of_a_quiet_room_arrives(
     network: Network, refusal: PolicyRules
 ) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, refusal)
     say(room.alice, room.room_id, "while refused")
     network.settle()
@@ -84,16 +58,16 @@ async def test_the_last_message_of_a_quiet_room_arrives(
 
 
 async def test_a_blocked_server_costs_one_row_per_room_and_no_requests(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, BLOCKED)
-    before = requests_to(network, SOUTH)
+    before = count_requests(network, SOUTH)
     for number in range(20):
         say(room.alice, room.room_id, f"m{number}")
         network.settle()
     network.clock.advance(7200)
     network.settle()
 
-    assert requests_to(network, SOUTH) == before
+    assert count_requests(network, SOUTH) == before
     assert await missed_rooms(network.servers[NORTH]) == 1
     destination = network.servers[NORTH].app.federation_sender.deliveries.peek(ServerName(SOUTH))
     assert destination is not None
@@ -121,7 +95,7 @@ async def test_a_blocked_server_costs_one_row_per_room_and_no_requests(network: 
 async def test_administrators_see_that_a_server_is_blocked(
     network: Network, refusal: PolicyRules, text: str
 ) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     path = f"/_synapse/admin/v1/federation/destinations/{SOUTH}"
     admin = make_admin(network.servers[NORTH])
     change(network, refusal)
@@ -131,7 +105,7 @@ async def test_administrators_see_that_a_server_is_blocked(
     shown = admin.get(path).json
     assert (text in shown["refused"], shown["rooms_missed"]) == (True, 1)
 
-    admin = again(network, admin, "federation: {enabled: false}\n")
+    admin = restart_north(network, admin, "federation: {enabled: false}\n")
     assert "switched off" in admin.get(path).json["refused"]
 
 
@@ -139,9 +113,9 @@ async def test_administrators_see_that_a_server_is_blocked(
 async def test_to_device_messages_wait_for_a_server_that_may_be_unblocked(
     network: Network, refusal: PolicyRules
 ) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, refusal)
-    send(room.alice, room.bob, 1)
+    send_number_to(room.alice, room.bob, 1)
     network.settle()
     assert numbers(room.bob) == []
 
@@ -150,9 +124,9 @@ async def test_to_device_messages_wait_for_a_server_that_may_be_unblocked(
 
 
 async def test_no_to_device_message_waits_for_a_blocked_server(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, BLOCKED)
-    send(room.alice, room.bob, 1)
+    send_number_to(room.alice, room.bob, 1)
     assert (
         await OutgoingToDeviceStore(database=network.servers[NORTH].app.database).count_messages()
         == {}
@@ -163,16 +137,12 @@ async def test_no_to_device_message_waits_for_a_blocked_server(network: Network)
 async def test_a_device_created_while_blocked_is_announced(
     network: Network, refusal: PolicyRules
 ) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     query(room.bob, room.alice)
     change(network, refusal)
     answer = room.alice.server.post(
         f"{V3}/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": room.alice.user_id},
-            "password": "wonderland",
-        },
+        password_auth(room.alice.user_id),
     )
     second = User(room.alice.server, answer.json)
     upload(second, device_keys=identity_keys(second, 3)[1])
@@ -184,24 +154,24 @@ async def test_a_device_created_while_blocked_is_announced(
 
 
 async def test_waiting_messages_survive_restarts(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     off = "federation: {enabled: false}\n"
-    alice = again(network, room.alice, off)
+    alice = restart_north(network, room.alice, off)
     say(alice, room.room_id, "first")
-    send(alice, room.bob, 1)
+    send_number_to(alice, room.bob, 1)
     network.settle()
-    alice = again(network, alice, off)
+    alice = restart_north(network, alice, off)
     say(alice, room.room_id, "second")
     network.settle()
     assert "first" not in texts(room.bob, room.room_id)
 
-    again(network, alice)
+    restart_north(network, alice)
     assert texts(room.bob, room.room_id)[:2] == ["second", "first"]
     assert numbers(room.bob) == [1]
 
 
 async def test_a_server_that_was_down_and_then_blocked_gets_all_messages(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "while away")
     network.settle()
@@ -217,7 +187,7 @@ async def test_a_server_that_was_down_and_then_blocked_gets_all_messages(network
 
 
 async def test_messages_that_the_blocked_server_held_arrive_at_once(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, BLOCKED)
     say(room.bob, room.room_id, "from the south")
     for _ in range(5):  # it leaves us alone for longer and longer
@@ -229,9 +199,9 @@ async def test_messages_that_the_blocked_server_held_arrive_at_once(network: Net
     change(network, OPEN)
     assert texts(room.alice, room.room_id)[0] == "from the south"
 
-    before = requests_to(network, SOUTH)
+    before = count_requests(network, SOUTH)
     change(network, OPEN)
-    assert requests_to(network, SOUTH) == before, "it is told once"
+    assert count_requests(network, SOUTH) == before, "it is told once"
 
 
 def name_oneself(network: Network, name: str) -> None:
@@ -245,7 +215,7 @@ def name_oneself(network: Network, name: str) -> None:
 async def test_invented_server_names_evict_no_server_and_are_never_contacted(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     change(network, BLOCKED_ALL)
     say(room.bob, room.room_id, "from the south")
     for _ in range(5):

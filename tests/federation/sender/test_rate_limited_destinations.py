@@ -13,18 +13,11 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.sender import transaction_sender
 from homeserver.services.federation.destinations import DEAD_DAYS
-from tests.federation.receiver.test_to_device_rate_limits import LARGE, SLOW
-from tests.federation.sender.test_policy_unblocked import again
-from tests.federation.sender.test_sender import DESTINATIONS
-from tests.helpers.encrypted_rooms import (
-    another_device,
-    begin_claim,
-    encrypted_room,
-    receive_numbers,
-    send_number,
-)
+from tests.helpers.encrypted_rooms import begin_claim, encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
+from tests.helpers.federation_sender import DESTINATIONS, LARGE_TEXT, SLOW_TO_DEVICE, restart_north
 from tests.helpers.keys import claim, query
+from tests.helpers.logins import another_device
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
 from tests.helpers.room_actions import say
@@ -214,7 +207,7 @@ async def test_retry_after_survives_a_restart(network: Network) -> None:
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(10)
-    room.alice = again(network, room.alice)
+    room.alice = restart_north(network, room.alice)
     for _ in range(5):
         busy.pass_time(10)
         say(room.bob, room.room_id, "alik")
@@ -396,13 +389,15 @@ async def test_two_of_our_servers_respect_each_others_rate_limits(network: Netwo
     """Messages beyond the rate limit of the other server wait as long as it says, and arrive in
     order, mixed with room messages."""
     room = await encrypted_room(network)
-    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
+    room.north.server = room.alice.server = network.rebuild(NORTH, SLOW_TO_DEVICE)
     second = another_device(room.alice)
     network.settle()
     (_, since), (_, seconds) = receive_numbers(room.alice), receive_numbers(second)
     transactions = len(sent(network))
     for number in range(20):
-        send_number(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        send_number(
+            room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE_TEXT}}}
+        )
         say(room.bob, room.room_id, f"w{number}")
         network.settle()
     for _ in range(320):  # twenty messages of sixteen seconds each

@@ -2,7 +2,6 @@
 everything loses nothing from its queue."""
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +10,15 @@ from twisted.logger import capturedLogs, formatEvent
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from tests.federation.sender.test_policy_unblocked import again, send, sending
 from tests.helpers.clocks import pass_time
+from tests.helpers.encrypted_rooms import numbers_in
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, texts
+from tests.helpers.federation_sender import (
+    delivery_metrics,
+    restart_north,
+    send_number_to,
+    shared_room_with_keys,
+)
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
@@ -62,23 +67,16 @@ def size(body: bytes) -> int:
 async def much(network: Network, messages: int = 30, words: int = 20) -> tuple[Shared, str]:
     """Alice has sent messages to Bob's device, and words to their room, which wait; and Bob's token
     from before."""
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     since = sync(room.bob)["next_batch"]
     network.cut(NORTH, SOUTH)
     for number in range(messages):
-        send(room.alice, room.bob, number)
+        send_number_to(room.alice, room.bob, number)
     for number in range(words):
         say(room.alice, room.room_id, f"w{number}")
     network.settle()
     network.mend(NORTH, SOUTH)
     return room, since
-
-
-def numbers(room: Shared, since: str) -> list[int]:
-    return [
-        event["content"]["n"]
-        for event in sync(room.bob, since).get("to_device", {}).get("events", [])
-    ]
 
 
 def words(room: Shared) -> list[str]:
@@ -89,10 +87,6 @@ def said(count: int) -> list[str]:
     return [f"w{number}" for number in range(count)]
 
 
-def figures(network: Network) -> Any:
-    return network.servers[NORTH].app.federation_sender.deliveries.get_metrics()
-
-
 @pytest.mark.parametrize("status", [400, 422])
 async def test_a_refused_message_does_not_block_others(network: Network, status: int) -> None:
     room, since = await much(network)
@@ -101,11 +95,11 @@ async def test_a_refused_message_does_not_block_others(network: Network, status:
         network.clock.advance(5)
         network.settle()
 
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20)
     assert len(reader.seen) <= 20, "it is found by halves"
-    assert figures(network)["dropped"] == 1
-    assert figures(network)["failing"] == figures(network)["catching_up"] == 0
+    assert delivery_metrics(network)["dropped"] == 1
+    assert delivery_metrics(network)["failing"] == delivery_metrics(network)["catching_up"] == 0
     (line,) = [text for log in logs if "which is dropped" in (text := formatEvent(log) or "")]
     assert SOUTH in line
     assert room.alice.user_id in line
@@ -113,35 +107,35 @@ async def test_a_refused_message_does_not_block_others(network: Network, status:
 
     reader.seen.clear()
     say(room.alice, room.room_id, "w20")
-    send(room.alice, room.bob, 30)
+    send_number_to(room.alice, room.bob, 30)
     pass_time(network, 2 * HOUR, 30)
     assert words(room) == said(21)
-    assert numbers(room, since)[-1] == 30
+    assert numbers_in(sync(room.bob, since))[-1] == 30
     assert not any(map(reader.refuses, reader.seen)), "it is not tried again"
 
 
 async def test_a_refused_event_does_not_block_others(network: Network) -> None:
-    room = await sending(network)
+    room = await shared_room_with_keys(network)
     Reader(network, lambda body: b'"w7"' in body)
     since = sync(room.bob)["next_batch"]
     for word in said(40):
         say(room.alice, room.room_id, word)
     network.settle()
-    send(room.alice, room.bob, 1)
+    send_number_to(room.alice, room.bob, 1)
     network.settle()
-    assert numbers(room, since) == [1]
+    assert numbers_in(sync(room.bob, since)) == [1]
     assert words(room)[-32:] == said(40)[8:]
-    assert figures(network)["failing"] == 0
+    assert delivery_metrics(network)["failing"] == 0
 
 
 async def test_a_refused_item_that_is_alone_is_dropped(network: Network) -> None:
     room, since = await much(network, messages=0, words=0)
     reader = Reader(network, holds(1))
-    send(room.alice, room.bob, 1)
+    send_number_to(room.alice, room.bob, 1)
     network.settle()
-    send(room.alice, room.bob, 2)
+    send_number_to(room.alice, room.bob, 2)
     network.settle()
-    assert numbers(room, since) == [2]
+    assert numbers_in(sync(room.bob, since)) == [2]
     assert [size(body) for body in reader.seen] == [1, 0, 1]
 
 
@@ -154,8 +148,8 @@ async def test_other_errors_drop_no_item(network: Network, status: int) -> None:
     assert len(set(reader.seen)) == 1, "the same again"
     reader.refuses = lambda _: False
     pass_time(network, HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
-    assert figures(network)["dropped"] == 0
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
+    assert delivery_metrics(network)["dropped"] == 0
 
 
 @pytest.mark.parametrize("status", [400, 413])
@@ -167,11 +161,11 @@ async def test_a_proxy_that_refuses_everything_drops_no_item(
     reader = Reader(network, lambda _: True, status)
     pass_time(network, hours * HOUR, 30)
     assert len(reader.seen) <= 2 * (6 + hours)
-    assert figures(network)["failing"] == 1
+    assert delivery_metrics(network)["failing"] == 1
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
-    assert figures(network)["dropped"] == 0
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
+    assert delivery_metrics(network)["dropped"] == 0
 
 
 async def test_a_transaction_too_long_for_a_proxy_is_split(network: Network) -> None:
@@ -179,9 +173,9 @@ async def test_a_transaction_too_long_for_a_proxy_is_split(network: Network) -> 
     reader = Reader(network, lambda body: len(body) > 6000, 413)
     network.clock.advance(5)
     network.settle()
-    assert (numbers(room, since), words(room)) == (list(range(90)), said(40))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(90)), said(40))
     assert max(map(len, reader.seen)) > 6000
-    assert figures(network)["dropped"] == 0
+    assert delivery_metrics(network)["dropped"] == 0
 
 
 async def test_a_message_too_long_for_a_proxy_does_not_block_others(network: Network) -> None:
@@ -191,11 +185,11 @@ async def test_a_message_too_long_for_a_proxy_does_not_block_others(network: Net
         "messages": {room.bob.user_id: {room.bob.device_id: {"n": 30, "long": "a" * 20_000}}}
     }
     assert room.alice.put(f"{V3}/sendToDevice/org.example.number/30", messages).status == 200
-    send(room.alice, room.bob, 31)
+    send_number_to(room.alice, room.bob, 31)
     network.clock.advance(5)
     network.settle()
-    assert numbers(room, since) == [*range(30), 31]
-    assert figures(network)["dropped"] == 1
+    assert numbers_in(sync(room.bob, since)) == [*range(30), 31]
+    assert delivery_metrics(network)["dropped"] == 1
     assert len(reader.seen) <= 20
 
 
@@ -208,8 +202,8 @@ async def test_a_proxy_with_a_wrong_limit_drops_no_item(network: Network) -> Non
     assert len(reader.seen) <= 30
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
-    assert figures(network)["dropped"] == 0
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
+    assert delivery_metrics(network)["dropped"] == 0
 
 
 async def test_parts_that_were_received_before_change_nothing(network: Network) -> None:
@@ -223,7 +217,7 @@ async def test_parts_that_were_received_before_change_nothing(network: Network) 
     network.forge(SOUTH, refuse)
     network.clock.advance(5)
     network.settle()
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
 
 
 @pytest.mark.parametrize("trouble", ["is down", "refuses everything"])
@@ -246,15 +240,15 @@ async def test_a_failure_during_the_search_loses_nothing(
     reader.refuses = read
     pass_time(network, HOUR, 30)
     if does_restart:
-        room.alice = again(network, room.alice)
+        room.alice = restart_north(network, room.alice)
     is_in_trouble = False
     pass_time(network, 2 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20)
     say(room.alice, room.room_id, "w20")
     network.settle()
     assert words(room) == said(21)
-    assert figures(network)["dropped"] == 1
+    assert delivery_metrics(network)["dropped"] == 1
 
 
 async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
@@ -264,17 +258,17 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     reader = Reader(network, lambda body: not is_empty(body))
     network.clock.advance(5)
     network.settle()
-    assert figures(network)["dropped"] == 3
+    assert delivery_metrics(network)["dropped"] == 3
     assert len(reader.seen) <= 16
     reader.seen.clear()
     pass_time(network, HOUR, 30)
-    lost = figures(network)["dropped"]
+    lost = delivery_metrics(network)["dropped"]
     assert lost <= 3 + 6, "one a try, and these are ever rarer"
     assert len(reader.seen) <= 6 * 8
     network.servers[NORTH].app.federation_sender.sender.record_activity(ServerName(SOUTH))
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(lost, 30)), said(20))
 
 
 async def test_an_active_server_that_accepts_nothing_loses_little(network: Network) -> None:
@@ -283,7 +277,7 @@ async def test_an_active_server_that_accepts_nothing_loses_little(network: Netwo
     for _ in range(600):
         network.servers[NORTH].app.federation_sender.sender.record_activity(ServerName(SOUTH))
         network.clock.advance(1)
-    assert figures(network)["dropped"] <= 3 + 3 + 10, "one a minute"
+    assert delivery_metrics(network)["dropped"] <= 3 + 3 + 10, "one a minute"
 
 
 async def test_many_refused_messages_in_a_row_are_dropped_one_by_one(network: Network) -> None:
@@ -291,9 +285,11 @@ async def test_many_refused_messages_in_a_row_are_dropped_one_by_one(network: Ne
     room, since = await much(network)
     reader = Reader(network, holds(*bad))
     pass_time(network, 14 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(30) if number not in bad]
+    assert numbers_in(sync(room.bob, since)) == [
+        number for number in range(30) if number not in bad
+    ]
     assert words(room) == said(20)
-    assert figures(network)["dropped"] == len(bad)
+    assert delivery_metrics(network)["dropped"] == len(bad)
     alone = [body for body in reader.seen if size(body) == 1 and reader.refuses(body)]
     assert len(alone) == len(bad)
 
@@ -303,18 +299,18 @@ async def test_refused_messages_among_accepted_ones_cause_no_backoff(network: Ne
     Reader(network, holds(*range(0, 30, 2)))
     network.clock.advance(5)
     network.settle()
-    assert numbers(room, since) == list(range(1, 30, 2))
+    assert numbers_in(sync(room.bob, since)) == list(range(1, 30, 2))
     assert words(room) == said(20)
-    assert figures(network)["dropped"] == 15
+    assert delivery_metrics(network)["dropped"] == 15
 
 
 async def test_backoff_grows_while_single_items_are_refused(network: Network) -> None:
     room, _ = await much(network, messages=0, words=0)
     Reader(network, lambda body: not is_empty(body))
     for number in range(60):
-        send(room.alice, room.bob, number)
+        send_number_to(room.alice, room.bob, number)
         pass_time(network, 60, 30)
-    assert figures(network)["dropped"] <= 3 + 6
+    assert delivery_metrics(network)["dropped"] <= 3 + 6
 
 
 async def test_an_item_that_causes_500_does_not_block_others_forever(network: Network) -> None:
@@ -324,12 +320,12 @@ async def test_an_item_that_causes_500_does_not_block_others_forever(network: Ne
     reader = Reader(network, lambda body: holds(13)(body) or b'"w7"' in body, 500)
     pass_time(network, 600, 30)
     assert len(set(reader.seen)) == 1, "the same again"
-    assert figures(network)["dropped"] == 0
+    assert delivery_metrics(network)["dropped"] == 0
     pass_time(network, 3600, 30)
-    assert numbers(room, since) == [number for number in range(30) if number != 13]
+    assert numbers_in(sync(room.bob, since)) == [number for number in range(30) if number != 13]
     assert words(room) == said(20), "which it has fetched"
-    assert figures(network)["dropped"] == 2
-    assert figures(network)["failing"] == 0
+    assert delivery_metrics(network)["dropped"] == 2
+    assert delivery_metrics(network)["failing"] == 0
     assert len(reader.seen) <= 50
 
 
@@ -347,11 +343,11 @@ async def test_a_server_that_can_store_nothing_loses_nothing(network: Network) -
             )
         )
         pass_time(network, 1800, 30)
-    assert figures(network)["dropped"] == 0
+    assert delivery_metrics(network)["dropped"] == 0
     assert len(reader.seen) <= 24 * 75, "twice as many as there are things, and seldom so many"
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
-    assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
+    assert (numbers_in(sync(room.bob, since)), words(room)) == (list(range(30)), said(20))
 
 
 async def test_a_single_item_that_causes_500_waits_for_another_to_be_accepted(
@@ -359,13 +355,13 @@ async def test_a_single_item_that_causes_500_waits_for_another_to_be_accepted(
 ) -> None:
     room, since = await much(network, messages=0, words=0)
     Reader(network, holds(1), 500)
-    send(room.alice, room.bob, 1)
+    send_number_to(room.alice, room.bob, 1)
     pass_time(network, 5 * HOUR, 30)
-    assert figures(network)["dropped"] == 0
-    send(room.alice, room.bob, 2)
+    assert delivery_metrics(network)["dropped"] == 0
+    send_number_to(room.alice, room.bob, 2)
     pass_time(network, 2 * HOUR, 30)
-    assert numbers(room, since) == [2]
-    assert figures(network)["dropped"] == 1
+    assert numbers_in(sync(room.bob, since)) == [2]
+    assert delivery_metrics(network)["dropped"] == 1
 
 
 @pytest.mark.parametrize("bad", [range(3), range(12), range(10, 14)])
@@ -377,9 +373,11 @@ async def test_many_items_that_cause_500_do_not_block_others_forever(
     room, since = await much(network, messages=50)
     reader = Reader(network, holds(*bad), 500)
     pass_time(network, 6 * HOUR, 30)
-    assert numbers(room, since) == [number for number in range(50) if number not in bad]
+    assert numbers_in(sync(room.bob, since)) == [
+        number for number in range(50) if number not in bad
+    ]
     assert words(room) == said(20)
-    assert figures(network)["dropped"] == len(bad)
+    assert delivery_metrics(network)["dropped"] == len(bad)
     assert len(reader.seen) <= 100
 
 
@@ -390,8 +388,8 @@ async def test_a_server_that_can_store_no_events_gets_all_to_device_messages(
     room, since = await much(network, messages=90)
     reader = Reader(network, lambda body: b'"pdus":[]' not in body, 500)
     pass_time(network, 12 * HOUR, 30)
-    assert numbers(room, since) == list(range(90))
-    assert figures(network)["dropped"] == 0
+    assert numbers_in(sync(room.bob, since)) == list(range(90))
+    assert delivery_metrics(network)["dropped"] == 0
     seen = len(reader.seen)
     pass_time(network, 4 * HOUR, 30)
     assert not any(b"m.direct_to_device" in body for body in reader.seen[seen:]), (

@@ -12,11 +12,11 @@ from federation.sender.sender import BATCH_SIZE
 from storage.engine.database import Database, PostgresConfig
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
+from tests.helpers.federation_sender import DESTINATIONS
 from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, User, make_admin
 
 PEER, OTHER = "peer.example", "other.example"
-DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 BOB = f"@bob:{PEER}"
 
 
@@ -163,8 +163,8 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
     home.server.clock.advance(5)
     home.settle()
 
-    first, again, caught_up = home.wire.transactions(PEER)
-    assert first == again
+    first, repeated, caught_up = home.wire.transactions(PEER)
+    assert first == repeated
     assert [pdu["content"]["body"] for pdu in caught_up[1]["pdus"]] == ["two"]
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
-from tests.federation.sender.test_policy_unblocked import again
-from tests.federation.sender.test_refused_items import figures
 from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import SOUTH
+from tests.helpers.federation_sender import delivery_metrics, restart_north
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
 from tests.helpers.room_actions import say
@@ -96,7 +95,7 @@ async def test_every_event_arrives_exactly_once(network: Network, seed: int) -> 
         if chance.random() < 0.3:
             south.change()
         if chance.random() < 0.1:
-            room.alice = again(network, room.alice)
+            room.alice = restart_north(network, room.alice)
         if chance.random() < 0.1:
             say(room.bob, room.room_id, f"alik {step}")
         network.clock.advance(chance.choice([0, 1, 5, 30, 300, 1800, 4000]))
@@ -109,5 +108,5 @@ async def test_every_event_arrives_exactly_once(network: Network, seed: int) -> 
     while (page := receive_numbers(room.bob, since))[0]:
         came, since = came + page[0], page[1]
     assert came == [*range(sent)]
-    standing = figures(network)
+    standing = delivery_metrics(network)
     assert (standing["dropped"], standing["failing"], standing["catching_up"]) == (0, 0, 0)

@@ -14,13 +14,13 @@ ROOM = "!room:example.org"
 
 async def test_incremental_readers_see_each_change_once(database: Database) -> None:
     store = AccountDataStore(database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    changes_seen: list[Change] = []
+    database.streams.subscribe(changes_seen.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     first = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":1}')
     second = await database.write("t", store.set_entry, ALICE, ROOM, "m.tag", b'{"tags":{}}')
     await database.write("t", store.set_entry, "@bob:example.org", None, "m.direct", b"{}")
-    assert [(change.topic, change.room_id, change.user_id) for change in heard] == [
+    assert [(change.topic, change.room_id, change.user_id) for change in changes_seen] == [
         (Topic.ACCOUNT_DATA, None, ALICE),
         (Topic.ACCOUNT_DATA, ROOM, ALICE),
         (Topic.ACCOUNT_DATA, None, "@bob:example.org"),

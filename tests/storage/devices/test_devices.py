@@ -13,8 +13,8 @@ ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 async def test_changes_of_the_device_list_have_positions(database: Database) -> None:
     store = DeviceStore(database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     assert await database.write("t", store.add_device, DeviceRow(ALICE, "A", None, 1))
     first = database.streams.current()
@@ -23,7 +23,7 @@ async def test_changes_of_the_device_list_have_positions(database: Database) -> 
     assert await database.write("t", store.add_device, DeviceRow(BOB, "B", None, 1))
     assert await database.write("t", store.set_display_name, ALICE, "A", "Phone")
     last = database.streams.current()
-    assert [(change.topic, change.user_id) for change in heard] == [
+    assert [(change.topic, change.user_id) for change in received] == [
         (Topic.DEVICE, ALICE),
         (Topic.DEVICE, BOB),
         (Topic.DEVICE, ALICE),

@@ -14,7 +14,8 @@ from storage.encryption.to_device import LOG_RETENTION_MS, MAX_LOGGED, ToDeviceS
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.transaction import Transaction
 from tests.helpers.databases import open_inline
-from tests.storage.encryption.test_to_device_log import numbers_of, put_device, run, send
+from tests.helpers.deferreds import run_inline
+from tests.helpers.to_device_log import add_device, numbers_in, send_numbers
 
 DEVICES = [f"D{number}" for number in range(6)]
 READERS = 4
@@ -83,7 +84,7 @@ class Reader(threading.Thread):
         acknowledging = law.acknowledging[device]
         got = [
             (message.position, number)
-            for message, number in zip(found, numbers_of(found), strict=True)
+            for message, number in zip(found, numbers_in(found), strict=True)
         ]
         most = [each for each in sent if each[0] > acknowledged]
         least = [each for each in sent if each[0] > acknowledging]
@@ -104,7 +105,7 @@ def test_every_thread_sees_each_message_once(
     user, random, law = f"@{uuid4().hex}:example.org", Random(3), Expectation()
     stores = [ToDeviceStore(database=database, max_logged=most_logged) for _ in range(2)]
     for device in DEVICES:
-        put_device(database, user, device)
+        add_device(database, user, device)
     readers = [
         Reader(database_config, stores[number % 2], user, law, number) for number in range(READERS)
     ]
@@ -116,7 +117,9 @@ def test_every_thread_sees_each_message_once(
         match random.randrange(8):
             case 0 | 1 | 2:
                 to = [random.choice(DEVICES) for _ in range(random.choice([1, 3, 9, 30]))]
-                positions = send(database, store, user, to, range(number, number + len(to)), now)
+                positions = send_numbers(
+                    database, store, user, to, range(number, number + len(to)), now
+                )
                 new: dict[str, list[tuple[int, int]]] = {}
                 for device, position, each in zip(
                     to, positions, range(number, number + len(to)), strict=True
@@ -132,13 +135,13 @@ def test_every_thread_sees_each_message_once(
                     upto = random.choice(waiting)[0]
                     law.acknowledging[device] = upto
                     if random.random() < 0.5:
-                        run(store.remove_messages(user, device, upto))
+                        run_inline(store.remove_messages(user, device, upto))
                     else:
-                        run(store.remove_message_range(user, device, waiting[0][0], upto))
+                        run_inline(store.remove_message_range(user, device, waiting[0][0], upto))
                     law.acknowledged[device] = upto
             case _:
                 now += LOG_RETENTION_MS // 8
-                run(store.sweep(random.choice([1, 8, 50]), now))
+                run_inline(store.sweep(random.choice([1, 8, 50]), now))
     for reader in readers:
         reader.over = True
     for reader in readers:

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.device_keys import DeviceKeyStore, NewKeys
 from storage.engine.database import WriteTransaction
-from tests.storage.engine.test_write_faults import FAULTS, PASSING, Faults, faulty
-from tests.storage.engine.test_writer import Stepped
-
-__all__ = ["faulty"]
+from tests.helpers.stepped_database import SteppedDatabase
+from tests.helpers.write_faults import FAULTS, UNNOTICED_FAULTS, Faults
 
 ALICE: Final = "@alice:example.org"
 KINDS: Final = [
@@ -71,7 +69,7 @@ def make_write(
     )
 )
 def test_no_key_is_claimed_twice(
-    faulty: tuple[Stepped, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
+    faulty: tuple[SteppedDatabase, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
 ) -> None:
     stepped, faults = faulty
     store, devices = DeviceKeyStore(stepped.database), DeviceStore(stepped.database)
@@ -102,7 +100,8 @@ def test_no_key_is_claimed_twice(
         stepped.step()
         if faults is not None:
             is_sure = (
-                is_sure and {fault for at, fault in plan.items() if at <= faults.sent} <= PASSING
+                is_sure
+                and {fault for at, fault in plan.items() if at <= faults.sent} <= UNNOTICED_FAULTS
             )
             faults.begin({})
         for name, kind, ids in writes:

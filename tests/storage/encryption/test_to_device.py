@@ -1,19 +1,15 @@
 """Queues of to-device messages."""
 
-from collections.abc import Sequence
-
-from msgspec import json
-
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.to_device import (
     DELETE_CHUNK,
     LOG_RETENTION_MS,
     TRIM_INTERVAL,
-    DeviceMessage,
     ToDeviceStore,
 )
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
+from tests.helpers.to_device_log import numbers_in
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
@@ -44,10 +40,6 @@ def send(
     store.add_messages(txn, OPENING, [recipient] * len(contents), contents, now)
 
 
-def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
-    return [json.decode(message.content)["n"] for message in messages]
-
-
 async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
     database: Database,
 ) -> None:
@@ -60,7 +52,7 @@ async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
         await database.write("send", send, store, AWAY, range(first, first + 16))
     while await store.sweep(1000, LATER):
         pass
-    waiting = numbers_of(await store.get_messages(*AWAY, 0, 10**9, 10**6))
+    waiting = numbers_in(await store.get_messages(*AWAY, 0, 10**9, 10**6))
     assert KEPT <= len(waiting) <= KEPT + TRIM_INTERVAL
     assert waiting == list(range(sent - len(waiting), sent)), "the newest messages stay, in order"
     assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, (
@@ -85,7 +77,7 @@ async def test_many_messages_are_invisible_at_once_and_deleted_in_small_steps(
         )
 
     async def waiting(device: tuple[str, str]) -> list[int]:
-        return numbers_of(await store.get_messages(*device, 0, 10**9, 10**6))
+        return numbers_in(await store.get_messages(*device, 0, 10**9, 10**6))
 
     for device in (AWAY, OTHER):
         await database.write("send", send, store, device, range(number))

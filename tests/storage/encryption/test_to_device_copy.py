@@ -8,14 +8,8 @@ from storage.encryption.to_device import LOG_RETENTION_MS, ToDeviceStore
 from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.maintenance.copy import copy_database
 from tests.helpers.databases import open_inline
-from tests.storage.encryption.test_to_device_log import (
-    EVER,
-    count_rows,
-    numbers_of,
-    put_device,
-    run,
-    send,
-)
+from tests.helpers.deferreds import run_inline
+from tests.helpers.to_device_log import FOREVER, add_device, count_rows, numbers_in, send_numbers
 
 
 @pytest.mark.parametrize("is_back", [False, True])
@@ -28,17 +22,18 @@ def test_a_copy_has_the_messages_of_the_log(
     database, user = open_inline(configs[0]), "@bob:example.org"
     store = ToDeviceStore(database=database)
     for device in ("D0", "D1"):
-        put_device(database, user, device)
+        add_device(database, user, device)
     for first in range(0, 100, 20):
-        send(database, store, user, ["D0", "D1"] * 10, range(first, first + 20))
-    send(database, store, user, ["D0"], [100])
-    run(
+        send_numbers(database, store, user, ["D0", "D1"] * 10, range(first, first + 20))
+    send_numbers(database, store, user, ["D0"], [100])
+    run_inline(
         store.remove_messages(
-            user, "D1", run(store.get_messages(user, "D1", 0, EVER, 30))[-1].position
+            user, "D1", run_inline(store.get_messages(user, "D1", 0, FOREVER, 30))[-1].position
         )
     )
     expected = {
-        device: run(store.get_messages(user, device, 0, EVER, 1000)) for device in ("D0", "D1")
+        device: run_inline(store.get_messages(user, device, 0, FOREVER, 1000))
+        for device in ("D0", "D1")
     }
     assert [len(messages) for messages in expected.values()] == [51, 20]
     Deferred.fromCoroutine(database.close())
@@ -46,9 +41,9 @@ def test_a_copy_has_the_messages_of_the_log(
     database = open_inline(configs[1])
     store = ToDeviceStore(database=database)
     for device, messages in expected.items():
-        assert run(store.get_messages(user, device, 0, EVER, 1000)) == messages
-    send(database, store, user, ["D0", "D1"] * 10, range(200, 220))
-    while run(store.sweep(50, LOG_RETENTION_MS)):
+        assert run_inline(store.get_messages(user, device, 0, FOREVER, 1000)) == messages
+    send_numbers(database, store, user, ["D0", "D1"] * 10, range(200, 220))
+    while run_inline(store.sweep(50, LOG_RETENTION_MS)):
         pass
     assert count_rows(database) == {
         "to_device_messages": 91,
@@ -56,6 +51,6 @@ def test_a_copy_has_the_messages_of_the_log(
         "to_device_floors": 0,
     }
     for device, at in (("D0", 0), ("D1", 1)):
-        found = numbers_of(run(store.get_messages(user, device, 0, EVER, 1000)))
-        assert found == [*numbers_of(expected[device]), *range(200 + at, 220, 2)]
+        found = numbers_in(run_inline(store.get_messages(user, device, 0, FOREVER, 1000)))
+        assert found == [*numbers_in(expected[device]), *range(200 + at, 220, 2)]
     Deferred.fromCoroutine(database.close())

@@ -4,7 +4,7 @@ between."""
 import os
 import signal
 import sqlite3
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.python.failure import Failure
 
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption import to_device_log
@@ -40,68 +39,21 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open
 from storage.engine.sqlite import SQLiteConnection, SQLiteEngine
 from storage.engine.transaction import Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
+from tests.helpers.deferreds import run_inline
 from tests.helpers.programs import piped_program
+from tests.helpers.to_device_log import (
+    FOREVER,
+    OPENING,
+    add_device,
+    count_rows,
+    numbers_in,
+    send_numbers,
+)
 
 T = TypeVar("T")
-OPENING = b'{"n":'
-EVER = 10**9
 DEVICES = ["D0", "D1", "D2"]
 KILLS = 8
 SENT_AT_A_RACE = 40
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that completes at once, as with an inline database."""
-    results: list[T | Failure] = []
-    Deferred.fromCoroutine(work).addBoth(results.append)
-    (result,) = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
-
-
-def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
-    return [msgspec.json.decode(message.content)["n"] for message in messages]
-
-
-def put_device(database: Database, user_id: str, device_id: str) -> None:
-    run(
-        database.write(
-            "put",
-            lambda txn: DeviceStore(database).add_device(
-                txn, DeviceRow(user_id, device_id, None, 0)
-            ),
-        )
-    )
-
-
-def send(
-    database: Database,
-    store: ToDeviceStore,
-    user_id: str,
-    to: Sequence[str],
-    numbers: Sequence[int],
-    now: int = 0,
-) -> list[int]:
-    """Send each number to each of the devices in one request. Return the positions."""
-
-    def write(txn: WriteTransaction) -> int:
-        there = store.get_devices(txn, [user_id])[user_id]
-        recipients = [there[device_id] for device_id in to]
-        store.add_messages(txn, OPENING, recipients, [b"%d" % number for number in numbers], now)
-        return txn.next_position()
-
-    after = run(database.write("send", write))
-    return list(range(after - len(numbers), after))
-
-
-def count_rows(database: Database) -> dict[str, int]:
-    tables = ("to_device_messages", "to_device_log", "to_device_floors")
-
-    def read(txn: Transaction) -> dict[str, int]:
-        return {table: txn.query(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
-
-    return run(database.read("count", read))
 
 
 STEPS = st.one_of(
@@ -135,12 +87,12 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
     stores = [ToDeviceStore(database=database), ToDeviceStore(database=database)]
     waiting: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
     for device in DEVICES:
-        put_device(database, user, device)
+        add_device(database, user, device)
     number, here, now = 0, 0, 0
 
     def read(device: str, limit: int) -> list[DeviceMessage]:
-        found = run(stores[here].get_messages(user, device, 0, EVER, limit))
-        assert [(m.position, n) for m, n in zip(found, numbers_of(found), strict=True)] == waiting[
+        found = run_inline(stores[here].get_messages(user, device, 0, FOREVER, limit))
+        assert [(m.position, n) for m, n in zip(found, numbers_in(found), strict=True)] == waiting[
             device
         ][:limit]
         return list(found)
@@ -153,15 +105,15 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
                     [number] * len(to) if kind == "equal" else list(range(number, number + len(to)))
                 )
                 number += len(to)
-                positions = send(database, stores[here], user, to, numbers, now)
+                positions = send_numbers(database, stores[here], user, to, numbers, now)
                 for device, position, sent in zip(to, positions, numbers, strict=True):
                     waiting[device].append((position, sent))
             case "read":
                 found = read(DEVICES[args[0]], args[1])
                 if len(found) > 1:
-                    later = run(
+                    later = run_inline(
                         stores[here].get_messages(
-                            user, DEVICES[args[0]], found[0].position, EVER, 100
+                            user, DEVICES[args[0]], found[0].position, FOREVER, 100
                         )
                     )
                     assert [m.position for m in later] == [
@@ -169,16 +121,16 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
                     ]
                     upto = found[-1].position - 1
                     assert (
-                        run(stores[here].get_messages(user, DEVICES[args[0]], 0, upto, 100))
+                        run_inline(stores[here].get_messages(user, DEVICES[args[0]], 0, upto, 100))
                         == found[:-1]
                     )
             case "acknowledge":
                 device = DEVICES[args[0]]
                 found = read(device, args[1])
                 if found and args[2]:
-                    run(stores[here].remove_messages(user, device, found[-1].position))
+                    run_inline(stores[here].remove_messages(user, device, found[-1].position))
                 elif found:
-                    run(
+                    run_inline(
                         stores[here].remove_message_range(
                             user, device, found[0].position, found[-1].position
                         )
@@ -193,24 +145,24 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
                     store.remove_devices(txn, user, [device])
                     DeviceStore(database).remove_devices(txn, user, [device])
 
-                run(database.write("remove", remove))
-                put_device(database, user, device)
+                run_inline(database.write("remove", remove))
+                add_device(database, user, device)
                 waiting[device].clear()
             case "sweep":
                 now += LOG_RETENTION_MS if args[1] else LOG_RETENTION_MS // 3
-                run(stores[here].sweep(args[0], now))
+                run_inline(stores[here].sweep(args[0], now))
             case _:
                 here = 1 - here
                 if args[0]:
                     stores[here] = ToDeviceStore(database=database)
     for device in DEVICES:
         read(device, 1000)
-    assert run(stores[0].count_messages()) == sum(map(len, waiting.values()))
+    assert run_inline(stores[0].count_messages()) == sum(map(len, waiting.values()))
     for device in DEVICES:
-        run(stores[0].remove_messages(user, device, EVER))
-    while run(stores[1].sweep(50, now + LOG_RETENTION_MS + 1)):
+        run_inline(stores[0].remove_messages(user, device, FOREVER))
+    while run_inline(stores[1].sweep(50, now + LOG_RETENTION_MS + 1)):
         for device in DEVICES:
-            assert run(stores[0].get_messages(user, device, 0, EVER, 1)) == []
+            assert run_inline(stores[0].get_messages(user, device, 0, FOREVER, 1)) == []
     assert count_rows(database) == {
         "to_device_messages": 0,
         "to_device_log": 0,
@@ -222,7 +174,7 @@ async def test_many_messages_share_few_rows_and_are_read_separately(database: Da
     """Rows have about 16 KiB, whatever the lengths. A content that goes to all devices is stored
     once."""
     user, store = "@bob:example.org", ToDeviceStore(database=database)
-    put_device(database, user, "D0")
+    add_device(database, user, "D0")
     lengths = [3, ROW_BYTES + 5, 2, 700, ROW_BYTES - 1000, 900, 100, *[60] * 300]
     contents = [b'"%b"' % (b"x" * length) for length in lengths]
     equal = b'"%b"' % (b"y" * 5000)
@@ -233,7 +185,7 @@ async def test_many_messages_share_few_rows_and_are_read_separately(database: Da
         store.add_messages(txn, OPENING, [recipient] * 300, [equal] * 300, 0)
 
     await database.write("send", write)
-    found = await store.get_messages(user, "D0", 0, EVER, 1000)
+    found = await store.get_messages(user, "D0", 0, FOREVER, 1000)
     assert [message.content for message in found] == [
         OPENING + each + b"}" for each in contents + [equal] * 300
     ]
@@ -247,11 +199,11 @@ async def test_many_messages_share_few_rows_and_are_read_separately(database: Da
 
 async def test_messages_that_exceed_the_log_are_stored_by_device(database: Database) -> None:
     user, store = "@bob:example.org", ToDeviceStore(database=database, max_logged=30)
-    put_device(database, user, "D0")
+    add_device(database, user, "D0")
     for first in range(0, 40, 10):
-        send(database, store, user, ["D0"] * 10, range(first, first + 10))
+        send_numbers(database, store, user, ["D0"] * 10, range(first, first + 10))
     assert count_rows(database)["to_device_messages"] == 10
-    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(40))
+    assert numbers_in(await store.get_messages(user, "D0", 0, FOREVER, 100)) == list(range(40))
     while await store.sweep(10, LOG_RETENTION_MS):
         pass
     assert count_rows(database) == {
@@ -259,9 +211,9 @@ async def test_messages_that_exceed_the_log_are_stored_by_device(database: Datab
         "to_device_log": 0,
         "to_device_floors": 0,
     }
-    send(database, store, user, ["D0"] * 10, range(40, 50))
+    send_numbers(database, store, user, ["D0"] * 10, range(40, 50))
     assert count_rows(database)["to_device_log"] == 1, "the log has space again"
-    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(50))
+    assert numbers_in(await store.get_messages(user, "D0", 0, FOREVER, 100)) == list(range(50))
 
 
 async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
@@ -274,9 +226,9 @@ async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
         ToDeviceStore(database=database),
         ToDeviceStore(database=database),
     )
-    put_device(database, user, "D0")
+    add_device(database, user, "D0")
     for first in range(0, 30, 10):
-        send(database, store, user, ["D0"] * 10, range(first, first + 10))
+        send_numbers(database, store, user, ["D0"] * 10, range(first, first + 10))
     select_events = to_device_log.select_events
     moved: list[int] = []
 
@@ -285,13 +237,13 @@ async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
     ) -> dict[int, bytes]:
         # the reader has to read again
         monkeypatch.setattr(to_device_log, "select_events", select_events)
-        moved.append(run(other.sweep(8, LOG_RETENTION_MS)))
+        moved.append(run_inline(other.sweep(8, LOG_RETENTION_MS)))
         return select_events(txn, places)
 
     monkeypatch.setattr(to_device_log, "select_events", move_first)
-    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 25)) == list(range(25))
+    assert numbers_in(await store.get_messages(user, "D0", 0, FOREVER, 25)) == list(range(25))
     assert moved == [8]
-    assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(30))
+    assert numbers_in(await store.get_messages(user, "D0", 0, FOREVER, 100)) == list(range(30))
 
 
 async def test_a_device_snapshot_is_valid_until_a_device_is_added_or_deleted(
@@ -302,23 +254,25 @@ async def test_a_device_snapshot_is_valid_until_a_device_is_added_or_deleted(
         ToDeviceStore(database=database),
         DeviceStore(database),
     )
-    put_device(database, user, "D0")
-    users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
+    add_device(database, user, "D0")
+    users = run_inline(database.write("find", lambda txn: store.get_devices(txn, [user])))
 
     def find(
         known: DeviceSnapshot | None, user_ids: Sequence[str] = (user,)
     ) -> Mapping[str, Recipients] | None:
-        return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, known)))
+        return run_inline(
+            database.write("find", lambda txn: store.get_recipients(txn, user_ids, known))
+        )
 
     known = DeviceSnapshot(users, database.streams.current())
     assert find(known) is None
     assert find(None) == users
-    put_device(database, user, "D0")
+    add_device(database, user, "D0")
     assert find(known) is None, "it was in the log"
-    put_device(database, user, "D1")
+    add_device(database, user, "D1")
     assert (find(known) or {})[user].keys() == {"D0", "D1"}
     later = DeviceSnapshot(users, database.streams.current())
-    run(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
+    run_inline(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
     assert (find(later) or {})[user].keys() == {"D1"}
     assert find(DeviceSnapshot({}, 0), ()) == {}
 
@@ -390,7 +344,7 @@ async def test_readers_on_two_nodes_miss_nothing_while_messages_are_sent_and_mov
         while sent < SENT_AT_A_RACE * 10:
             least = sent
             upto = await database.catch_up()
-            found = numbers_of(await store.get_messages(user, device, 0, upto, EVER))
+            found = numbers_in(await store.get_messages(user, device, 0, upto, FOREVER))
             assert found == list(range(len(found)))
             assert len(found) >= least
             answers += 1
@@ -408,7 +362,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
     database = open_inline(database_config)
     user, store, random = "@bob:example.org", ToDeviceStore(database=database), Random(7)
     for device in DEVICES:
-        put_device(database, user, device)
+        add_device(database, user, device)
     sent: dict[str, list[int]] = {device: [] for device in DEVICES}
     number = 0
     kind = "sqlite" if isinstance(database_config, SQLiteConfig) else "postgres"
@@ -422,7 +376,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
             for device in to:
                 sent[device].append(number)
                 number += 1
-            send(database, store, user, to, range(number - 10, number))
+            send_numbers(database, store, user, to, range(number - 10, number))
 
     def move(steps: int, end_at: int, then: float) -> int:
         orders.write(f"{steps} {end_at} {then}\n")
@@ -449,7 +403,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
             for reader in (store, ToDeviceStore(database=database)):
                 for device in DEVICES:
                     assert (
-                        numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5)))
+                        numbers_in(run_inline(reader.get_messages(user, device, 0, FOREVER, 10**5)))
                         == sent[device]
                     )
     assert were_apart > KILLS // 4, "the job ended after some messages were moved"
@@ -460,7 +414,7 @@ async def test_a_step_of_the_job_moves_a_bounded_number_of_bytes(database: Datab
     """A content for very many devices is stored once in the log, and once for each device after it
     has been moved."""
     user, store, number = "@bob:example.org", ToDeviceStore(database=database), 2000
-    put_device(database, user, "D0")
+    add_device(database, user, "D0")
 
     def write(txn: WriteTransaction) -> None:
         recipient = store.get_devices(txn, [user])[user]["D0"]
@@ -485,8 +439,8 @@ async def test_a_step_of_the_job_looks_at_a_bounded_number_of_floors(database: D
     """Active devices have floors as long as the log has messages. These floors stay, and messages
     below other floors are deleted."""
     user, store = "@bob:example.org", ToDeviceStore(database=database)
-    put_device(database, user, "D0")
-    send(database, store, user, ["D0"] * 10, range(10))
+    add_device(database, user, "D0")
+    send_numbers(database, store, user, ["D0"] * 10, range(10))
     floors = 20_000
 
     def write(txn: WriteTransaction) -> None:

@@ -14,6 +14,7 @@ from storage.engine.database import (
 from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.executors import ManualExecutor
+from tests.helpers.stepped_database import select_job_names
 
 
 def put(txn: WriteTransaction, name: str, progress: str) -> int:
@@ -23,14 +24,10 @@ def put(txn: WriteTransaction, name: str, progress: str) -> int:
     return position
 
 
-def names(txn: Transaction) -> list[str]:
-    return [name for (name,) in txn.query("SELECT name FROM jobs ORDER BY name")]
-
-
 async def test_a_committed_write_can_be_read(database: Database) -> None:
     assert await database.write("put", put, "a", progress="1") == 1
-    assert await database.read("names", names) == ["a"]
-    assert await database.read_quickly("names", names) == ["a"]
+    assert await database.read("names", select_job_names) == ["a"]
+    assert await database.read_quickly("names", select_job_names) == ["a"]
     assert database.streams.current() == 1
 
 
@@ -46,7 +43,7 @@ async def test_a_write_that_raises_is_undone_and_announces_nothing(database: Dat
 
     with pytest.raises(ValueError, match="no"):
         await database.write("fail", fail)
-    assert await database.read("names", names) == []
+    assert await database.read("names", select_job_names) == []
     assert (received, called) == ([], [])
     await database.write("put", put, "b", "1")
     assert [change.user_id for change in received] == ["b"]
@@ -58,12 +55,12 @@ async def test_a_read_sees_one_moment(
     other = open_inline(database_config)
 
     def look_twice(txn: Transaction) -> tuple[list[str], list[str]]:
-        first = names(txn)
+        first = select_job_names(txn)
         Deferred.fromCoroutine(other.write("put", put, "meanwhile", "1"))
-        return first, names(txn)
+        return first, select_job_names(txn)
 
     assert await database.read("look_twice", look_twice) == ([], [])
-    assert await database.read("names", names) == ["meanwhile"]
+    assert await database.read("names", select_job_names) == ["meanwhile"]
     await other.close()
 
 
@@ -79,7 +76,7 @@ async def test_a_cancelled_caller_does_not_undo_its_write(
     with pytest.raises(CancelledError):
         await cancelled
     assert await other == 2
-    assert await database.read("names", names) == ["a", "b"]
+    assert await database.read("names", select_job_names) == ["a", "b"]
     await database.close()
 
 
@@ -89,8 +86,8 @@ async def test_the_observer_counts_queries_and_batches(
     counter = QueryCounter()
     database = open_inline(database_config, counter)
     await database.write("put", put, "a", "1")
-    await database.read("names", names)
-    await database.read_quickly("names", names)
+    await database.read("names", select_job_names)
+    await database.read_quickly("names", select_job_names)
     await database.close()
     assert counter.queries == {"put": 1, "names": 2}
     assert (counter.reads, counter.writes, counter.batches) == ({"names": 2}, {"put": 1}, [1])
@@ -99,6 +96,6 @@ async def test_the_observer_counts_queries_and_batches(
 async def test_a_closed_database_raises_database_unavailable(database: Database) -> None:
     await database.close()
     with pytest.raises(DatabaseUnavailable):
-        await database.read("names", names)
+        await database.read("names", select_job_names)
     with pytest.raises(DatabaseUnavailable):
         await database.write("put", put, "a", "1")

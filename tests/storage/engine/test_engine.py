@@ -8,18 +8,7 @@ from hypothesis import strategies as st
 
 from storage.engine.database import Database, SQLValue, Transaction, WriteTransaction
 from storage.engine.interface import MAX_CHUNK
-
-
-async def make_table(
-    database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES"
-) -> None:
-    """Create a table `things`, with the engine's type for bytes."""
-
-    def make(txn: WriteTransaction) -> None:
-        txn.execute("DROP TABLE IF EXISTS things")
-        txn.execute(f"CREATE TABLE things ({columns.replace('BYTES', database.engine.bytes_type)})")
-
-    await database.write("make_table", make)
+from tests.helpers.databases import create_things_table
 
 
 def add(txn: WriteTransaction, rows: list[tuple[SQLValue, ...]]) -> None:
@@ -46,7 +35,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 async def test_values_are_returned_unchanged(
     database: Database, rows: dict[int, tuple[str | None, bytes | None]]
 ) -> None:
-    await make_table(database)
+    await create_things_table(database)
     expected: list[tuple[SQLValue, ...]] = [(key, *rows[key]) for key in sorted(rows)]
     await database.write("add", add, expected)
     assert await database.read("everything", everything) == expected
@@ -73,7 +62,7 @@ async def test_values_are_returned_unchanged(
 async def test_bulk_inserted_rows_are_returned_unchanged(
     database: Database, rows: dict[int, tuple[str | None, bytes | None]]
 ) -> None:
-    await make_table(database)
+    await create_things_table(database)
     expected: list[tuple[SQLValue, ...]] = [(key, *rows[key]) for key in sorted(rows)]
 
     def insert(txn: WriteTransaction) -> None:
@@ -87,7 +76,7 @@ async def test_bulk_inserted_rows_are_returned_unchanged(
 async def test_a_bulk_insert_of_an_existing_row_undoes_the_whole_write(
     database: Database, number: int
 ) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(0, "first", None)])
 
     def insert(txn: WriteTransaction) -> None:
@@ -101,7 +90,7 @@ async def test_a_bulk_insert_of_an_existing_row_undoes_the_whole_write(
 
 @pytest.mark.parametrize("number", [1, 3, MAX_CHUNK + 1])
 async def test_a_query_can_join_a_table_of_argument_rows(database: Database, number: int) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(nid, f"t{nid}", None) for nid in range(number)])
 
     def find(txn: Transaction) -> list[tuple[Any, ...]]:
@@ -120,7 +109,7 @@ async def test_a_query_can_join_a_table_of_argument_rows(database: Database, num
 
 
 async def test_booleans_are_stored_as_integers(database: Database) -> None:
-    await make_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
+    await create_things_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
     await database.write("add", add, [(True, "a", False)])
     await database.write(
         "add", lambda txn: txn.execute("INSERT INTO things (id, raw) VALUES (?, ?)", (2, True))
@@ -129,7 +118,7 @@ async def test_booleans_are_stored_as_integers(database: Database) -> None:
 
 
 async def test_text_with_a_null_character_can_be_looked_up(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(1, "a\0b", b"\0")])
 
     def find(txn: Transaction) -> tuple[Any, ...]:
@@ -144,7 +133,7 @@ async def test_text_with_a_null_character_can_be_looked_up(database: Database) -
 
 
 async def test_percent_signs_in_sql_and_arguments_are_literal(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(1, "100% of it", None), (2, "half", None)])
 
     def find(txn: Transaction) -> tuple[Any, ...]:
@@ -159,7 +148,7 @@ async def test_percent_signs_in_sql_and_arguments_are_literal(database: Database
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, MAX_CHUNK, MAX_CHUNK + 1, 3 * MAX_CHUNK])
 async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write(
         "add", add, [(number, str(number), bytes([number % 256])) for number in range(count + 3)]
     )
@@ -177,7 +166,7 @@ async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int)
 
 
 async def test_keys_may_be_text_or_bytes(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(1, "x", b"\x00\xff"), (2, "y", b"")])
 
     def find(txn: Transaction) -> tuple[Any, ...]:
@@ -192,7 +181,7 @@ async def test_keys_may_be_text_or_bytes(database: Database) -> None:
 
 
 async def test_execute_many_applies_rows_with_the_same_key_in_order(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
 
     def upsert(txn: WriteTransaction) -> None:
         txn.execute_many(
@@ -216,7 +205,7 @@ async def test_execute_many_applies_rows_with_the_same_key_in_order(database: Da
 
 
 async def test_execute_returns_the_row_count_and_returning_returns_rows(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(number, "x", None) for number in range(5)])
 
     def change(txn: WriteTransaction) -> tuple[Any, ...]:
@@ -232,7 +221,7 @@ async def test_execute_returns_the_row_count_and_returning_returns_rows(database
 
 
 async def test_a_read_cannot_write(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
 
     def cheat(txn: Transaction) -> None:
         txn.query("INSERT INTO things (id) VALUES (1) RETURNING id")
@@ -254,7 +243,7 @@ async def test_a_read_after_a_failed_read_succeeds(database: Database) -> None:
 
 
 async def test_query_each_returns_the_rows_for_each_row_of_arguments(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     people = ["a%", "b?", "c"]
     rows: list[tuple[SQLValue, ...]] = [(at, people[at % 3], bytes([at % 256])) for at in range(30)]
     await database.write("add", add, rows)
@@ -285,7 +274,7 @@ async def test_query_each_returns_the_rows_for_each_row_of_arguments(database: D
 async def test_query_each_changing_returns_rows_as_before_the_change(
     database: Database,
 ) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(at, f"p{at % 4}", b"%d" % at) for at in range(12)])
     least = "SELECT id AS found_key, raw FROM things WHERE text = ? ORDER BY id LIMIT 1"
     change = "UPDATE things SET raw = ? WHERE id IN {keys}"
@@ -313,7 +302,7 @@ async def test_query_each_changing_returns_rows_as_before_the_change(
 
 
 async def test_query_each_changing_is_undone_with_its_write(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     await database.write("add", add, [(1, "a", b"as it was")])
 
     def take(txn: WriteTransaction) -> None:
@@ -333,7 +322,7 @@ async def test_query_each_changing_is_undone_with_its_write(database: Database) 
 
 
 async def test_query_each_runs_in_bounded_chunks(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     count = 2 * MAX_CHUNK + 3
     await database.write("add", add, [(at, "x", b"") for at in range(count)])
 

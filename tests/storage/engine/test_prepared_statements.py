@@ -16,7 +16,7 @@ from storage.engine.database import (
 )
 from storage.engine.interface import CUSTOM_PLAN, Connection
 from storage.engine.prepared import Argument, PreparedStatements
-from tests.storage.engine.test_engine import make_table
+from tests.helpers.databases import create_things_table
 
 PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE ?"
 
@@ -113,7 +113,7 @@ def test_subclasses_of_str_and_int_have_the_type_of_their_base() -> None:
 
 
 async def test_results_are_the_same_before_and_after_preparation(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     rows: list[tuple[SQLValue, ...]] = [
         (1, "a%s", b"\0\xff"),
         (2, None, None),
@@ -163,7 +163,7 @@ async def test_results_are_the_same_before_and_after_preparation(database: Datab
 
 
 async def test_upserts_of_many_rows_apply_in_order(database: Database) -> None:
-    await make_table(database)
+    await create_things_table(database)
     sql = (
         "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id)"
         " DO UPDATE SET text = excluded.text"
@@ -178,7 +178,7 @@ async def test_upserts_of_many_rows_apply_in_order(database: Database) -> None:
 
 
 async def test_a_prepared_statement_survives_a_rollback(postgres_database: Database) -> None:
-    await make_table(postgres_database)
+    await create_things_table(postgres_database)
 
     def fail(txn: WriteTransaction) -> None:
         for number in (1, 2, 1):
@@ -205,7 +205,7 @@ async def test_a_prepared_statement_survives_a_rollback(postgres_database: Datab
 async def test_discarded_prepared_statements_are_prepared_again(
     postgres_database: Database,
 ) -> None:
-    await make_table(postgres_database)
+    await create_things_table(postgres_database)
     find, add = "SELECT id FROM things WHERE id = ?", "INSERT INTO things (id) VALUES (?)"
 
     def discard(connection: Connection) -> None:

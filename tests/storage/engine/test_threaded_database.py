@@ -109,9 +109,9 @@ async def test_closing_finishes_waiting_jobs(
     assert sorted(await gatherResults(writes)) == list(range(1, 101))
     with pytest.raises(DatabaseUnavailable):
         await database.write("put", put, "late")
-    again = open_inline(database_config)
-    assert await again.read("positions", positions) == list(range(1, 101))
-    await again.close()
+    restarted = open_inline(database_config)
+    assert await restarted.read("positions", positions) == list(range(1, 101))
+    await restarted.close()
 
 
 @pytest.mark.reactor
@@ -122,15 +122,17 @@ async def test_a_read_after_a_position_sees_all_commits_up_to_it(
     below it."""
     async with opened(database_config) as one, opened(database_config) as other:
         seen: list[int] = []
-        heard: dict[Database, set[int]] = {one: set(), other: set()}
+        positions_seen: dict[Database, set[int]] = {one: set(), other: set()}
 
         def listen(database: Database) -> None:
             database.streams.subscribe(
-                lambda received: heard[database].update(change.position for change in received),
+                lambda received: positions_seen[database].update(
+                    change.position for change in received
+                ),
                 stage=Stage.NOTIFY,
             )
             database.streams.watch(
-                lambda after, upto: heard[database].update(range(after + 1, upto + 1)),
+                lambda after, upto: positions_seen[database].update(range(after + 1, upto + 1)),
                 stage=Stage.NOTIFY,
             )
 
@@ -142,7 +144,7 @@ async def test_a_read_after_a_position_sees_all_commits_up_to_it(
         async def read(database: Database) -> None:
             while len(seen) < 200:
                 current = database.streams.current()
-                assert heard[database] == set(range(1, current + 1))
+                assert positions_seen[database] == set(range(1, current + 1))
                 found = await database.read("positions", positions)
                 assert found[:current] == list(range(1, current + 1))
                 # Whatever moment a reader hits, on whatever node, positions have no holes.
@@ -161,7 +163,7 @@ async def test_a_read_after_a_position_sees_all_commits_up_to_it(
         )
         for database in (one, other):
             assert await database.catch_up() == 300
-            assert heard[database] == set(range(1, 301))
+            assert positions_seen[database] == set(range(1, 301))
 
 
 @pytest.mark.reactor

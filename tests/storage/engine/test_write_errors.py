@@ -5,26 +5,23 @@ import pytest
 from storage.engine import writer
 from storage.engine.database import DatabaseUnavailable, WriteTransaction
 from storage.rooms.sent_transactions import AlreadySent, SentTransaction, add_transaction
-from tests.storage.engine.test_postgres_writer import INSERT, nodes, write
-from tests.storage.engine.test_writer import Stepped, put, stepped
-
-__all__ = ["nodes", "stepped"]
+from tests.helpers.stepped_database import INSERT_JOB, SteppedDatabase, insert_job, write_now
 
 
 @pytest.mark.parametrize("breaks", ["constraint", "syntax"])
-def test_only_the_failing_write_of_a_batch_is_undone(stepped: Stepped, breaks: str) -> None:
+def test_only_the_failing_write_of_a_batch_is_undone(stepped: SteppedDatabase, breaks: str) -> None:
     """Its earlier queries succeeded. The server executes nothing of a message with a syntax
     error."""
-    write(stepped, "there", put("there"))
+    write_now(stepped, "there", insert_job("there"))
 
     def fn(txn: WriteTransaction) -> None:
         if breaks == "syntax":
             txn.query("SELEC 1")
         txn.query("SELECT 1")
-        txn.execute_later(INSERT, ("there", ""))
+        txn.execute_later(INSERT_JOB, ("there", ""))
 
     for name in ("before", "breaks", "after"):
-        stepped.queue(name, fn if name == "breaks" else put(name))
+        stepped.queue(name, fn if name == "breaks" else insert_job(name))
     stepped.queue("breaks last", fn)
     stepped.step()
     head = stepped.database.streams.current()
@@ -35,7 +32,7 @@ def test_only_the_failing_write_of_a_batch_is_undone(stepped: Stepped, breaks: s
 
 
 def test_a_duplicate_request_in_a_lost_batch_is_not_reported_as_sent(
-    nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch
+    nodes: tuple[SteppedDatabase, SteppedDatabase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second request found the row of the first, which was never committed."""
     node, _ = nodes
@@ -57,5 +54,5 @@ def test_a_duplicate_request_in_a_lost_batch_is_not_reported_as_sent(
         is node.results["lose"]
         is DatabaseUnavailable
     )
-    assert write(node, "later", record) is None, "it was not committed"
-    assert write(node, "later again", record) is AlreadySent
+    assert write_now(node, "later", record) is None, "it was not committed"
+    assert write_now(node, "later again", record) is AlreadySent

@@ -3,33 +3,21 @@ stored, and fails for its own reason. No write is answered because of another wr
 that was undone."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psycopg2
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.errors import RaiseException
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, cursor
 
-from storage.engine import writer
-from storage.engine.database import (
-    DatabaseUnavailable,
-    PostgresConfig,
-    SQLiteConfig,
-    Transaction,
-    WriteTransaction,
-    make_engine,
-)
-from storage.engine.interface import Connection
-from storage.engine.postgres import ROWS_PER_MESSAGE, PostgresEngine
+from storage.engine.database import DatabaseUnavailable, Transaction, WriteTransaction
+from storage.engine.postgres import ROWS_PER_MESSAGE
 from storage.engine.streams import Change, Stage, Topic
-from storage.engine.transaction import POSITION
 from tests.conftest import run_coroutine
-from tests.storage.engine.test_writer import Stepped
+from tests.helpers.stepped_database import SteppedDatabase
+from tests.helpers.write_faults import FAULTS, UNNOTICED_FAULTS, Faults, UnexpectedError
 
 INSERT: Final = "INSERT INTO jobs (name, progress) VALUES (?, '0')"
 INSERT_ONE: Final = f"{INSERT} ON CONFLICT DO NOTHING"
@@ -38,16 +26,6 @@ COUNT: Final = (
     "UPDATE jobs SET progress = CAST(CAST(progress AS INTEGER) + 1 AS TEXT) WHERE name = 'count'"
 )
 
-CODES: Final = {
-    "conflict": "40001",
-    "refused": "P0001",
-    "full": "53100",
-    "cancelled": "57014",
-    "locked": "55P03",
-}
-FAULTS: Final = [*CODES, "lost before", "lost after", "others"]
-PASSING: Final = {"conflict", "others"}
-"""Faults that callers do not notice."""
 
 GOOD: Final = ["asks", "later", "later asked", "many", "copies", "once", "counts"]
 BAD: Final = [
@@ -71,92 +49,6 @@ class Repeated(Exception):
 
 class Moved(Exception):
     """The head has another version than the one that was read."""
-
-
-class Odd(BaseException):
-    """An error that no write is expected to raise."""
-
-
-@dataclass
-class Faults:
-    """The faults to inject, and the messages of the writer at which to inject them."""
-
-    other: Connection
-    plan: dict[int, str] = field(default_factory=dict)
-    sent: int = 0
-    is_unknown: bool = False
-    """Return whether a commit succeeded without the writer's knowing."""
-
-    def begin(self, plan: dict[int, str]) -> None:
-        self.plan, self.sent, self.is_unknown = plan, 0, False
-
-    def send(self, through: cursor, message: bytes, send: Callable[[bytes], None]) -> None:
-        self.sent += 1
-        fault = self.plan.get(self.sent)
-        if fault in CODES and not message.startswith(b"ROLLBACK"):
-            begin, with_it, rest = message.partition(
-                b"BEGIN; "
-            )  # the error has to leave the transaction function
-            failing = (
-                b"DO $$ BEGIN RAISE EXCEPTION 'fault' USING ERRCODE = '%b'; END $$; "
-                % CODES[fault].encode()
-            )
-            message = failing + message if not with_it or begin else with_it + failing + rest
-        elif (
-            fault == "others"
-            and through.connection.info.transaction_status == TRANSACTION_STATUS_IDLE
-        ):
-            counters = self.other.begin_write()
-            self.other.commit({POSITION: counters.get(POSITION, 0) + 1})
-        elif fault == "lost before":
-            self._lose(through)
-        send(message)
-        if fault == "lost after":
-            self.is_unknown |= through.connection.info.transaction_status == TRANSACTION_STATUS_IDLE
-            self._lose(through)
-
-    def _lose(self, through: cursor) -> None:
-        through.connection.close()
-        raise psycopg2.OperationalError("server closed the connection unexpectedly")
-
-
-@pytest.fixture
-def faulty(
-    database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Stepped, Faults | None]]:
-    """A database, and the faults of its writes; None if it has no messages that could be lost."""
-    faults: Faults | None = None
-    if isinstance(database_config, PostgresConfig):
-        faults = received = Faults(make_engine(database_config).connect_writer())
-
-        class FaultyCursor(cursor):
-            def execute(self, query: Any, vars: Any = None) -> None:
-                text = self.mogrify(query, vars) if vars else query
-                message = text if isinstance(text, bytes) else text.encode()
-                received.send(self, message, super().execute)
-
-            def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-                received.send(
-                    self,
-                    sql,
-                    lambda message: super(FaultyCursor, self).copy_expert(message, file, size),
-                )
-
-        connect = PostgresEngine.open
-
-        def open_faulty(engine: PostgresEngine, settings: Any) -> Any:
-            opened = connect(engine, settings)
-            if "lock_timeout" in settings:
-                opened.cursor_factory = FaultyCursor
-            return opened
-
-        monkeypatch.setattr(PostgresEngine, "open", open_faulty)
-    stepped = Stepped(database_config)
-    monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
-    yield stepped, faults
-    run_coroutine(stepped.database.close(), None)
-    if faults is not None:
-        faults.other.close()
 
 
 def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction], str]:
@@ -219,7 +111,7 @@ def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction
                 with suppress(psycopg2.Error, sqlite3.Error):
                     txn.execute(INSERT, ("there",))
         if kind.startswith("raises"):
-            raise Odd if kind == "raises oddly" else ValueError
+            raise UnexpectedError if kind == "raises oddly" else ValueError
         txn.announce(Change(position, Topic.PROFILE, user_id=name))
         return name
 
@@ -237,7 +129,7 @@ def expect(kinds: list[str], errors: type[Exception], *, swallows: bool) -> list
         elif kind == "moves" and kind in seen:
             outcome = Moved
         elif kind.startswith("raises"):
-            outcome = Odd if kind == "raises oddly" else ValueError
+            outcome = UnexpectedError if kind == "raises oddly" else ValueError
         elif kind.startswith(("breaks", "nonsense")) or (kind == "swallows" and not swallows):
             outcome = errors
         seen.add(kind)
@@ -263,7 +155,7 @@ def select_all(txn: Transaction) -> dict[str, str]:
     )
 )
 def test_acknowledged_writes_are_stored_and_all_others_are_not(
-    faulty: tuple[Stepped, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
+    faulty: tuple[SteppedDatabase, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
 ) -> None:
     stepped, faults = faulty
     errors = stepped.database.engine.errors
@@ -284,8 +176,8 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
     stepped.results.clear()
     run("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     run("there", lambda txn: txn.execute_many(INSERT, [("there",), ("head",), ("count",)]))
-    heard: list[Change] = []
-    end = stepped.database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    end = stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     done: set[str] = set()
     for at, (kinds, plan) in enumerate(batches):
         before = find_all()
@@ -329,7 +221,7 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
                 )
             if outcome is Moved:
                 assert after["head"] != before["head"], "the head has moved"
-            if happened <= PASSING:
+            if happened <= UNNOTICED_FAULTS:
                 assert outcome is wanted or _is_a(outcome, wanted), (name, outcome, wanted)
             elif outcome is not None:
                 assert (
@@ -346,13 +238,13 @@ def test_acknowledged_writes_are_stored_and_all_others_are_not(
             assert int(after[what]) - int(before[what]) == len(written), "each write counts once"
         run("next", lambda txn: txn.next_position())
         assert stepped.results["next"] == stepped.database.streams.current()
-    assert [change.user_id for change in heard if change.user_id in done] == [
-        change.user_id for change in heard
+    assert [change.user_id for change in received if change.user_id in done] == [
+        change.user_id for change in received
     ]
-    assert sorted(done) == sorted([str(change.user_id) for change in heard]), (
+    assert sorted(done) == sorted([str(change.user_id) for change in received]), (
         "of each that was done all hear once"
     )
-    positions = [change.position for change in heard]
+    positions = [change.position for change in received]
     assert positions == sorted(set(positions))
     end()
 

@@ -6,29 +6,36 @@ from time import sleep
 from storage.engine.database import PostgresConfig, make_engine
 from storage.engine.interface import Connection
 from tests.conftest import run_coroutine
-from tests.storage.engine.test_postgres_writer import INSERT, nodes, write
-from tests.storage.engine.test_writer import Stepped, names, put
-
-__all__ = ["nodes"]
+from tests.helpers.stepped_database import (
+    INSERT_JOB,
+    SteppedDatabase,
+    insert_job,
+    select_job_names,
+    write_now,
+)
 
 
 def test_a_writer_sees_commits_made_while_it_waited_for_the_lock(
-    nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig
+    nodes: tuple[SteppedDatabase, SteppedDatabase], postgresql: PostgresConfig
 ) -> None:
     here, _ = nodes
-    write(here, "mine", lambda txn: txn.allocate("room"))
-    head = write(here, "job", put("job"))
+    write_now(here, "mine", lambda txn: txn.allocate("room"))
+    head = write_now(here, "job", insert_job("job"))
     assert isinstance(head, int)
     engine = make_engine(postgresql)
     watch, holder = engine.connect_reader(), engine.connect_writer()
     holder.begin_write()
     writer = Thread(
-        target=write,
-        args=(here, "new", lambda txn: (put("new")(txn), txn.allocate("room"), names(txn))),
+        target=write_now,
+        args=(
+            here,
+            "new",
+            lambda txn: (insert_job("new")(txn), txn.allocate("room"), select_job_names(txn)),
+        ),
     )
     writer.start()
     wait_until_blocked(watch, writer)
-    holder.execute(INSERT, ("elsewhere", ""))
+    holder.execute(INSERT_JOB, ("elsewhere", ""))
     holder.commit({"position": head + 1, "room": 7})
     writer.join()
     assert here.results["new"] == (head + 2, 8, ["elsewhere", "job", "new"])
@@ -53,10 +60,10 @@ def test_a_waiting_writer_outlasts_a_silent_lock_holder(
 ) -> None:
     """Even if the holder was still active when the wait began."""
     config = PostgresConfig(postgresql.connect, write_lock_timeout=3.0)
-    engine, here = make_engine(config), Stepped(config)
+    engine, here = make_engine(config), SteppedDatabase(config)
     watch, silent = engine.connect_reader(), engine.connect_writer()
     silent.begin_write()
-    writer = Thread(target=write, args=(here, "new", put("new")))
+    writer = Thread(target=write_now, args=(here, "new", insert_job("new")))
     writer.start()
     wait_until_blocked(watch, writer)
     sleep(0.5)

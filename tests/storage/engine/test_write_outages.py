@@ -22,11 +22,15 @@ from storage.engine.database import (
 from storage.engine.interface import Connection
 from storage.engine.postgres import PostgresEngine
 from tests.conftest import run_coroutine
-from tests.storage.engine.test_postgres_writer import INSERT, INSERT_ONE, put_later, write
-from tests.storage.engine.test_write_faults import Odd
-from tests.storage.engine.test_writer import Stepped, put, stepped
-
-__all__ = ["stepped"]
+from tests.helpers.stepped_database import (
+    INSERT_JOB,
+    INSERT_NEW_JOB,
+    SteppedDatabase,
+    insert_job,
+    insert_job_later,
+    write_now,
+)
+from tests.helpers.write_faults import UnexpectedError
 
 FAILING: Final = {
     "nonsense": "SELEC 1",
@@ -61,13 +65,13 @@ def once(name: str) -> Callable[[WriteTransaction], int]:
     """Return a write that depends on the stored rows."""
 
     def fn(txn: WriteTransaction) -> int:
-        assert txn.execute(INSERT_ONE, (name, ""))
+        assert txn.execute(INSERT_NEW_JOB, (name, ""))
         return txn.next_position()
 
     return fn
 
 
-WRITES: Final = {"asks": put, "later": put_later, "once": once}
+WRITES: Final = {"asks": insert_job, "later": insert_job_later, "once": once}
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def other(postgresql: PostgresConfig) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
+def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[SteppedDatabase]:
     """A process with a short lock timeout. Nothing else in it depends on the speed of the
     machine."""
     connect = PostgresEngine.open
@@ -90,18 +94,18 @@ def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterato
         return opened
 
     monkeypatch.setattr(PostgresEngine, "open", open_counting)
-    stepped = Stepped(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
+    stepped = SteppedDatabase(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
     monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
     for kind, make in WRITES.items():
-        write(stepped, kind, make(kind))  # prepares its statements
-    write(stepped, "clear", lambda txn: txn.execute("DELETE FROM jobs"))
+        write_now(stepped, kind, make(kind))  # prepares its statements
+    write_now(stepped, "clear", lambda txn: txn.execute("DELETE FROM jobs"))
     WaitingCursor.waited = 0
     yield stepped
     run_coroutine(stepped.database.close(), None)
 
 
 def queue(
-    node: Stepped, order: tuple[str, ...], culprit: Callable[[WriteTransaction], Any]
+    node: SteppedDatabase, order: tuple[str, ...], culprit: Callable[[WriteTransaction], Any]
 ) -> list[str]:
     """Queue these writes as one batch. Return the names of all but the culprit."""
     names = []
@@ -118,7 +122,7 @@ def queue(
     "order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("once",), ("later",)]
 )
 def test_queued_writes_wait_together_for_one_lock_timeout(
-    node: Stepped, other: Connection, order: tuple[str, ...]
+    node: SteppedDatabase, other: Connection, order: tuple[str, ...]
 ) -> None:
     """Another process writes for too long."""
     other.begin_write()
@@ -127,21 +131,21 @@ def test_queued_writes_wait_together_for_one_lock_timeout(
     assert {node.results[name] for name in names} == {DatabaseUnavailable}
     assert WaitingCursor.waited == 1
     other.rollback()
-    assert isinstance(write(node, "next", put("next")), int)
+    assert isinstance(write_now(node, "next", insert_job("next")), int)
     assert node.names() == ["next"]
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["later", "at once"])
 @pytest.mark.parametrize("why", FAILING)
 def test_a_failed_statement_fails_only_its_own_write(
-    node: Stepped, other: Connection, why: str, *, asks: bool
+    node: SteppedDatabase, other: Connection, why: str, *, asks: bool
 ) -> None:
     """Even if it was sent with the BEGIN, with deferred statements of other writes, or with the
     COMMIT."""
     other.execute_script("BEGIN; LOCK TABLE devices")
 
     def culprit(txn: WriteTransaction) -> None:
-        txn.execute_later(INSERT, ("undone", ""))
+        txn.execute_later(INSERT_JOB, ("undone", ""))
         (txn.query if asks else txn.execute_later)(FAILING[why])
 
     error = node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
@@ -154,13 +158,13 @@ def test_a_failed_statement_fails_only_its_own_write(
         ]
         assert issubclass(node.results.pop("culprit"), error)  # type: ignore[arg-type]
         assert node.names() == sorted(names)
-        write(node, f"clear {number}", lambda txn: txn.execute("DELETE FROM jobs"))
+        write_now(node, f"clear {number}", lambda txn: txn.execute("DELETE FROM jobs"))
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("why", FAILING)
 def test_a_lone_write_fails_with_its_own_error_and_runs_once(
-    node: Stepped, other: Connection, why: str, *, later: bool
+    node: SteppedDatabase, other: Connection, why: str, *, later: bool
 ) -> None:
     other.execute_script("BEGIN; LOCK TABLE devices")
     tries: list[int] = []
@@ -169,11 +173,11 @@ def test_a_lone_write_fails_with_its_own_error_and_runs_once(
         tries.append(1)
         (txn.execute_later if later else txn.query)(FAILING[why])
 
-    outcome = write(node, "alone", fn)
+    outcome = write_now(node, "alone", fn)
     expected = node.database.engine.errors if why == "nonsense" else DatabaseUnavailable
     assert issubclass(outcome, expected)  # type: ignore[arg-type]
     assert len(tries) == 1
-    assert isinstance(write(node, "next", put("next")), int)
+    assert isinstance(write_now(node, "next", insert_job("next")), int)
     assert node.names() == ["next"]
 
 
@@ -185,7 +189,7 @@ def ends_once(
 
     def fn(txn: WriteTransaction) -> str:
         tries.append(1)
-        txn.execute_later(INSERT, ("once", ""))
+        txn.execute_later(INSERT_JOB, ("once", ""))
         if len(tries) == 1:
             other.query_one(f"SELECT pg_terminate_backend({session}, 5000)", ())
             if raises is not None:
@@ -197,14 +201,18 @@ def ends_once(
     return fn
 
 
-@pytest.mark.parametrize("raises", [None, ValueError, Odd])
+@pytest.mark.parametrize("raises", [None, ValueError, UnexpectedError])
 @pytest.mark.parametrize("order", [*ORDERS, ("culprit",)])
 def test_a_batch_that_was_lost_before_its_commit_runs_again(
-    node: Stepped, other: Connection, order: tuple[str, ...], raises: type[BaseException] | None
+    node: SteppedDatabase,
+    other: Connection,
+    order: tuple[str, ...],
+    raises: type[BaseException] | None,
 ) -> None:
     """The whole batch is undone, even if the write that noticed raises its own error."""
     session = cast(
-        list[tuple[int]], write(node, "session", lambda txn: txn.query("SELECT pg_backend_pid()"))
+        list[tuple[int]],
+        write_now(node, "session", lambda txn: txn.query("SELECT pg_backend_pid()")),
     )
     head = node.database.streams.current()
     names = queue(node, order, ends_once(other, session[0][0], raises))
@@ -216,7 +224,7 @@ def test_a_batch_that_was_lost_before_its_commit_runs_again(
 
 @pytest.mark.parametrize("company", [False, True], ids=["alone", "among others"])
 def test_the_writer_continues_whatever_a_write_raises_after_its_transaction_is_lost(
-    stepped: Stepped, *, company: bool
+    stepped: SteppedDatabase, *, company: bool
 ) -> None:
     engine = stepped.database.engine
     gone = (
@@ -228,21 +236,21 @@ def test_the_writer_continues_whatever_a_write_raises_after_its_transaction_is_l
     def fn(txn: WriteTransaction) -> None:
         with suppress(engine.errors):
             txn.query(gone)
-        raise Odd
+        raise UnexpectedError
 
     names = queue(stepped, ("asks", "culprit", "later") if company else ("culprit",), fn)
     stepped.step()
-    assert stepped.results["culprit"] in (Odd, DatabaseUnavailable)
+    assert stepped.results["culprit"] in (UnexpectedError, DatabaseUnavailable)
     done = [name for name in names if isinstance(stepped.results[name], int)]
     assert stepped.names() == sorted(done)
-    assert isinstance(write(stepped, "next", put("next")), int)
+    assert isinstance(write_now(stepped, "next", insert_job("next")), int)
     assert stepped.names() == sorted([*done, "next"])
 
 
 def test_a_commit_that_fails_on_disk_is_not_retried(sqlite: SQLiteConfig) -> None:
     """Part of it may be on the disk. No other statement was sent with it, so the COMMIT itself
     failed."""
-    stepped = Stepped(sqlite)
+    stepped = SteppedDatabase(sqlite)
     tries: list[str] = []
 
     def fn(txn: WriteTransaction) -> None:
@@ -263,6 +271,6 @@ def test_a_commit_that_fails_on_disk_is_not_retried(sqlite: SQLiteConfig) -> Non
     stepped.step()
     assert {stepped.results[name] for name in ("culprit", *names)} == {DatabaseUnavailable}
     assert len(tries) == 1
-    assert isinstance(write(stepped, "next", put("next")), int)
+    assert isinstance(write_now(stepped, "next", insert_job("next")), int)
     assert stepped.names() == ["next"]
     run_coroutine(stepped.database.close(), None)

@@ -1,82 +1,24 @@
 """Group commit: batches, isolation of their writes, failure and recovery, on both databases."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
-from twisted.python.failure import Failure
 
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
     SQLiteConfig,
-    Transaction,
     WriteTransaction,
 )
 from storage.engine.streams import Change, Stage, Topic
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.executors import ManualExecutor
+from tests.helpers.stepped_database import SteppedDatabase, insert_job
 
 asked_by: ContextVar[str] = ContextVar("asked_by", default="none")
-
-
-class Stepped:
-    """A database whose writes wait for `step`, and their results."""
-
-    def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
-        self.writer = ManualExecutor()
-        self.observer = QueryCounter()
-        self.database = open_inline(config, self.observer, self.writer, clock=lambda: 0.0)
-        self.results: dict[str, object] = {}
-
-    def queue(self, name: str, fn: Callable[[WriteTransaction], Any]) -> None:
-        deferred: Deferred[Any] = Deferred.fromCoroutine(self.database.write(name, fn))
-
-        def done(result: object) -> None:
-            self.results[name] = type(result.value) if isinstance(result, Failure) else result
-
-        deferred.addBoth(done)
-
-    def step(self) -> None:
-        self.writer.run()
-
-    def names(self) -> list[str]:
-        found: list[str] = []
-
-        async def read() -> None:
-            found.extend(await self.database.read("names", names))
-
-        run_coroutine(read(), None)
-        return found
-
-
-@pytest.fixture
-def stepped(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Stepped]:
-    stepped = Stepped(database_config)
-    yield stepped
-    run_coroutine(stepped.database.close(), None)
-
-
-def names(txn: Transaction) -> list[str]:
-    return [name for (name,) in txn.query("SELECT name FROM jobs ORDER BY name")]
-
-
-def put(name: str, fail: bool = False, positions: int = 1) -> Callable[[WriteTransaction], int]:
-    def fn(txn: WriteTransaction) -> int:
-        txn.execute("INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, ""))
-        first = txn.next_position(positions)
-        for position in range(first, first + positions):
-            txn.announce(Change(position, Topic.PROFILE, user_id=name))
-        if fail:
-            raise ValueError(name)
-        return first
-
-    return fn
 
 
 def twice(txn: WriteTransaction) -> None:
@@ -130,9 +72,9 @@ def raise_later(txn: WriteTransaction) -> None:
     raise ValueError
 
 
-def test_queued_writes_share_one_commit(stepped: Stepped) -> None:
+def test_queued_writes_share_one_commit(stepped: SteppedDatabase) -> None:
     for name in "abcdefgh":
-        stepped.queue(name, put(name))
+        stepped.queue(name, insert_job(name))
     assert stepped.results == {}
     assert stepped.names() == []
     stepped.step()
@@ -141,23 +83,23 @@ def test_queued_writes_share_one_commit(stepped: Stepped) -> None:
     assert stepped.names() == list("abcdefgh")
 
 
-def test_closing_the_database_commits_queued_writes(stepped: Stepped) -> None:
+def test_closing_the_database_commits_queued_writes(stepped: SteppedDatabase) -> None:
     for name in "ab":
-        stepped.queue(name, put(name))
+        stepped.queue(name, insert_job(name))
     run_coroutine(stepped.database.close(), None)
     assert stepped.results == {"a": 1, "b": 2}
 
 
 def test_closing_refuses_new_writes_and_commits_earlier_ones(
-    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepped.writer, "close", lambda: succeed(None))  # as if a thread were busy
     closing: list[Deferred[None]] = []
 
     def close(txn: WriteTransaction) -> int:
-        stepped.queue("meanwhile", put("meanwhile"))
+        stepped.queue("meanwhile", insert_job("meanwhile"))
         closing.append(Deferred.fromCoroutine(stepped.database.close()))
-        stepped.queue("too late", put("too late"))
+        stepped.queue("too late", insert_job("too late"))
         return txn.next_position()
 
     stepped.queue("close", close)
@@ -166,9 +108,9 @@ def test_closing_refuses_new_writes_and_commits_earlier_ones(
     assert stepped.results == {"close": 1, "meanwhile": 2, "too late": DatabaseUnavailable}
 
 
-def test_a_batch_is_bounded(stepped: Stepped) -> None:
+def test_a_batch_is_bounded(stepped: SteppedDatabase) -> None:
     for number in range(300):
-        stepped.queue(f"{number:03}", put(f"{number:03}"))
+        stepped.queue(f"{number:03}", insert_job(f"{number:03}"))
     stepped.step()
     assert sum(stepped.observer.batches) == 300
     assert max(stepped.observer.batches) <= 256
@@ -194,9 +136,11 @@ OUTCOMES = [
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9))
-def test_a_failing_write_does_not_affect_others(stepped: Stepped, outcomes: list[str]) -> None:
+def test_a_failing_write_does_not_affect_others(
+    stepped: SteppedDatabase, outcomes: list[str]
+) -> None:
     stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
-    stepped.queue("first", put("the first"))
+    stepped.queue("first", insert_job("the first"))
     stepped.step()
     received: list[Change] = []
     end = stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
@@ -205,9 +149,9 @@ def test_a_failing_write_does_not_affect_others(stepped: Stepped, outcomes: list
         name = f"{number}{outcome}"
         match outcome:
             case "good":
-                stepped.queue(name, put(name, positions=2))
+                stepped.queue(name, insert_job(name, positions=2))
             case "raises":
-                stepped.queue(name, put(name, fail=True))
+                stepped.queue(name, insert_job(name, fail=True))
                 expected[name] = ValueError
             case "good later":
                 stepped.queue(name, put_later(name))
@@ -250,14 +194,14 @@ def test_a_failing_write_does_not_affect_others(stepped: Stepped, outcomes: list
             assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
 
 
-def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: Stepped) -> None:
+def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: SteppedDatabase) -> None:
     """The connection stays in use."""
     received: list[Change] = []
     stepped.database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     session = (
         "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
     )
-    stepped.queue("first", put("first"))
+    stepped.queue("first", insert_job("first"))
     stepped.queue("session", lambda txn: txn.query(session))
     stepped.step()
     head = stepped.database.streams.current()
@@ -265,7 +209,7 @@ def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: Stepped) 
     stepped.step()
     assert issubclass(stepped.results["breaks"], stepped.database.engine.errors)  # type: ignore[arg-type]
     assert stepped.database.streams.current() == head
-    stepped.queue("next", put("next"))
+    stepped.queue("next", insert_job("next"))
     stepped.queue("session later", lambda txn: txn.query(session))
     stepped.step()
     assert stepped.results["next"] == head + 1
@@ -275,12 +219,12 @@ def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: Stepped) 
 
 
 def test_a_conflict_in_a_deferred_statement_is_retried(postgresql: PostgresConfig) -> None:
-    stepped = Stepped(postgresql)
+    stepped = SteppedDatabase(postgresql)
     tries: list[int] = []
 
     def conflict(txn: WriteTransaction) -> int:
         tries.append(1)
-        position = put("conflict")(txn)
+        position = insert_job("conflict")(txn)
         if len(tries) == 1:
             txn.execute_later(
                 "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$"
@@ -298,18 +242,18 @@ def test_a_conflict_in_a_deferred_statement_is_retried(postgresql: PostgresConfi
 def test_an_outage_in_a_deferred_statement_is_reported_as_unavailable(
     postgresql: PostgresConfig,
 ) -> None:
-    stepped = Stepped(postgresql)
+    stepped = SteppedDatabase(postgresql)
     full = "DO $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$"
     stepped.queue("full", lambda txn: txn.execute_later(full))
     stepped.step()
     assert stepped.results == {"full": DatabaseUnavailable}
-    stepped.queue("next", put("next"))
+    stepped.queue("next", insert_job("next"))
     stepped.step()
     assert stepped.names() == ["next"]
     run_coroutine(stepped.database.close(), None)
 
 
-def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: Stepped) -> None:
+def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: SteppedDatabase) -> None:
     order: list[str] = []
     stepped.database.streams.subscribe(
         lambda published: order.append(f"stream {len(published)}"), stage=Stage.NOTIFY
@@ -317,7 +261,7 @@ def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: Stepped) 
 
     def write(name: str) -> Callable[[WriteTransaction], None]:
         def fn(txn: WriteTransaction) -> None:
-            put(name)(txn)
+            insert_job(name)(txn)
             txn.after_commit(lambda: order.append(f"callback {name} sees {stepped.names()}"))
 
         return fn
@@ -338,20 +282,22 @@ def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: Stepped) 
     ]
 
 
-def test_a_write_from_a_subscriber_is_committed(stepped: Stepped) -> None:
+def test_a_write_from_a_subscriber_is_committed(stepped: SteppedDatabase) -> None:
     stepped.database.streams.subscribe(
         lambda published: (
-            stepped.queue("second", put("second")) if published[0].user_id == "first" else None
+            stepped.queue("second", insert_job("second"))
+            if published[0].user_id == "first"
+            else None
         ),
         stage=Stage.NOTIFY,
     )
-    stepped.queue("first", put("first"))
+    stepped.queue("first", insert_job("first"))
     stepped.step()
     assert stepped.names() == ["first", "second"]
     assert stepped.results == {"first": 1, "second": 2}
 
 
-def test_each_write_runs_in_the_context_of_its_caller(stepped: Stepped) -> None:
+def test_each_write_runs_in_the_context_of_its_caller(stepped: SteppedDatabase) -> None:
     for name in "ab":
         asked_by.set(name)
         stepped.queue(name, lambda _: asked_by.get())
@@ -365,7 +311,7 @@ def test_counters_are_independent_and_continue_after_a_restart(
 ) -> None:
     taken: list[object] = []
     for _ in range(2):
-        stepped = Stepped(database_config)
+        stepped = SteppedDatabase(database_config)
         taken.append(stepped.database.streams.current())
         stepped.queue(
             "a", lambda txn: (txn.allocate("room"), txn.next_position(3), txn.allocate("room", 2))
@@ -378,7 +324,7 @@ def test_counters_are_independent_and_continue_after_a_restart(
 
 
 def test_a_swallowed_sql_error_fails_the_write_on_postgresql(
-    stepped: Stepped,
+    stepped: SteppedDatabase,
 ) -> None:
     def swallow(txn: WriteTransaction) -> None:
         txn.execute("INSERT INTO jobs (name, progress) VALUES ('swallowed', '')")
@@ -387,9 +333,9 @@ def test_a_swallowed_sql_error_fails_the_write_on_postgresql(
         except stepped.database.engine.errors:
             return
 
-    stepped.queue("before", put("before"))
+    stepped.queue("before", insert_job("before"))
     stepped.queue("swallow", swallow)
-    stepped.queue("after", put("after"))
+    stepped.queue("after", insert_job("after"))
     stepped.step()
     if stepped.database.engine.name == "postgres":
         assert issubclass(stepped.results["swallow"], stepped.database.engine.errors)  # type: ignore[arg-type]
@@ -399,39 +345,39 @@ def test_a_swallowed_sql_error_fails_the_write_on_postgresql(
 
 
 def test_a_write_is_retried_after_a_lost_connection(postgresql: PostgresConfig) -> None:
-    stepped = Stepped(postgresql)
+    stepped = SteppedDatabase(postgresql)
     tries: list[int] = []
 
     def lose(txn: WriteTransaction) -> int:
         tries.append(1)
-        position = put("lost")(txn)
+        position = insert_job("lost")(txn)
         if len(tries) == 1:
             txn.query("SELECT pg_terminate_backend(pg_backend_pid())")
         return position
 
-    stepped.queue("first", put("first"))
+    stepped.queue("first", insert_job("first"))
     stepped.queue("lose", lose)
-    stepped.queue("last", put("last"))
+    stepped.queue("last", insert_job("last"))
     stepped.step()
     assert stepped.results == {"first": 1, "lose": 2, "last": 3}
     assert stepped.names() == ["first", "last", "lost"]
     run_coroutine(stepped.database.close(), None)
 
 
-def test_a_write_that_fails_takes_no_numbers(stepped: Stepped) -> None:
+def test_a_write_that_fails_takes_no_numbers(stepped: SteppedDatabase) -> None:
     def fail(txn: WriteTransaction) -> None:
         txn.allocate("room", 5)
-        put("fails", fail=True, positions=3)(txn)
+        insert_job("fails", fail=True, positions=3)(txn)
 
-    stepped.queue("before", put("before"))
+    stepped.queue("before", insert_job("before"))
     stepped.queue("fails", fail)
-    stepped.queue("after", lambda txn: (put("after")(txn), txn.allocate("room")))
+    stepped.queue("after", lambda txn: (insert_job("after")(txn), txn.allocate("room")))
     stepped.step()
     assert stepped.results == {"before": 1, "fails": ValueError, "after": (2, 1)}
     stepped.queue("fails alone", fail)
     stepped.step()
     assert stepped.database.streams.current() == 2
-    stepped.queue("next", put("next"))
+    stepped.queue("next", insert_job("next"))
     stepped.step()
     assert stepped.results["next"] == 3
 
@@ -439,20 +385,20 @@ def test_a_write_that_fails_takes_no_numbers(stepped: Stepped) -> None:
 def test_the_writer_recovers_after_losing_every_connection(
     postgresql: PostgresConfig,
 ) -> None:
-    stepped = Stepped(postgresql)
-    stepped.queue("first", put("first"))
+    stepped = SteppedDatabase(postgresql)
+    stepped.queue("first", insert_job("first"))
     stepped.queue("lose", lambda txn: txn.query("SELECT pg_terminate_backend(pg_backend_pid())"))
     stepped.step()
     assert stepped.results == {"first": DatabaseUnavailable, "lose": DatabaseUnavailable}
     assert stepped.names() == []
-    stepped.queue("next", put("next"))
+    stepped.queue("next", insert_job("next"))
     stepped.step()
     assert stepped.names() == ["next"]
     run_coroutine(stepped.database.close(), None)
 
 
 def test_the_writer_recovers_after_a_full_disk(sqlite: SQLiteConfig) -> None:
-    stepped = Stepped(sqlite)
+    stepped = SteppedDatabase(sqlite)
 
     def fill(txn: WriteTransaction) -> None:
         (pages,) = txn.query("PRAGMA page_count")[0]
@@ -462,13 +408,13 @@ def test_the_writer_recovers_after_a_full_disk(sqlite: SQLiteConfig) -> None:
                 "INSERT INTO jobs (name, progress) VALUES (?, ?)", (f"big{number}", "x" * 5000)
             )
 
-    stepped.queue("first", put("first"))
+    stepped.queue("first", insert_job("first"))
     stepped.queue("fill", fill)
     stepped.step()
     assert stepped.results["fill"] is not None
     assert not [name for name in stepped.names() if name.startswith("big")]
     assert ("first" in stepped.names()) == (stepped.results["first"] == 1)
-    stepped.queue("next", put("next"))
+    stepped.queue("next", insert_job("next"))
     stepped.step()
     assert "next" in stepped.names()
     run_coroutine(stepped.database.close(), None)
@@ -477,7 +423,7 @@ def test_the_writer_recovers_after_a_full_disk(sqlite: SQLiteConfig) -> None:
 def test_changes_of_another_process_are_published(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
-    here, there = Stepped(database_config), Stepped(database_config)
+    here, there = SteppedDatabase(database_config), SteppedDatabase(database_config)
     received: list[object] = []
     here.database.streams.watch(
         lambda after, upto: received.append((after, upto)), stage=Stage.NOTIFY
@@ -486,11 +432,11 @@ def test_changes_of_another_process_are_published(
         lambda published: received.append([change.position for change in published]),
         stage=Stage.NOTIFY,
     )
-    there.queue("a", put("a", positions=3))
+    there.queue("a", insert_job("a", positions=3))
     there.step()
-    here.queue("b", put("b"))
+    here.queue("b", insert_job("b"))
     here.step()
-    there.queue("c", put("c"))
+    there.queue("c", insert_job("c"))
     there.step()
     Deferred.fromCoroutine(here.database.catch_up())
     here.step()

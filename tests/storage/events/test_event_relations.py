@@ -147,11 +147,6 @@ async def test_an_annotation_is_found_again(database: Database) -> None:
 
 
 @pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
-
-
-@pytest.fixture
 def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
     database = open_inline(sqlite, counter)
     yield database

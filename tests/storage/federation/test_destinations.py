@@ -59,11 +59,11 @@ async def test_a_backlog_is_stored_until_it_is_delivered(database: Database) -> 
     assert await store.get_destinations() == {PEER: row}
     assert (await store.get_backlogs())[PEER] == Backlog({1: 100, 2: 200, 3: 300}, {ALICE: 150})
 
-    def tell(txn: WriteTransaction) -> None:
+    def record_delivery(txn: WriteTransaction) -> None:
         store.set_delivered(txn, PEER, {1: None, 2: 400}, {ALICE: None})
         store.set_reached(txn, PEER, 30)
 
-    await database.write("test", tell)
+    await database.write("test", record_delivery)
 
     assert await store.get_backlogs() == {PEER: Backlog({2: 400, 3: 300}), OTHER: Backlog({1: 300})}
     assert (await store.get_destinations())[PEER] == DestinationRow(PEER, None, 30, 0, "down")
@@ -182,13 +182,13 @@ async def test_a_server_is_in_a_room_while_one_of_its_users_is(database: Databas
 
 async def test_messages_wait_for_their_server_in_order(database: Database) -> None:
     store = OutgoingToDeviceStore(database=database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     before = database.streams.current()
     for number in range(3):
         await database.write("test", store.add_messages, {PEER: b"%d" % number, OTHER: b"x"})
 
-    assert [change.topic for change in heard] == [Topic.OUTGOING_TO_DEVICE] * 3
+    assert [change.topic for change in received] == [Topic.OUTGOING_TO_DEVICE] * 3
     assert await store.get_servers(before, database.streams.current()) == {PEER, OTHER}
     assert await store.count_messages() == {PEER: 3, OTHER: 3}
     first, second, third = await store.get_messages(PEER, 10)
@@ -219,13 +219,13 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
     )
     ages = CleanupAges(dead_since=100, unshared_since=200, tried_before=300)
     await database.write("test", count_servers, ROOM_NID, {PEER: 1, OTHER: 1}, {PEER: 1, OTHER: 1})
-    behind = Backlog({ROOM_NID: 5}, {ALICE: 5})
+    pending = Backlog({ROOM_NID: 5}, {ALICE: 5})
     for server, since, backlog in (
-        (PEER, 50, behind),
-        (OTHER, 150, behind),
-        ("dead.example", 50, behind),
+        (PEER, 50, pending),
+        (OTHER, 150, pending),
+        ("dead.example", 50, pending),
         ("gone.example", 150, Backlog()),
-        ("behind.example", 150, behind),
+        ("behind.example", 150, pending),
         ("away.example", 250, Backlog()),
     ):
         await store.add_failure(DestinationRow(server, since, 260, 5000, "down"), backlog)
@@ -317,11 +317,11 @@ async def test_remote_device_lists_are_stored_and_their_changes_announced(
     database: Database,
 ) -> None:
     store, log = RemoteDeviceStore(database), DeviceListLog(database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
     await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], 0)
-    assert heard == [], "they were unknown before"
+    assert received == [], "they were unknown before"
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
@@ -335,7 +335,7 @@ async def test_remote_device_lists_are_stored_and_their_changes_announced(
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
     assert await store.apply_update(changed("B3", 9, [8]), 10, LIST_BYTES)
     assert await store.get_stale("", 10) == [BOB]
-    assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
+    assert [(change.topic, change.user_id) for change in received] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "no update is sent for remote users"
 
     await store.remove_unshared([BOB])
@@ -364,13 +364,13 @@ async def test_a_device_change_applies_is_known_or_makes_the_list_stale(
 ) -> None:
     store = RemoteDeviceStore(database)
     await store.set_list(BOB, 5, [DeviceKeysRow(BOB, "B1", b"{}", None)], [], 0)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
 
     assert await store.apply_update(change, 10, LIST_BYTES) == is_stale
 
     assert (await store.get_lists([BOB]))[BOB].is_stale == is_stale
-    assert [each.user_id for each in heard] == [BOB] * is_told
+    assert [each.user_id for each in received] == [BOB] * is_told
 
 
 async def test_the_list_of_a_user_who_starts_to_share_a_room_is_stale(database: Database) -> None:

@@ -23,7 +23,7 @@ from storage.engine.database import (
 )
 from storage.filters.filters import FilterStore
 from storage.maintenance.after_restore import SKIPPED_IDS, SKIPPED_POSITIONS, repair_after_restore
-from tests.storage.maintenance.test_copy import write_config
+from tests.helpers.databases import write_config_file
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
 CURVE = "signed_curve25519"
@@ -55,9 +55,9 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
     assert (settled.devices, settled.stale_lists, settled.users) == (2, 1, 2)
     changed = await database.get_head()
     assert changed > head + SKIPPED_POSITIONS
-    anew = DeviceKeyStore(database)
-    assert await anew.claim_in_chunks([requested], 1) == [b'"F":"f"']
-    assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
+    reopened = DeviceKeyStore(database)
+    assert await reopened.claim_in_chunks([requested], 1) == [b'"F":"f"']
+    assert (await reopened.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
         "some clients treat zero as unchanged"
     )
     assert await remote.get_stale("", 10) == [CAROL]
@@ -69,19 +69,19 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
 
     def upload(txn: WriteTransaction) -> KeyCounts:
         new = {(CURVE, "PHONE1"): b"{}", (CURVE, "NEW"): b"{}"}
-        return anew.upload_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
+        return reopened.upload_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
 
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
-    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
-    claimed = [await anew.claim_in_chunks([requested], 1) for _ in range(3)]
+    assert (await reopened.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
+    claimed = [await reopened.claim_in_chunks([requested], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
-    assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
+    assert (await reopened.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
     # again, with one device that has published keys since, and one that has not
     for _ in range(2):
         assert (await database.write("test", repair_after_restore)).devices == 2
         for device_id in ("PHONE", "LAPTOP"):
-            assert (await anew.get_counts(ALICE, device_id))[0] == KeyCounts({CURVE: 1}, [], 1)
-            assert await anew.claim_in_chunks([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
+            assert (await reopened.get_counts(ALICE, device_id))[0] == KeyCounts({CURVE: 1}, [], 1)
+            assert await reopened.claim_in_chunks([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
 
 
@@ -132,7 +132,7 @@ async def test_a_new_database_needs_no_repair(database: Database) -> None:
 def test_the_command_requires_that_no_server_runs(
     postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, "homeserver.yaml", postgresql)
+    config = write_config_file(tmp_path, "homeserver.yaml", postgresql)
     node = make_engine(postgresql).open_node_channel()
     assert node is not None
     words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
@@ -152,7 +152,7 @@ def test_the_command_refuses_a_backup_mixed_with_the_log_of_another_file(
     file."""
     path, backup = Path(sqlite.path), tmp_path / "backup.db"
     log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
-    config = write_config(tmp_path, "homeserver.yaml", sqlite)
+    config = write_config_file(tmp_path, "homeserver.yaml", sqlite)
     words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
     with closing(sqlite3.connect(path, isolation_level=None)) as server:
         server.execute("PRAGMA journal_mode = WAL")

@@ -1,6 +1,6 @@
 """A complete database is copied to the other kind, and the server runs on the copy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from storage.engine.database import (
 )
 from storage.maintenance.copy import CannotCopy, CopyProgress, ProgressLines, copy_database
 from tests.conftest import run_coroutine
-from tests.helpers.databases import PostgresTemplates, open_inline
+from tests.helpers.databases import open_inline, write_config_file
 from tests.helpers.event_search import found, index
-from tests.helpers.server import TestServer, User
+from tests.helpers.logins import password_auth
+from tests.helpers.server import TestServer, User, move_user
 
 Config = SQLiteConfig | PostgresConfig
 
@@ -32,25 +33,17 @@ def source_and_target(
     return (sqlite, postgresql) if request.param.startswith("sqlite") else (postgresql, sqlite)
 
 
-@pytest.fixture
-def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
-    """An empty PostgreSQL database without tables."""
-    config = postgres_templates.create(empty=True)
-    yield config
-    postgres_templates.drop(config)
-
-
 def copy(
-    source: Config, target: Config, tell: Callable[[CopyProgress], None] = lambda _: None
+    source: Config, target: Config, on_progress: Callable[[CopyProgress], None] = lambda _: None
 ) -> dict[str, int]:
-    return dict(copy_database(make_engine(source), make_engine(target), tell).tables)
+    return dict(copy_database(make_engine(source), make_engine(target), on_progress).tables)
 
 
 def close(database: Database) -> None:
     run_coroutine(database.close(), None)
 
 
-def talk(server: TestServer) -> tuple[User, User, str, str]:
+def create_conversation(server: TestServer) -> tuple[User, User, str, str]:
     """Create two users and a room with messages. Return the last message."""
     alice, bob = server.register("alice"), server.register("bob")
     room = alice.post(
@@ -84,7 +77,7 @@ def test_the_server_runs_on_the_copy(
     source, target = source_and_target
     database = open_inline(source)
     server = TestServer(tmp_path, database)
-    alice, bob, room, last = talk(server)
+    alice, bob, room, last = create_conversation(server)
     run_coroutine(index(server), None)
     before = [sync_room(user, room) for user in (alice, bob)]
     since = bob.get("/_matrix/client/v3/sync").json["next_batch"]
@@ -96,17 +89,14 @@ def test_the_server_runs_on_the_copy(
 
     moved = open_inline(target)
     server = TestServer(tmp_path, moved, seed=2)
-    alice, bob = (
-        User(server, {"user_id": u.user_id, "access_token": u.token, "device_id": u.device_id})
-        for u in (alice, bob)
-    )
+    alice, bob = (move_user(server, u) for u in (alice, bob))
     assert [sync_room(user, room) for user in (alice, bob)] == before
     assert found(bob, "№ 2") == [last]
-    again = alice.put(
+    repeated = alice.put(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t2",
         {"msgtype": "m.text", "body": "sent again"},
     )
-    assert again.json == {"event_id": last}, (
+    assert repeated.json == {"event_id": last}, (
         "a retried request finds the event that it created before the copy"
     )
     new = alice.put(
@@ -120,11 +110,7 @@ def test_the_server_runs_on_the_copy(
     assert [event["content"]["body"] for event in later] == ["moved"], (
         "a sync token is valid after the copy"
     )
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": "bob"},
-        "password": "wonderland",
-    }
+    body = password_auth("bob")
     assert server.post("/_matrix/client/v3/login", body).status == 200
     close(moved)
 
@@ -223,7 +209,7 @@ async def write_only(database: Database, add: Callable[[WriteTransaction], None]
 
 
 def test_many_rows_are_copied_in_batches_with_progress(
-    sqlite: SQLiteConfig, new_postgresql: PostgresConfig
+    sqlite: SQLiteConfig, empty_postgres: PostgresConfig
 ) -> None:
     database = open_inline(sqlite)
     count_accounts(database, 1234)
@@ -233,11 +219,11 @@ def test_many_rows_are_copied_in_batches_with_progress(
     progress = ProgressLines(write=lines.append, clock=lambda: float(next(seconds)))
     steps: list[CopyProgress] = []
 
-    def tell(step: CopyProgress) -> None:
+    def on_progress(step: CopyProgress) -> None:
         steps.append(step)
         progress.report(step)
 
-    assert copy(sqlite, new_postgresql, tell)["accounts"] == 1234
+    assert copy(sqlite, empty_postgres, on_progress)["accounts"] == 1234
     copying = [step.rows for step in steps if step.table == "accounts" and step.phase == "copying"]
     assert copying == [0, 500, 1000, 1234]
     assert steps[-1].rows_done == steps[-1].rows_total == 2 * 1234
@@ -320,17 +306,6 @@ def test_a_missing_source_is_not_created(sqlite: SQLiteConfig, tmp_path: Path) -
         copy(sqlite, sqlite)
 
 
-def write_config(folder: Path, name: str, config: Config, server_name: str = "example.org") -> Path:
-    if isinstance(config, SQLiteConfig):
-        section = f"{{name: sqlite3, args: {{database: {config.path}}}}}"
-    else:
-        arguments = ", ".join(f"{name}: {value}" for name, value in config.connect.items())
-        section = f"{{name: psycopg2, args: {{{arguments}}}}}"
-    path = folder / name
-    path.write_text(f"server_name: {server_name}\ndatabase: {section}\n")
-    return path
-
-
 def test_the_command_copies_and_prints_progress(
     sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
@@ -338,10 +313,10 @@ def test_the_command_copies_and_prints_progress(
     count_accounts(database, 2)
     close(database)
     old, new = (
-        write_config(tmp_path, "old.yaml", sqlite),
-        write_config(tmp_path, "new.yaml", postgresql),
+        write_config_file(tmp_path, "old.yaml", sqlite),
+        write_config_file(tmp_path, "new.yaml", postgresql),
     )
-    other = write_config(tmp_path, "other.yaml", postgresql, "example.com")
+    other = write_config_file(tmp_path, "other.yaml", postgresql, "example.com")
 
     def run(target: Path) -> Any:
         return CliRunner().invoke(main, ["copy-database", "--from", str(old), "--to", str(target)])
@@ -351,7 +326,7 @@ def test_the_command_copies_and_prints_progress(
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("copied 2 rows in ")
     assert "copying accounts: 2 of 2 rows" in done.stderr
-    again = run(new)
-    assert again.exit_code == 1
-    assert "nothing was copied" in again.stderr
-    assert "is not empty" in again.stderr
+    retried = run(new)
+    assert retried.exit_code == 1
+    assert "nothing was copied" in retried.stderr
+    assert "is not empty" in retried.stderr

@@ -194,9 +194,9 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     for each in long[1:]:
         with pytest.raises(ObjectStoreFailed, match="silent"):
             await each
-    again = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
+    retried = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
     later.run()
-    assert await again == "done"
+    assert await retried == "done"
 
 
 async def test_a_file_is_removed_though_the_store_hangs(

@@ -159,8 +159,8 @@ async def test_an_upload_does_not_wait_for_the_second_copy(
     levelling = Deferred.fromCoroutine(node.levelling.rebalance(10))
     assert not levelling.called  # the job waits
     assert Deferred.fromCoroutine(node.upload(b"black tea", "b")).called
-    again = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
-    assert await again.levelling.rebalance(10) == 2
+    restarted = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
+    assert await restarted.levelling.rebalance(10) == 2
     assert len(bucket.names()) == 2
 
 
@@ -189,11 +189,11 @@ async def test_all_contents_move_to_the_store_and_back(
     assert bucket.names() == []
     node = Node(database, tmp_path, bucket.open())
     assert await node.levelling.rebalance(3) == 3
-    again = Node(database, tmp_path, bucket.open())  # after an interruption
-    assert [await again.levelling.rebalance(3) for _ in range(3)] == [3, 1, 0]
+    restarted = Node(database, tmp_path, bucket.open())  # after an interruption
+    assert [await restarted.levelling.rebalance(3) for _ in range(3)] == [3, 1, 0]
     assert len(bucket.names()) == 7
-    again.lose_folder()
-    await again.remove("3", digests[3])
+    restarted.lose_folder()
+    await restarted.remove("3", digests[3])
     after = Node(database, tmp_path, bucket.open(), "retired")
     assert await after.levelling.rebalance(4) == 4
     assert len(bucket.names()) == 2

@@ -22,14 +22,22 @@ from storage.retention.history_refetch import (
     stop_fetching_messages,
 )
 from storage.retention.purging import PurgeCause, PurgedMessages, PurgingStore
-from tests.storage.retention.test_purging import ALICE, NOW, OWN, SHOWN, fill, pruned, rows_of
+from tests.helpers.history_rows import (
+    ALICE,
+    NOW,
+    OWN,
+    SHOWN,
+    insert_history,
+    pruned_pdus,
+    select_rows,
+)
 
 GONE = SHOWN | EventFlag.PURGED
 WHOLE = b'{"content":{"url":"mxc://example.org/x3"}}'
 
 
 async def forget(database: Database, *nids: int, cause: PurgeCause = PurgeCause.FORGOTTEN) -> None:
-    await database.write("purge", PurgingStore(database).purge, 1, pruned(*nids), cause, NOW)
+    await database.write("purge", PurgingStore(database).purge, 1, pruned_pdus(*nids), cause, NOW)
 
 
 async def restore(database: Database, *regained: RefetchedMessage) -> int:
@@ -43,8 +51,8 @@ async def states(database: Database, *nids: int) -> Sequence[tuple[int, int | No
 
 
 async def test_content_is_restored_with_derived_data(database: Database) -> None:
-    heard: list[Change] = []
-    await database.write("fill", fill)
+    received: list[Change] = []
+    await database.write("fill", insert_history)
     sql = (
         "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
         " last_access_ts, authenticated)"
@@ -54,9 +62,9 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     await forget(database, 1, 3, 5)
     await database.write("look", do_rechecks, OWN, 100, NOW, 10)
     unreferenced = "SELECT unreferenced_ts FROM tracked_media WHERE media_id = 'x3'"
-    assert await database.read("read", rows_of, unreferenced) == [(NOW,)]
+    assert await database.read("read", select_rows, unreferenced) == [(NOW,)]
     assert await states(database, 3) == [(GONE | EventFlag.FORGOTTEN, 3, False)]
-    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
+    database.streams.subscribe(received.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
     before = database.streams.current()
 
     related = Relation("m.thread", "$1")
@@ -65,14 +73,14 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
         (GONE | EventFlag.FORGOTTEN, 1, False),
         (SHOWN, None, True),
     ]
-    assert await database.read("read", rows_of, "SELECT event_nid, target FROM relations") == [
+    assert await database.read("read", select_rows, "SELECT event_nid, target FROM relations") == [
         (3, "$1")
     ]
-    assert await database.read("read", rows_of, "SELECT event_nid FROM search_queue") == [(3,)]
-    assert await database.read("read", rows_of, unreferenced) == [(None,)]
+    assert await database.read("read", select_rows, "SELECT event_nid FROM search_queue") == [(3,)]
+    assert await database.read("read", select_rows, unreferenced) == [(None,)]
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
-    assert [change.detail for change in heard] == ["$1", PurgedMessages(1, [3])]
+    assert [change.detail for change in received] == ["$1", PurgedMessages(1, [3])]
     assert (await EventStore(database).get_content_changes(0, before)).changed_rooms == {1}, (
         "other nodes hear of it"
     )
@@ -82,7 +90,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
 
 
 async def test_only_messages_of_forgotten_rooms_are_restored(database: Database) -> None:
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     await forget(database, 1, cause=PurgeCause.RETENTION)
     await forget(database, 3, cause=PurgeCause.PURGE)
     await forget(database, 1, 3, 5)
@@ -98,7 +106,7 @@ async def test_only_messages_of_forgotten_rooms_are_restored(database: Database)
 
 async def test_redacted_messages_stay_without_content(database: Database) -> None:
     def redact(txn: WriteTransaction) -> None:
-        fill(txn)
+        insert_history(txn)
         txn.execute("UPDATE events SET redacted_by = 9 WHERE event_nid = 1")
         txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$3', 9)")
         txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$5', 7)")
@@ -126,7 +134,7 @@ async def test_redacted_messages_stay_without_content(database: Database) -> Non
 
 async def test_gaps_name_purged_messages_until_fetching_stops(database: Database) -> None:
     timelines, store = TimelineStore(database), HistoryRefetchStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     await forget(database, 1, 3, 5)
     await forget(database, 7, cause=PurgeCause.PURGE)
     assert await timelines.get_gaps(1, 0, 100) == Gaps([], "$5")
@@ -156,7 +164,7 @@ async def test_gaps_name_purged_messages_until_fetching_stops(database: Database
 async def test_rooms_that_were_never_forgotten_cost_one_lookup_in_an_empty_index(
     database: Database,
 ) -> None:
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
 
     def explain(txn: WriteTransaction) -> str:
         is_sqlite = database.engine.name == "sqlite"

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from storage.engine.database import Database, Transaction, WriteTransaction
+from storage.engine.database import Database, WriteTransaction
 from storage.engine.interface import Row
 from storage.engine.sqlite import SQLiteEngine
 from storage.engine.streams import Change, Stage, Topic
@@ -13,7 +13,6 @@ from storage.events.events import EventFlag, EventStore
 from storage.events.relations import Relation, RelationRow, add_relations
 from storage.events.timelines import START, Direction, TimelinePlace, TimelineStore
 from storage.media.references import do_rechecks
-from storage.push.event_push_actions import add_outcomes
 from storage.retention.history_purges import (
     HistoryPurge,
     HistoryPurgeStore,
@@ -29,84 +28,26 @@ from storage.retention.purging import (
     PurgingStore,
 )
 from storage.retention.room_retention import RoomRetention, RoomRetentionStore, set_room_retention
-
-OWN, ALICE, BOB = "example.org", "@alice:example.org", "@bob:example.org"
-DAY = 86_400_000
-NOW = 1000 * DAY
-SHOWN = EventFlag.TIMELINE
-
-
-def add_event(
-    txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN
-) -> None:
-    """An event whose depth, position and time are its number."""
-    txn.execute(
-        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags,"
-        " event_id, type, state_key, sender,"
-        " pdu, thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, 'm.room.message', ?, ?, ?, '$1')",
-        (
-            nid,
-            room,
-            nid,
-            nid,
-            nid,
-            flags,
-            f"${nid}",
-            state,
-            ALICE,
-            b'{"content":{"url":"mxc://example.org/x%d"}}' % nid,
-        ),
-    )
-
-
-def add_room(txn: WriteTransaction, nid: int = 1) -> None:
-    txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
-        " creation_ts)"
-        " VALUES (?, ?, '11', 1, '[]', 1, 1)",
-        (nid, f"!{nid}:example.org"),
-    )
-    for user_id in (ALICE, BOB):
-        txn.execute(
-            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
-            " position, is_local)"
-            " VALUES (?, ?, 'join', 1, ?, 1, 1)",
-            (nid, user_id, user_id),
-        )
-
-
-def fill(txn: WriteTransaction) -> None:
-    """Ten events, the even ones are state; two rooms."""
-    add_room(txn)
-    add_room(txn, 2)
-    for nid in range(1, 11):
-        add_event(
-            txn,
-            nid,
-            state=None if nid % 2 else f"s{nid}",
-            flags=SHOWN | (0 if nid % 2 == 0 else 8 | 64),
-        )
-    add_event(txn, 11, room=2)
-    add_outcomes(txn, [(user_id, 1, nid, nid, 3) for user_id in (ALICE, BOB) for nid in (1, 3, 5)])
-    child = RelationRow(Relation("m.thread", "$1"), 3, "$3", 1, 3, "m.room.message", ALICE, 3)
-    add_relations(txn, [child])
-    txn.allocate("event", 11)
-    txn.next_position(11)
-
-
-def pruned(*nids: int) -> dict[int, bytes]:
-    return dict.fromkeys(nids, b'{"content":{}}')
-
-
-def rows_of(txn: Transaction, sql: str) -> list[tuple[object, ...]]:
-    return [tuple(row) for row in txn.query(sql)]
+from tests.helpers.history_rows import (
+    ALICE,
+    BOB,
+    DAY,
+    NOW,
+    OWN,
+    SHOWN,
+    add_event,
+    add_room,
+    insert_history,
+    pruned_pdus,
+    select_rows,
+)
 
 
 async def test_a_purge_removes_content_and_derived_data(database: Database) -> None:
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, Topic.PURGED, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, Topic.PURGED, stage=Stage.NOTIFY)
     store = PurgingStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]
     older = await store.get_older(1, 6, BEFORE_FIRST, 10)
     assert [(each.event_nid, each.sender, each.depth) for each in older] == [
@@ -117,7 +58,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
     assert [each.event_nid for each in await store.get_older(1, 6, (3, 3), 10)] == [5]
 
     # state, events of another room, and missing ones are left alone
-    asked = pruned(1, 2, 3, 11, 99)
+    asked = pruned_pdus(1, 2, 3, 11, 99)
     assert await database.write("purge", store.purge, 1, asked, PurgeCause.RETENTION, NOW) == 2
     assert await database.write("purge", store.purge, 1, asked, PurgeCause.RETENTION, NOW) == 0
 
@@ -130,11 +71,11 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
         (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
     outcomes = "SELECT user_id, position FROM event_push_actions ORDER BY user_id"
-    assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
-    assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
+    assert await database.read("read", select_rows, outcomes) == [(ALICE, 5), (BOB, 5)]
+    assert await database.read("read", select_rows, "SELECT event_nid FROM relations") == []
     assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_FIRST, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
-    (change,) = heard
+    (change,) = received
     assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
 
 
@@ -176,7 +117,7 @@ async def test_the_thread_of_a_purged_event_stays_known(database: Database) -> N
     await database.write("fill", fill_thread)
     for nids in ((1, 2, 3), (4, 5, 6, 8)):
         await database.write(
-            "purge", PurgingStore(database).purge, 1, pruned(*nids), PurgeCause.PURGE, NOW
+            "purge", PurgingStore(database).purge, 1, pruned_pdus(*nids), PurgeCause.PURGE, NOW
         )
     events = await EventStore(database).get_events(range(1, 9))
     assert {
@@ -194,8 +135,8 @@ async def test_the_thread_of_a_purged_event_stays_known(database: Database) -> N
 
 async def test_pages_and_timestamps_skip_purged_events(database: Database) -> None:
     store, timelines = PurgingStore(database), TimelineStore(database)
-    await database.write("fill", fill)
-    await database.write("purge", store.purge, 1, pruned(1, 5, 7), PurgeCause.PURGE, NOW)
+    await database.write("fill", insert_history)
+    await database.write("purge", store.purge, 1, pruned_pdus(1, 5, 7), PurgeCause.PURGE, NOW)
     left = [2, 3, 4, 6, 8, 9, 10]
     page = await timelines.get_page(1, START, None, Direction.FORWARDS, 20)
     assert page == [(TimelinePlace(nid, nid), nid) for nid in left]
@@ -215,7 +156,7 @@ async def test_pages_and_timestamps_skip_purged_events(database: Database) -> No
 
 async def test_files_lose_their_references_with_the_cause(database: Database) -> None:
     store = PurgingStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     sql = (
         "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
         " last_access_ts, authenticated)"
@@ -224,13 +165,13 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
     files = [(f"x{nid}", ALICE, bytes(32)) for nid in (1, 3)]
     await database.write("files", lambda txn: txn.execute_many(sql, files))
     for nid, cause in ((1, PurgeCause.RETENTION), (3, PurgeCause.PURGE)):
-        await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
+        await database.write("purge", store.purge, 1, pruned_pdus(nid), cause, NOW)
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
     known = (
         "SELECT media_id, cause FROM tracked_media WHERE unreferenced_ts IS NOT NULL"
         " ORDER BY media_id"
     )
-    assert await database.read("read", rows_of, known) == [("x1", "retention"), ("x3", "purge")]
+    assert await database.read("read", select_rows, known) == [("x1", "retention"), ("x3", "purge")]
     days = [
         (each.day, each.room_id, each.cause, each.messages)
         for each in await store.get_days(None, 10)
@@ -244,9 +185,9 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
 
 async def test_other_nodes_are_notified_of_the_rooms(database: Database) -> None:
     store, events = PurgingStore(database), EventStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     before = database.streams.current()
-    await database.write("purge", store.purge, 1, pruned(1), PurgeCause.PURGE, NOW)
+    await database.write("purge", store.purge, 1, pruned_pdus(1), PurgeCause.PURGE, NOW)
     assert (await events.get_content_changes(0, before)).changed_rooms == {1}
     assert (
         await events.get_content_changes(0, database.streams.current())
@@ -255,7 +196,7 @@ async def test_other_nodes_are_notified_of_the_rooms(database: Database) -> None
 
 async def test_retention_periods_are_announced_in_order(database: Database) -> None:
     store = RoomRetentionStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     await database.write("set", set_room_retention, 1, 5)
     rows, upto = await store.get_since(0)
     assert rows == [RoomRetention(1, 5, upto)]
@@ -301,7 +242,7 @@ async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(
     database: Database,
 ) -> None:
     store, types = HistoryPurgeStore(database), ["m.room.message"]
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     assert await store.get_extent(1, types) == PurgeExtent(11, 9)
     assert await store.get_extent(1, ["m.sticker"]) == PurgeExtent(11, None)
     children = [
@@ -312,7 +253,9 @@ async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(
     assert await store.get_extent(1, types) == PurgeExtent(11, 5)
     redact = "UPDATE events SET redacted_by = 9 WHERE event_nid = 5"
     await database.write("redact", lambda txn: txn.execute(redact))
-    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), PurgeCause.PURGE, NOW)
+    await database.write(
+        "purge", PurgingStore(database).purge, 1, pruned_pdus(3), PurgeCause.PURGE, NOW
+    )
     assert await store.get_extent(1, types) == PurgeExtent(11, 1)
 
 
@@ -353,7 +296,7 @@ async def test_redacted_messages_are_found_by_their_redactions(database: Databas
     store = HistoryPurgeStore(database)
 
     def fill_redactions(txn: WriteTransaction) -> None:
-        fill(txn)
+        insert_history(txn)
         # 7 redacted 3, and 9 arrived too late; 5 redacted a state event; 11 is in another room
         redactions = [("$3", 7), ("$3", 9), ("$2", 5), ("$11", 1)]
         txn.execute_many("INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)", redactions)
@@ -367,13 +310,15 @@ async def test_redacted_messages_are_found_by_their_redactions(database: Databas
         5: None,
     }
     assert await store.get_redacted(1, [9]) == {}
-    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), PurgeCause.PURGE, NOW)
+    await database.write(
+        "purge", PurgingStore(database).purge, 1, pruned_pdus(3), PurgeCause.PURGE, NOW
+    )
     assert await store.get_redacted(1, range(1, 10)) == {5: None}
 
 
 async def test_rooms_that_nobody_remembers_are_purged(database: Database) -> None:
     store = HistoryPurgeStore(database)
-    await database.write("fill", fill)
+    await database.write("fill", insert_history)
     forget = "UPDATE memberships SET forgotten = ?, membership = 'leave' WHERE room_nid = 1"
     await database.write("forget", lambda txn: txn.execute(forget, (1,)))
     assert (await store.record_forgotten(0, 1, NOW)).count == 1
@@ -402,7 +347,7 @@ async def test_the_write_ahead_log_is_truncated_unless_it_is_read(
     engine = sqlite_database.engine
     assert isinstance(engine, SQLiteEngine)
     log = engine.path.with_name(f"{engine.path.name}-wal")
-    await sqlite_database.write("fill", fill)
+    await sqlite_database.write("fill", insert_history)
     assert log.stat().st_size > 0
     reader = engine.connect_reader()
     reader.begin_snapshot()
@@ -421,7 +366,10 @@ async def test_hidden_messages_are_purged_too(database: Database, flags: int) ->
     await database.write("room", add_room)
     await database.write("event", add_event, 1, flags=flags)
     assert await store.find_rooms({1: 2}) == [1]
-    assert await database.write("purge", store.purge, 1, pruned(1), PurgeCause.RETENTION, NOW) == 1
+    assert (
+        await database.write("purge", store.purge, 1, pruned_pdus(1), PurgeCause.RETENTION, NOW)
+        == 1
+    )
     assert await store.find_rooms({1: 2}) == []
     (row,) = (await EventStore(database).get_events([1])).values()
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
@@ -449,7 +397,7 @@ async def test_messages_to_purge_are_read_by_number_in_rooms_of_any_size(
         explained = cast(WriteTransaction, Explained(txn))
         assert (
             PurgingStore(database).purge(
-                explained, 1, pruned(*range(100)), PurgeCause.RETENTION, NOW
+                explained, 1, pruned_pdus(*range(100)), PurgeCause.RETENTION, NOW
             )
             == 0
         )

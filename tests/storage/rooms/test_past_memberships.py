@@ -57,13 +57,13 @@ async def test_writing_a_membership_again_changes_nothing(
     assert (left.position, left.left_position, left.forgotten) == (20, 20, False)
     await store.set_forgotten(ROOM, ALICE)
 
-    again = await become(membership, 2, 30)
+    repeated = await become(membership, 2, 30)
 
-    assert again is not None
-    assert (again.position, again.left_position, again.forgotten) == (20, 20, True)
-    news = await become(membership, 3, 40)
-    assert news is not None
-    assert (news.position, news.forgotten) == (40, False)
+    assert repeated is not None
+    assert (repeated.position, repeated.left_position, repeated.forgotten) == (20, 20, True)
+    changed = await become(membership, 3, 40)
+    assert changed is not None
+    assert (changed.position, changed.forgotten) == (40, False)
 
 
 @pytest.mark.parametrize("membership", ["invite", "knock", "join"])

@@ -17,8 +17,8 @@ BOB = "@bob:example.org"
 
 async def test_a_held_event_is_announced_when_it_is_released(database: Database) -> None:
     store = StickyEventStore(database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    changes_seen: list[Change] = []
+    database.streams.subscribe(changes_seen.extend, stage=Stage.NOTIFY)
     received = StickyRow(1, 7, BOB, 10, 5000)
     waiting = [
         StickyRow(2, 7, BOB, 11, 5000, is_held=True),
@@ -36,7 +36,7 @@ async def test_a_held_event_is_announced_when_it_is_released(database: Database)
     for _ in range(2):
         await store.release(ROOM, waiting[:1])
     assert await store.get_senders_of_held(1000) == set()
-    sticky = [change for change in heard if change.topic is Topic.STICKY]
+    sticky = [change for change in changes_seen if change.topic is Topic.STICKY]
     assert [change.detail for change in sticky[:3]] == [received, *waiting]
     (release,) = sticky[3:]
     released = replace(waiting[0], is_held=False, position=release.position)

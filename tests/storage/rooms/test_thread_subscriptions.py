@@ -11,8 +11,8 @@ ROOM = "!room:example.org"
 
 async def test_each_thread_is_listed_once_with_its_latest_change(database: Database) -> None:
     store = ThreadSubscriptionStore(database)
-    heard: list[Change] = []
-    database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    database.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     start = database.streams.current()
     await store.subscribe(ALICE, ROOM, "$a")
     await store.subscribe(ALICE, ROOM, "$a")
@@ -21,7 +21,7 @@ async def test_each_thread_is_listed_once_with_its_latest_change(database: Datab
     await store.unsubscribe(ALICE, ROOM, "$a")
     await store.unsubscribe(ALICE, ROOM, "$a")
     await store.unsubscribe(ALICE, ROOM, "$never")
-    assert [(change.topic, change.user_id) for change in heard] == [
+    assert [(change.topic, change.user_id) for change in received] == [
         (Topic.THREAD_SUBSCRIPTION, ALICE),
         (Topic.THREAD_SUBSCRIPTION, ALICE),
         (Topic.THREAD_SUBSCRIPTION, "@bob:example.org"),
@@ -30,12 +30,12 @@ async def test_each_thread_is_listed_once_with_its_latest_change(database: Datab
     head = database.streams.current()
     rows = await store.get_changes(ALICE, start, head, 10)
     assert rows == [
-        ThreadSubscriptionRow(ROOM, "$a", False, False, heard[3].position),
-        ThreadSubscriptionRow(ROOM, "$b", True, False, heard[1].position),
+        ThreadSubscriptionRow(ROOM, "$a", False, False, received[3].position),
+        ThreadSubscriptionRow(ROOM, "$b", True, False, received[1].position),
     ]
     assert await store.get_changes(ALICE, start, head, 1) == rows[:1]
-    assert await store.get_changes(ALICE, start, heard[1].position, 10) == rows[1:]
-    assert await store.get_changes(ALICE, heard[1].position, head, 10) == rows[:1]
+    assert await store.get_changes(ALICE, start, received[1].position, 10) == rows[1:]
+    assert await store.get_changes(ALICE, received[1].position, head, 10) == rows[:1]
     await database.write("t", store.remove_user, ALICE)
     assert await store.get_changes(ALICE, 0, head, 10) == []
     assert await store.get_subscription("@bob:example.org", ROOM, "$a") is not None

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from storage.engine.database import PostgresConfig, WriteTransaction
 from storage.state.keys import StateKey, StateKeys
 from tests.conftest import run_coroutine
-from tests.storage.engine.test_postgres_writer import write
-from tests.storage.engine.test_writer import Stepped
+from tests.helpers.stepped_database import SteppedDatabase, write_now
 
 
 @pytest.fixture
-def nodes(postgresql: PostgresConfig) -> Iterator[tuple[Stepped, Stepped]]:
+def nodes(postgresql: PostgresConfig) -> Iterator[tuple[SteppedDatabase, SteppedDatabase]]:
     """Two processes."""
-    pair = Stepped(postgresql), Stepped(postgresql)
+    pair = SteppedDatabase(postgresql), SteppedDatabase(postgresql)
     yield pair
     for each in pair:
         run_coroutine(each.database.close(), None)
@@ -49,12 +48,12 @@ NUMBERED: Final = [("t", name) for name in "abcdef"]
     forgetful=st.booleans(),
 )
 def test_two_nodes_give_each_pair_one_number(
-    nodes: tuple[Stepped, Stepped],
+    nodes: tuple[SteppedDatabase, SteppedDatabase],
     batches: list[tuple[int, list[tuple[list[list[StateKey]], bool]]]],
     forgetful: bool,
 ) -> None:
     """For any order of writes, and whichever writes of a batch fail."""
-    write(nodes[0], "clear", lambda txn: txn.execute("DELETE FROM state_keys"))
+    write_now(nodes[0], "clear", lambda txn: txn.execute("DELETE FROM state_keys"))
     known = [StateKeys(0 if forgetful else 1000) for _ in nodes]
     given: dict[StateKey, int] = {}
 
@@ -85,7 +84,7 @@ def test_two_nodes_give_each_pair_one_number(
                 assert {**given, **result} == {**result, **given}, "a number never changes"
                 given.update(result)
     assert sorted(given.values()) == list(range(len(given)))
-    rows = write(
+    rows = write_now(
         nodes[0], "rows", lambda txn: txn.query("SELECT type, state_key, key_nid FROM state_keys")
     )
     assert isinstance(rows, list)

@@ -167,14 +167,14 @@ async def test_an_invented_past_is_refused(network: Network) -> None:
     pdu = {**await room.north.pdu(room.room_id, EventID(end)), "content": {"body": "changed"}}
     body = {"origin": NORTH, "origin_server_ts": 1, "pdus": [forged.pdu, pdu, 7, {}]}
 
-    def lie(to: str, request: WireRequest) -> WireResponse | None:
+    def forge(to: str, request: WireRequest) -> WireResponse | None:
         return (
             WireResponse(200, {}, msgspec.json.encode(body))
             if to == NORTH and "backfill" in request.uri
             else None
         )
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge)
 
     assert "forged" not in texts(room.bob, room.room_id)
     assert "changed" not in texts(room.bob, room.room_id)

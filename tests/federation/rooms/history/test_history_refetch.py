@@ -60,9 +60,9 @@ async def test_purged_messages_are_fetched_from_others(network: Network, version
     say(room.bob, room.room_id, "meanwhile")
     come_back(network, room)
     assert texts(room.alice, room.room_id) == ["meanwhile", "b2", "b1", "b0", "a2", "a1", "a0"]
-    again = await room.north.find(room.room_id, said[0])
-    assert again is not None
-    assert again.event.pdu == {**stored.event.pdu, "content": again.event.content}
+    repeated = await room.north.find(room.room_id, said[0])
+    assert repeated is not None
+    assert repeated.event.pdu == {**stored.event.pdu, "content": repeated.event.content}
 
 
 async def test_redacted_events_stay_without_content(network: Network) -> None:
@@ -100,7 +100,7 @@ async def test_a_past_that_no_server_has_does_not_block_restoring(
     pass_on(network)
     lost = await room.by_bob("lost")
 
-    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
+    def forged(destination: ServerName, request: WireRequest) -> WireResponse | None:
         """It never comes, and nobody tells it."""
         if destination == NORTH and b'"lost"' in request.body:
             return WireResponse(200, {}, b'{"pdus":{}}')
@@ -110,7 +110,7 @@ async def test_a_past_that_no_server_has_does_not_block_restoring(
             refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
         )
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forged)
     await room.south.federation.receiver.receive(room.room_id, [lost.pdu])
     last = say(room.bob, room.room_id, "after")
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)])
@@ -133,8 +133,8 @@ async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any
     side.rooms.events.evict([event_id])
 
 
-@pytest.mark.parametrize("lie", [{}, {"msgtype": "m.text", "body": "lie"}])
-async def test_a_replaced_event_is_not_restored(network: Network, lie: dict[str, Any]) -> None:
+@pytest.mark.parametrize("forged", [{}, {"msgtype": "m.text", "body": "forged"}])
+async def test_a_replaced_event_is_not_restored(network: Network, forged: dict[str, Any]) -> None:
     """And what nobody has any more keeps nobody from what lies behind it."""
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()
@@ -142,7 +142,7 @@ async def test_a_replaced_event_is_not_restored(network: Network, lie: dict[str,
     pass_on(network)
     await forget(network, room)
     for event_id in said[10:]:
-        await rewrite(room.south, room.room_id, event_id, content=lie)
+        await rewrite(room.south, room.room_id, event_id, content=forged)
     come_back(network, room)
     assert texts(room.alice, room.room_id) == [str(number) for number in reversed(range(10))]
     stored = await room.north.find(room.room_id, said[10])

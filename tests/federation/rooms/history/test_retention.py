@@ -6,7 +6,7 @@ from federation.protocol.retention import RetentionRules
 from federation.rooms.history.retention import RoomRetentionCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.retention.room_retention import RoomRetention, RoomRetentionStore
-from tests.rooms.test_stream_caches import done
+from tests.helpers.deferreds import result_of
 
 Rows = tuple[list[RoomRetention], int]
 
@@ -44,8 +44,8 @@ def test_a_read_that_another_node_overtakes_is_repeated() -> None:
     store.asked.pop().callback(([RoomRetention(1, 7, 11), RoomRetention(2, 7, 11)], 11))
     assert not reading.called
     store.asked.pop().callback(([RoomRetention(2, 7, 11), RoomRetention(1, None, 12)], 12))
-    assert done(reading)[2] == 7
-    assert done(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) < 0, (
+    assert result_of(reading)[2] == 7
+    assert result_of(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) < 0, (
         "the room has no policy any more"
     )
     assert store.asked == []
@@ -59,13 +59,13 @@ def test_a_read_that_a_change_of_this_node_overtakes_is_repeated() -> None:
     store.asked.pop().callback(([RoomRetention(1, 7, 11)], 11))
     assert not reading.called
     store.asked.pop().callback(([RoomRetention(1, 9, 12)], 12))
-    assert done(reading) == 991
+    assert result_of(reading) == 991
 
 
 def test_a_change_of_this_node_needs_no_read() -> None:
     streams, store, lifetimes = make()
     streams.publish([Change(11, Topic.RETENTION, detail=RoomRetention(1, 9, 11))], 11)
-    assert done(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) == 991
+    assert result_of(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) == 991
     streams.publish([Change(12, Topic.RETENTION, detail=RoomRetention(1, None, 12))], 12)
-    assert done(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) < 0
+    assert result_of(Deferred.fromCoroutine(lifetimes.get_oldest_shown(1))) < 0
     assert store.asked == []

@@ -20,7 +20,7 @@ from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, get_state, invite, join, leave, membership, ok
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 HOUR = 3600
@@ -35,7 +35,7 @@ def invited_twice(network: Network) -> tuple[User, User, list[str]]:
     return alice, bob, rooms
 
 
-def tell(server: TestServer) -> None:
+def send_pending_leaves(server: TestServer) -> None:
     """Run the job that sends pending leaves."""
     server.run(server.app.federated_rooms.leaving.do_send_pending(16))
 
@@ -43,7 +43,7 @@ def tell(server: TestServer) -> None:
 def wait(network: Network, server: TestServer, hours: float) -> None:
     for _ in range(int(hours * 60)):
         network.clock.advance(60)
-        tell(server)
+        send_pending_leaves(server)
 
 
 def asked(network: Network, what: str = "/make_leave/") -> list[str]:
@@ -114,16 +114,14 @@ def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -
     assert len(asked(network)) == 1
     wait(network, bob.server, 0.1)
     assert len(asked(network)) == 2
-    again = network.rebuild(SOUTH)
-    wait(network, again, 0.8)
+    restarted = network.rebuild(SOUTH)
+    wait(network, restarted, 0.8)
     assert len(asked(network)) == 2
     leave(
-        User(
-            again, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
-        ),
+        move_user(restarted, bob),
         rooms[1],
     )
-    wait(network, again, 0.2)
+    wait(network, restarted, 0.2)
     assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
 
 
@@ -157,9 +155,9 @@ def test_a_rate_limit_in_one_room_does_not_block_the_others(network: Network) ->
 def test_a_leave_is_sent_after_a_crash(network: Network) -> None:
     alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
-    again = network.rebuild(SOUTH)
+    restarted = network.rebuild(SOUTH)
     network.mend(NORTH, SOUTH)
-    wait(network, again, 1)
+    wait(network, restarted, 1)
     assert standing(alice, room_id, bob) == "leave"
 
 
@@ -170,10 +168,10 @@ def test_a_leave_is_sent_after_a_crash_during_sending(network: Network) -> None:
     network.hold()
     wait(network, bob.server, 0.2)
     assert [transfer.destination for transfer in network.held()] == [NORTH]
-    again = network.rebuild(SOUTH)
+    restarted = network.rebuild(SOUTH)
     network.deliver()
     assert standing(alice, room_id, bob) == "invite"
-    wait(network, again, 1)
+    wait(network, restarted, 1)
     assert standing(alice, room_id, bob) == "leave"
 
 
@@ -189,10 +187,10 @@ def test_retries_slow_down_and_end(network: Network) -> None:
     assert 5 <= in_a_day <= 15, "all five of them together"
     for _ in range(8 * 24):
         network.clock.advance(HOUR)
-        tell(bob.server)
+        send_pending_leaves(bob.server)
     before = len(asked(network))
     network.clock.advance(24 * HOUR)
-    tell(bob.server)
+    send_pending_leaves(bob.server)
     assert len(asked(network)) == before
 
 

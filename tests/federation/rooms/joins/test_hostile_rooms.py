@@ -13,7 +13,7 @@ from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from tests.helpers.federated_rooms import Side
+from tests.helpers.federated_rooms import Side, two_users
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import (
     NORTH,
@@ -32,7 +32,7 @@ Change = Callable[[Any], Any]
 
 def pair(network: Network) -> tuple[User, User, str]:
     """Somebody on each of two servers, and a room of the first one's."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     return alice, bob, create(alice, preset="public_chat", room_version="11", name="tea")
 
 
@@ -133,8 +133,8 @@ async def test_no_local_user_authorises_a_join_without_their_servers_check(
     event = {
         name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
     }
-    lie = WireResponse(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
-    network.interceptors.append(lambda _, request: lie if "/make_join/" in request.uri else None)
+    forged = WireResponse(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
+    network.interceptors.append(lambda _, request: forged if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
         await bob.server.app.federated_rooms.remote_memberships.join_through(
@@ -175,7 +175,7 @@ def test_impossible_states_are_refused(network: Network, change: Change) -> None
 
 
 def test_a_false_room_version_is_forgotten(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", room_version="10", name="tea")
     network.forge(NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "8"}))
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
@@ -190,7 +190,7 @@ def test_a_false_room_version_is_forgotten(network: Network) -> None:
 async def test_an_invite_by_a_non_member_does_not_set_the_room_version(
     network: Network, *, is_invited: bool
 ) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     mallory = network.add(WEST).register("mallory")
     room_id = create(alice, preset="public_chat", room_version="11")
     west, version = Side(mallory.server), ROOM_VERSIONS["6"]
@@ -218,7 +218,7 @@ async def test_an_invite_by_a_non_member_does_not_set_the_room_version(
 
 @pytest.mark.parametrize("version", ["11", "12"])
 def test_events_of_another_room_are_dropped(network: Network, version: str) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", room_version=version)
     other = create(alice, preset="public_chat", room_version=version, name="poison")
     answers: list[Any] = []
@@ -266,10 +266,10 @@ def test_an_impossible_create_event_is_refused(
             ROOM_VERSIONS[version], {**bare, **fields}, identity.server_name, identity.key
         )
 
-    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def forged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [remake(event) if event["type"] == "m.room.create" else event for event in events]
 
-    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+    network.forge(NORTH, forging("/send_join/", in_state(forged)))
 
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
     assert not is_known(bob, room_id)
@@ -292,13 +292,13 @@ def test_a_join_of_another_user_in_the_response_is_refused(network: Network) -> 
 def test_an_unsigned_room_name_is_not_shown(network: Network) -> None:
     _, bob, room_id = pair(network)
 
-    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def forged(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [
             {**each, "content": {"name": "poison"}} if each["type"] == "m.room.name" else each
             for each in events
         ]
 
-    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+    network.forge(NORTH, forging("/send_join/", in_state(forged)))
 
     join_via(bob, room_id, NORTH)
 

@@ -139,9 +139,9 @@ def test_an_invite_is_declined(network: Network, version: str) -> None:
         "membership": "leave",
         "reason": "no tea",
     }
-    news = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
-    assert "invite" not in news
-    (event,) = news["leave"][room_id]["timeline"]["events"]
+    update = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
+    assert "invite" not in update
+    (event,) = update["leave"][room_id]["timeline"]["events"]
     assert event["content"] == {"membership": "leave", "reason": "no tea"}
     assert event["state_key"] == bob.user_id
     assert not is_known(bob, room_id)
@@ -278,8 +278,8 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
     asked.clear()
     assert refused(membership(alice, other, "invite", bob)) == (502, "M_UNKNOWN")
     assert len(asked) == 1
-    again = membership(alice, other, "invite", bob)
-    assert again.json["error"].endswith("could not be reached a moment ago: try again later")
+    repeated = membership(alice, other, "invite", bob)
+    assert repeated.json["error"].endswith("could not be reached a moment ago: try again later")
     network.clock.advance(10)
     assert len(asked) == 1
 

@@ -31,8 +31,8 @@ async def test_an_invite_is_withdrawn(network: Network) -> None:
 
     assert answer == {"pdus": {taken_back.event_id: {}}}
     assert invited(bob) == []
-    again = await north.push(SOUTH, [taken_back.pdu])
-    assert "error" in again["pdus"][taken_back.event_id]
+    repeated = await north.push(SOUTH, [taken_back.pdu])
+    assert "error" in repeated["pdus"][taken_back.event_id]
 
 
 async def test_an_event_that_does_not_cite_the_invite_cannot_withdraw_it(network: Network) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from federation.peers.wire import WireResponse
 from tests.helpers.federated_rooms import two_users
+from tests.helpers.logins import password_auth
 from tests.helpers.network import Network, Transfer
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.room_actions import (
@@ -395,11 +396,7 @@ def test_a_join_that_ends_after_the_account_was_closed_is_undone(network: Networ
     south.app.jobs.start()
     network.hold()
     joining = bob.start("POST", f"{V3}/join/{room_id}?server_name={NORTH}", {})
-    proof = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": bob.user_id},
-        "password": "wonderland",
-    }
+    proof = password_auth(bob.user_id)
     ok(bob.post(f"{V3}/account/deactivate", {"auth": proof}))
 
     network.deliver()

@@ -73,12 +73,14 @@ async def test_the_stripped_state_of_an_invite_is_verified(
     room_id = create_room(bob, "12", name="tea")
     put = south.edge.requests.put
 
-    async def lie(destination: ServerName, path: str, body: Any, *args: Any, **more: Any) -> Any:
+    async def answer_with_forgery(
+        destination: ServerName, path: str, body: Any, *args: Any, **more: Any
+    ) -> Any:
         if "/invite/" in path:
             body = {**body, "invite_room_state": altered(body["invite_room_state"], way)}
         return await put(destination, path, body, *args, **more)
 
-    south.edge.requests.put = lie  # type: ignore[method-assign]
+    south.edge.requests.put = answer_with_forgery  # type: ignore[method-assign]
     answer = membership(bob, room_id, "invite", alice)
 
     if shown is None:
@@ -100,7 +102,7 @@ async def test_the_stripped_state_of_a_knock_is_verified(
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", preset="private_chat", name="tea", initial_state=[KNOCK])
 
-    def lie(request: WireRequest, answer: WireResponse) -> WireResponse:
+    def answer_with_forgery(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_knock/" not in request.uri:
             return answer
         received: Mapping[str, Any] = msgspec.json.decode(answer.body)
@@ -109,7 +111,7 @@ async def test_the_stripped_state_of_a_knock_is_verified(
         )
         return WireResponse(answer.status, answer.headers, body)
 
-    network.forge(SOUTH, lie)
+    network.forge(SOUTH, answer_with_forgery)
     ok(knock_via(alice, room_id, SOUTH))
     assert name_told(alice, "knock", room_id) == shown
 

@@ -58,22 +58,22 @@ def test_the_owner_of_the_address_is_invited(people: tuple[User, User], network:
 
 
 @pytest.mark.parametrize(
-    "lie", ["another key", "another token", "for somebody else", "no such room"]
+    "forged", ["another key", "another token", "for somebody else", "no such room"]
 )
 def test_an_invalid_proof_invites_nobody(
-    people: tuple[User, User], network: Network, lie: str
+    people: tuple[User, User], network: Network, forged: str
 ) -> None:
     alice, bob = people
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
     said = onbind_body(
-        "!none:north.example" if lie == "no such room" else room_id,
+        "!none:north.example" if forged == "no such room" else room_id,
         alice,
         bob,
-        key=SigningKey("0", b"x" * 32) if lie == "another key" else KEY,
-        token="u" if lie == "another token" else "t",
+        key=SigningKey("0", b"x" * 32) if forged == "another key" else KEY,
+        token="u" if forged == "another token" else "t",
     )
-    if lie == "for somebody else":
+    if forged == "for somebody else":
         said["invites"][0]["signed"]["mxid"] = "@eve:north.example"
 
     assert network.servers[bob.user_id.partition(":")[2]].put(PATH, said).status == 200
@@ -118,8 +118,8 @@ def test_false_claims_are_rate_limited(network: Network) -> None:
     alice, bob = north.register("alice"), north.register("bob")
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
-    lie, truth = onbind_body(room_id, alice, bob, token="u"), onbind_body(room_id, alice, bob)
-    assert [north.put(PATH, lie).status for _ in range(4)] == [200, 200, 200, 429]
+    forged, truth = onbind_body(room_id, alice, bob, token="u"), onbind_body(room_id, alice, bob)
+    assert [north.put(PATH, forged).status for _ in range(4)] == [200, 200, 200, 429]
     assert north.put(PATH, truth).errcode == "M_LIMIT_EXCEEDED"
     assert bob.user_id not in members(alice, room_id)
     network.clock.advance(10)
@@ -142,8 +142,8 @@ def test_few_claims_of_one_address_run_concurrently(
     bob, eve = north.register("bob"), south.register("eve")
 
     def start(number: int, ip: str) -> Pending:
-        lie = onbind_body(f"!x:{SOUTH}", eve, bob, token=f"u{number}")
-        return north.client.start("PUT", PATH, json=lie, ip=ip)
+        forged = onbind_body(f"!x:{SOUTH}", eve, bob, token=f"u{number}")
+        return north.client.start("PUT", PATH, json=forged, ip=ip)
 
     network.hold()
     under_way = [start(number, f"2001:db8::{number}") for number in range(20)]
@@ -161,9 +161,11 @@ def test_few_claims_of_one_address_run_concurrently(
 def test_one_request_cannot_exceed_the_rate_limit(network: Network) -> None:
     north = network.add(NORTH, "rc_invites: {false_claims: {per_second: 0.1, burst_count: 3}}\n")
     bob, eve = north.register("bob"), network.add(SOUTH).register("eve")
-    lie = onbind_body(f"!x:{SOUTH}", eve, bob, token="u")
+    forged = onbind_body(f"!x:{SOUTH}", eve, bob, token="u")
     asked = len(network.log)
-    assert north.put(PATH, {**lie, "invites": lie["invites"] * 20}).errcode == "M_LIMIT_EXCEEDED"
+    assert (
+        north.put(PATH, {**forged, "invites": forged["invites"] * 20}).errcode == "M_LIMIT_EXCEEDED"
+    )
     assert sum("exchange" in uri for _, _, _, uri in network.log[asked:]) == 3
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.state_resolution import Conflicts
-from tests.helpers.federated_rooms import Side
+from tests.helpers.federated_rooms import Side, two_users
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -67,9 +67,9 @@ async def test_a_colleagues_join_does_not_undo_the_leave(network: Network, versi
 
     here = {alice.user_id: "join", bob.user_id: "leave", carol.user_id: "join"}
     assert members(carol, room_id) == here
-    news = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
-    assert room_id in news["leave"]
-    assert room_id not in news.get("join", {})
+    update = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
+    assert room_id in update["leave"]
+    assert room_id not in update.get("join", {})
     assert room_id not in rooms_in_sync(bob, "join")
     say(carol, room_id, "salom")
     let_arrive(network)
@@ -125,7 +125,7 @@ async def test_a_partial_join_does_not_undo_the_leave(network: Network) -> None:
 
 def test_a_user_who_left_may_rejoin(network: Network) -> None:
     network.start_sending()
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     leave_unheard(network, bob, room_id)
@@ -145,7 +145,7 @@ def test_a_user_who_left_an_invite_only_room_may_not_rejoin(network: Network) ->
     """The leave ends the right to be there, though the server that is asked believes that it is
     still held."""
     network.start_sending()
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="private_chat", invite=[bob.user_id])
     ok(join_via(bob, room_id, NORTH))
     leave_unheard(network, bob, room_id)

@@ -248,7 +248,7 @@ async def test_an_event_that_only_complete_state_allows_takes_effect_later(
     network.settle()
     ok(join_via(wanda, room_id, NORTH))
 
-    def lie(request: WireRequest, answer: WireResponse) -> WireResponse:
+    def forge_answer(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_join/" not in request.uri:
             return answer
         said = json.loads(answer.body)
@@ -258,7 +258,7 @@ async def test_an_event_that_only_complete_state_allows_takes_effect_later(
         said["auth_chain"] += cited
         return WireResponse(200, answer.headers, json.dumps(said).encode())
 
-    network.forge(NORTH, lie)
+    network.forge(NORTH, forge_answer)
     ok(join_via(bob, room_id, NORTH))
     salom = say(bob, room_id, "salom")
     network.settle()
@@ -336,12 +336,12 @@ async def test_a_user_removed_without_permission_is_shown_after_completion(
 
     assert is_whole(bob, room_id)
     assert [event["event_id"] for event in messages(bob, room_id)] == [said.event_id]
-    news = lazily(bob, since)["rooms"]["join"][room_id]
-    assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
-    assert news["unread_notifications"] == {"notification_count": 1, "highlight_count": 1}
+    update = lazily(bob, since)["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in update["timeline"]["events"]] == [said.event_id]
+    assert update["unread_notifications"] == {"notification_count": 1, "highlight_count": 1}
     later = say(bob, room_id, "here I am")
-    again = lazily(bob, since)["rooms"]["join"][room_id]["timeline"]["events"]
-    assert [event["event_id"] for event in again] == [said.event_id, later]
+    repeated = lazily(bob, since)["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["event_id"] for event in repeated] == [said.event_id, later]
     await same_state(alice, bob, room_id)
 
 
@@ -363,9 +363,9 @@ async def test_late_messages_do_not_notify_users_who_joined_after(
     network.settle()
 
     assert is_whole(bob, room_id)
-    news = lazily(carol, since)["rooms"]["join"][room_id]
+    update = lazily(carol, since)["rooms"]["join"][room_id]
     assert said.event_id not in [
-        event["event_id"] for event in news.get("timeline", {}).get("events", [])
+        event["event_id"] for event in update.get("timeline", {}).get("events", [])
     ]
     assert said.event_id not in [event["event_id"] for event in messages(carol, room_id)]
     assert (
@@ -407,9 +407,9 @@ async def test_a_user_who_joined_after_a_late_message_is_not_notified(
     bob.server.app.federation_receiver.completions.start()
     network.settle()
 
-    news = lazily(carol, since)["rooms"]["join"][room_id]
-    assert said.event_id in [event["event_id"] for event in news["timeline"]["events"]]
-    assert news["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
+    update = lazily(carol, since)["rooms"]["join"][room_id]
+    assert said.event_id in [event["event_id"] for event in update["timeline"]["events"]]
+    assert update["unread_notifications"] == {"notification_count": 0, "highlight_count": 0}
     counts = lazily(bob)["rooms"]["join"][room_id]["unread_notifications"]
     assert counts == {"notification_count": 1, "highlight_count": 1}
 
@@ -438,5 +438,5 @@ async def test_late_messages_are_searchable_and_sticky(network: Network, by_powe
     assert found(bob, "ping") == [said.event_id]
     say(bob, room_id, "here I am")
     limited = quote('{"room":{"timeline":{"limit":1}}}')
-    news = ok(bob.get(f"{V3}/sync?since={since}&filter={limited}"))["rooms"]["join"][room_id]
-    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [stuck.event_id]
+    update = ok(bob.get(f"{V3}/sync?since={since}&filter={limited}"))["rooms"]["join"][room_id]
+    assert [event["event_id"] for event in update["msc4354_sticky"]["events"]] == [stuck.event_id]

@@ -19,7 +19,7 @@ from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_SERVERS
 from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine
-from tests.federation.rooms.test_convergence import NAMES, ConvergenceMachine
+from tests.helpers.convergence_machine import NAMES, ConvergenceMachine
 from tests.helpers.federated_rooms import NORTH, create_room
 from tests.helpers.state_machines import RANDOM_EXAMPLES, run_machine
 

@@ -14,6 +14,7 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.event_drafts import Draft
 from federation.rooms.partial_rooms import MAX_WAIT
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.large_rooms import (
     LAZY,
     MEMBERS,
@@ -368,7 +369,7 @@ async def test_completion_respects_retry_after(
 async def joined_while_cut(network: Network, count: int) -> tuple[User, User, User, str]:
     """Wanda comes into a room while the way to another server in it is cut, whose keys hers has
     never seen."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     wanda = network.add(WEST).register("wanda")
     network.start_sending()
     network.start_completing()
@@ -403,10 +404,10 @@ async def test_an_unverified_member_is_added_when_their_server_is_back(
     network.settle()
 
     await same_state(alice, wanda, room_id)
-    news = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"]["join"][
-        room_id
-    ]
-    assert bob.user_id in {event.get("state_key") for event in news["state"]["events"]}
+    update = ok(wanda.get(f"/_matrix/client/v3/sync?since={before['next_batch']}"))["rooms"][
+        "join"
+    ][room_id]
+    assert bob.user_id in {event.get("state_key") for event in update["state"]["events"]}
     say(wanda, room_id, "salom")
     network.settle()
     say(bob, room_id, "va alaykum")
@@ -522,7 +523,7 @@ async def test_members_who_left_while_we_were_away_are_removed(network: Network)
 
 
 async def test_small_rooms_come_with_complete_state(network: Network) -> None:
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     assert is_whole(bob, room_id)

@@ -81,8 +81,8 @@ async def test_restored_state_takes_effect(both: list[Peer]) -> None:
 
     summary = (await RoomSummaryStore(a.database).get_summaries([room_nid]))[room_nid]
     assert summary.name == "tea"
-    again = (await MembershipStore(a.database).get_memberships(room_nid, [b.user]))[b.user]
-    assert again == replace(rows[b.user], display_name="B")
+    repeated = (await MembershipStore(a.database).get_memberships(room_nid, [b.user]))[b.user]
+    assert repeated == replace(rows[b.user], display_name="B")
     moved = await a.engine.get_snapshot(room_id)
     assert moved.head.version == snapshot.head.version + 2, (
         "nobody goes on with the state as it was read"

@@ -37,7 +37,7 @@ def outsiders(network: Network, count: int) -> list[Side]:
 def be_silent(network: Network, names: Sequence[str]) -> None:
     """Let these servers know nothing between two events, and never answer what the state is."""
 
-    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge_response(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination in names and "get_missing_events" in request.uri:
             return WireResponse(200, {}, b'{"events":[]}')
         return None
@@ -46,11 +46,13 @@ def be_silent(network: Network, names: Sequence[str]) -> None:
         is_lost = transfer.destination in names and "/state" in transfer.request.uri
         return Fate.IS_NOT_ANSWERED if is_lost else Fate.ARRIVES
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge_response)
     network.choose_fate = choose_fate
 
 
-async def lie_of(side: Side, north: Side, room_id: RoomID, number: int, user_id: str = "") -> Event:
+async def forge_event(
+    side: Side, north: Side, room_id: RoomID, number: int, user_id: str = ""
+) -> Event:
     """A message that follows what nobody has."""
     snapshot = await north.room(room_id)
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
@@ -84,8 +86,8 @@ async def bring_with_a_gap(room: Shared, text: str) -> None:
 async def test_nothing_is_fetched_for_outsiders(network: Network) -> None:
     room = await shared(network)
     (hostile,) = outsiders(network, 1)
-    own = await lie_of(hostile, room.north, room.room_id, 1)
-    of_another = await lie_of(hostile, room.north, room.room_id, 2, "@y:nowhere.example")
+    own = await forge_event(hostile, room.north, room.room_id, 1)
+    of_another = await forge_event(hostile, room.north, room.room_id, 2, "@y:nowhere.example")
     invite = await forged_invite(hostile, room)
     before = len(network.log)
 
@@ -159,7 +161,7 @@ async def test_invented_events_of_outsiders_do_not_delay_the_room(network: Netwo
     for hostile in outsiders(network, 6):
         for number in range(5):
             await hostile.push(
-                NORTH, [(await lie_of(hostile, room.north, room.room_id, number)).pdu]
+                NORTH, [(await forge_event(hostile, room.north, room.room_id, number)).pdu]
             )
     network.settle()
 
@@ -179,7 +181,9 @@ async def test_invented_events_of_members_delay_older_members_little(
     be_silent(network, [side.name for side in hostile])
     for side in hostile:
         for number in range(5):
-            await side.push(NORTH, [(await lie_of(side, room.north, room.room_id, number)).pdu])
+            await side.push(
+                NORTH, [(await forge_event(side, room.north, room.room_id, number)).pdu]
+            )
     network.settle()
     network.clock.pump([5.0] * 9)  # the first of them has had its turn, and the others have theirs
 
@@ -196,7 +200,7 @@ async def test_invented_events_in_many_rooms_delay_no_other_server(
     hostile = outsiders(network, 4)
     for number, room_id in enumerate(others):
         side = hostile[number // 5]
-        await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
+        await side.push(NORTH, [(await forge_event(side, room.north, room_id, number)).pdu])
     network.settle()
 
     await bring_with_a_gap(room, "honest")
@@ -235,7 +239,7 @@ async def test_few_events_of_outsiders_are_stored(network: Network) -> None:
     kept = 0
     for page in range(2):
         events = [
-            await lie_of(hostile, room.north, room.room_id, 50 * page + number)
+            await forge_event(hostile, room.north, room.room_id, 50 * page + number)
             for number in range(50)
         ]
         answer = await hostile.push(NORTH, [event.pdu for event in events])
@@ -248,12 +252,12 @@ async def test_few_events_of_outsiders_are_stored(network: Network) -> None:
 def without_the_gap(network: Network, name: str) -> None:
     """A server that has nothing between two events, so that it is asked for the state."""
 
-    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge_response(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination == name and "get_missing_events" in request.uri:
             return WireResponse(200, {}, b'{"events":[]}')
         return None
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge_response)
 
 
 async def insiders(
@@ -274,7 +278,7 @@ async def test_servers_that_send_no_state_do_not_delay_others(network: Network) 
     be_silent(network, [side.name for side, _ in hostile])
     without_the_gap(network, SOUTH)
     for number, (side, room_id) in enumerate(hostile):
-        await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
+        await side.push(NORTH, [(await forge_event(side, room.north, room_id, number)).pdu])
     network.settle()
 
     await bring_with_a_gap(room, "honest")
@@ -289,7 +293,7 @@ async def test_servers_of_one_domain_share_one_turn(network: Network) -> None:
     )
     be_silent(network, [side.name for side, _ in hostile])
     for number, (side, room_id) in enumerate(hostile):
-        await side.push(NORTH, [(await lie_of(side, room.north, room_id, number)).pdu])
+        await side.push(NORTH, [(await forge_event(side, room.north, room_id, number)).pdu])
     network.settle()
 
     await bring_with_a_gap(room, "honest")
@@ -311,7 +315,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
     answers = {"get_missing_events": b'{"events":[]}'}
     longer_than = {"state": MAX_SHORT_STATE_BYTES, "state_ids": MAX_SHORT_LIST_BYTES}
 
-    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
+    def forge_response(destination: ServerName, request: WireRequest) -> WireResponse | None:
         word = request.uri.split("/")[4]
         if destination not in names:
             return None
@@ -328,7 +332,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forge_response)
     network.choose_fate = choose_fate
     (_, middling), (_, longest) = STATE_SLOTS
     assert middling < longest
@@ -344,7 +348,8 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         open_.clear()
         for number, (side, room_id) in enumerate(hostile):
             await side.push(
-                NORTH, [(await lie_of(side, room.north, room_id, 10 * number_of_try + number)).pdu]
+                NORTH,
+                [(await forge_event(side, room.north, room_id, 10 * number_of_try + number)).pdu],
             )
         network.settle()
         assert open_ == most

@@ -148,7 +148,7 @@ async def no_auth(room: Shared) -> Mapping[str, Any]:
 def signed_with(**fields: Any) -> Lie:
     """A message with fields that cannot be, hashed and signed all the same."""
 
-    async def lie(room: Shared) -> Mapping[str, Any]:
+    async def forge(room: Shared) -> Mapping[str, Any]:
         honest = await event(room, "m.room.message", {"body": "lie"})
         pdu = {
             name: value
@@ -162,7 +162,7 @@ def signed_with(**fields: Any) -> Lie:
         except Exception:  # what cannot even be signed is sent as it is
             return {**honest.pdu, **fields}
 
-    return lie
+    return forge
 
 
 def nested(depth: int) -> Any:
@@ -200,13 +200,13 @@ LIES: dict[str, Lie] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-async def test_invalid_events_are_not_accepted(network: Network, lie: Lie) -> None:
+@pytest.mark.parametrize("forge", LIES.values(), ids=LIES.keys())
+async def test_invalid_events_are_not_accepted(network: Network, forge: Lie) -> None:
     room = await shared(network)
     network.start_sending()
     say(room.alice, room.room_id, "hello")
     network.settle()
-    pdu = await lie(room)
+    pdu = await forge(room)
     before, levels = (
         await room.north.state(room.room_id),
         room.alice.get(f"{V3}/rooms/{room.room_id}/state").body,
@@ -444,14 +444,14 @@ async def test_edus_about_users_of_other_servers_are_ignored(network: Network) -
     )
     network.settle()
 
-    news = sync(alice, since)
-    assert not news["to_device"]["events"]
-    assert alice.user_id not in str(news.get("device_lists", {}))
+    update = sync(alice, since)
+    assert not update["to_device"]["events"]
+    assert alice.user_id not in str(update.get("device_lists", {}))
     assert not any(
         alice.user_id in str(entry.get("ephemeral", {}))
-        for entry in news.get("rooms", {}).get("join", {}).values()
+        for entry in update.get("rooms", {}).get("join", {}).values()
     )
-    assert "lie" not in str(news)
+    assert "lie" not in str(update)
     assert query(alice, alice)["device_keys"] == keys
 
 
@@ -511,10 +511,10 @@ async def test_a_silent_server_does_not_block_gaps_of_others(
     )
     for number, room_id in enumerate([room.room_id, *others[:2]]):
         sender, unknown = UserID(room.bob.user_id), [EventID("$" + f"{number:043d}")]
-        lie = await room.south.build_next(
+        forged = await room.south.build_next(
             room_id, sender, "m.room.message", {"body": "lie"}, prev=unknown
         )
-        await room.south.push(NORTH, [lie.pdu])
+        await room.south.push(NORTH, [forged.pdu])
     say(carol, others[2], "missed")
     last = say(carol, others[2], "honest")
 

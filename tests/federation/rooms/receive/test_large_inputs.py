@@ -31,19 +31,10 @@ from federation.rooms.receive.outliers import Outliers
 from federation.rooms.receive.state_imports import StateImports
 from storage.events.events import EventStore
 from storage.rooms.rooms import RoomRow
+from tests.helpers.clocks import TurnCountingClock
 
 VERSION, ROOM = ROOM_VERSIONS["11"], RoomID("!r:a.example")
 KEY = SigningKey("1", b"1" * 32)
-
-
-class Turns(Clock):
-    """Counts how often others had their turn."""
-
-    taken = 0
-
-    def callLater(self, *args: Any, **kwargs: Any) -> Any:
-        self.taken += 1
-        return super().callLater(*args, **kwargs)
 
 
 def finish(clock: Clock, work: Any) -> Any:
@@ -71,7 +62,7 @@ def pdu(number: int, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_a_page_of_ordinary_events_is_read_at_once() -> None:
-    clock = Turns()
+    clock = TurnCountingClock()
     page = [pdu(number, {"body": "salom"}) for number in range(100)]
     assert len(finish(clock, parse_events(VERSION, ROOM, page, clock))) == 100
     assert clock.taken == 0
@@ -79,7 +70,7 @@ def test_a_page_of_ordinary_events_is_read_at_once() -> None:
 
 def test_other_work_runs_while_a_slow_page_is_parsed() -> None:
     """Of nothing but empty objects, a hundred events of 64 KiB took nearly half a second."""
-    clock = Turns()
+    clock = TurnCountingClock()
     good = [pdu(number, {"x": [{}] * 20_000}) for number in range(100)]
     assert len(finish(clock, parse_events(VERSION, ROOM, good, clock))) == 100
     assert clock.taken >= 20
@@ -103,7 +94,7 @@ def test_a_long_auth_chain_is_sorted_in_pieces() -> None:
     shuffled = list(events)
     random.Random(1).shuffle(shuffled)
     events = {name: events[name] for name in shuffled}
-    clock = Turns()
+    clock = TurnCountingClock()
     ordered, circular = finish(clock, sort_many_by_reference(events, clock))
     assert [event.event_id for event in ordered] == names
     assert circular == []
@@ -124,7 +115,7 @@ def test_one_event_that_all_others_follow_is_sorted_in_pieces_too() -> None:
         )
         for at, name in enumerate(names)
     }
-    clock = Turns()
+    clock = TurnCountingClock()
     ordered, circular = finish(clock, sort_many_by_reference(events, clock))
     assert [event.event_id for event in ordered] == names
     assert circular == []
@@ -175,7 +166,7 @@ class Kept:
 
 
 def test_a_long_state_is_sorted_in_pieces() -> None:
-    clock, kept = Turns(), Kept()
+    clock, kept = TurnCountingClock(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(0, {"body": "x"})
     depths = list(range(45_000))
@@ -191,7 +182,7 @@ def test_a_long_state_is_sorted_in_pieces() -> None:
 @pytest.mark.parametrize("depth", [-(10**400), 10**400, 2**70, 1.5, True, None, "deep"])
 @pytest.mark.parametrize("is_read", [True, False])
 def test_an_event_with_an_impossible_depth_is_skipped(depth: object, is_read: bool) -> None:
-    clock, kept = Turns(), Kept()
+    clock, kept = TurnCountingClock(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(1, {"body": "x"})
     bad: Any = {**one, "depth": depth}
@@ -209,7 +200,7 @@ def test_a_long_list_of_ids_is_checked_in_pieces() -> None:
         async def get_as(self, form: type[Any], *_: object, **__: object) -> Any:
             return form([*ids, "no id"][1:], ids[:10])
 
-    clock = Turns()
+    clock = TurnCountingClock()
     remote = EventClient(requests=cast(FederationClient, Answers()), clock=clock)
     received = finish(
         clock,

@@ -1,7 +1,6 @@
 """Events that refer to what a server missed: the gap is filled, within bounds, or waits; nothing
 acknowledged is lost."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -9,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from twisted.logger import capturedLogs
 
-from federation.peers.wire import WireRequest, WireResponse
+from federation.peers.wire import WireResponse
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.receiver.transactions import TransactionReceiver
@@ -19,7 +18,7 @@ from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxLimits, InboxStore
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
-from tests.helpers.network import Network, count_requests
+from tests.helpers.network import Network, count_requests, forge_responses
 from tests.helpers.room_actions import say, set_state
 
 
@@ -86,21 +85,6 @@ async def test_both_sides_of_a_partition_converge(network: Network) -> None:
     assert sorted(texts(room.alice, room.room_id)) == sorted(texts(room.bob, room.room_id))
 
 
-def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) -> list[Any]:
-    """Let a server answer requests with that word in their path so; what is returned is a list of
-    what was asked."""
-    asked: list[Any] = []
-
-    def answer_for(destination: ServerName, request: WireRequest) -> WireResponse | None:
-        if destination != server or f"/{word}/" not in request.uri:
-            return None
-        asked.append(msgspec.json.decode(request.body) if request.body else request.uri)
-        return WireResponse(200, {}, msgspec.json.encode(answer(asked[-1])))
-
-    network.interceptors.append(answer_for)
-    return asked
-
-
 async def made_up(room: Shared, count: int) -> list[Event]:
     """Messages of Bob's that each follow the one before, and the first of them what nobody has; the
     south takes none in."""
@@ -127,7 +111,7 @@ async def test_an_endless_past_costs_bounded_requests(network: Network) -> None:
         at = min(places[name] for name in body["latest_events"])
         return {"events": [event.pdu for event in events[max(0, at - 100) : at]]}
 
-    asked = lie(network, SOUTH, "get_missing_events", answer)
+    asked = forge_responses(network, SOUTH, "get_missing_events", answer)
 
     assert await room.south.push(NORTH, [events[-1].pdu]) == {"pdus": {events[-1].event_id: {}}}
 
@@ -148,7 +132,7 @@ async def test_events_that_were_not_requested_are_ignored(network: Network) -> N
         room.room_id, room.bob.user_id, "m.room.message", {"body": "beside"}
     )
     pdus = [await room.south.pdu(room.room_id, first), beside.pdu, {"garbage": 1}, 7, None]
-    lie(network, SOUTH, "get_missing_events", lambda _: {"events": pdus})
+    forge_responses(network, SOUTH, "get_missing_events", lambda _: {"events": pdus})
 
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, second)])
 
@@ -162,7 +146,7 @@ async def test_events_that_were_not_requested_are_ignored(network: Network) -> N
 async def test_a_useless_response_leads_to_a_state_request(network: Network, answer: Any) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
-    lie(network, NORTH, "get_missing_events", lambda _: answer)
+    forge_responses(network, NORTH, "get_missing_events", lambda _: answer)
 
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
 
@@ -241,12 +225,12 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     network.interceptors.clear()
 
     room.south.server.app.federation_receiver.inbox.stop()
-    again = Side(network.rebuild(SOUTH))
-    again.server.app.federation_receiver.inbox.start()
+    restarted = Side(network.rebuild(SOUTH))
+    restarted.server.app.federation_receiver.inbox.start()
 
-    assert await again.extremities(room.room_id) == {said[-1]}
-    assert await waiting(again) == 0
-    again.server.app.federation_receiver.inbox.stop()
+    assert await restarted.extremities(room.room_id) == {said[-1]}
+    assert await waiting(restarted) == 0
+    restarted.server.app.federation_receiver.inbox.stop()
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
@@ -260,24 +244,24 @@ async def test_events_wait_while_the_database_is_unavailable(
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
     room.south.server.app.federation_receiver.inbox.stop()
-    again = Side(network.rebuild(SOUTH))
+    restarted = Side(network.rebuild(SOUTH))
 
     async def be_away(*_: object) -> None:
         raise DatabaseUnavailable("it restarts")
 
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
-        again.server.app.federation_receiver.inbox.start()
+        restarted.server.app.federation_receiver.inbox.start()
     assert [
         entry.get("error") and str(entry["error"])
         for entry in logged
         if "inbox" in entry["log_namespace"]
     ] == ["it restarts"]
     assert not [entry for entry in logged if "log_failure" in entry]
-    assert await waiting(again) == 1
+    assert await waiting(restarted) == 1
     network.clock.advance(POLL_SECONDS)
-    assert await again.extremities(room.room_id) == {said[-1]}
-    again.server.app.federation_receiver.inbox.stop()
+    assert await restarted.extremities(room.room_id) == {said[-1]}
+    restarted.server.app.federation_receiver.inbox.stop()
 
 
 async def test_another_server_in_the_room_helps_out(network: Network) -> None:
@@ -412,7 +396,7 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
     changed = set_state(room.alice, room.room_id, "m.room.power_levels", levels)
     said = say(room.alice, room.room_id, "by the new levels")
     network.mend(NORTH, SOUTH)
-    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, NORTH, "get_missing_events", lambda _: {"events": []})
 
     await room.north.push(SOUTH, [await room.pdu(said)])
 
@@ -432,13 +416,13 @@ async def test_an_invented_state_does_not_replace_ours(network: Network) -> None
     event = await room.south.build_next(
         room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=gap
     )
-    lie(network, SOUTH, "get_missing_events", lambda _: {"events": []})
+    forge_responses(network, SOUTH, "get_missing_events", lambda _: {"events": []})
     old = [
         name
         for key, name in (await room.south.state(room.room_id)).items()
         if key.type != "m.room.topic"
     ]
-    lie(network, SOUTH, "state_ids", lambda _: {"pdu_ids": old, "auth_chain_ids": []})
+    forge_responses(network, SOUTH, "state_ids", lambda _: {"pdu_ids": old, "auth_chain_ids": []})
 
     await room.south.push(NORTH, [event.pdu])
 

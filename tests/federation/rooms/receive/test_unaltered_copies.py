@@ -64,14 +64,14 @@ async def test_many_altered_copies_in_a_gap_are_all_replaced(network: Network) -
     await room.south.push(EAST, said[50:])
     network.mend(NORTH, SOUTH)
 
-    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
+    def forged(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != EAST or "get_missing_events" not in request.uri:
             return None
         return WireResponse(
             200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]})
         )
 
-    network.interceptors.append(lie)
+    network.interceptors.append(forged)
     last = await east.build_next(
         room.room_id, carol.user_id, "m.room.message", {"body": "and then"}
     )
@@ -279,11 +279,11 @@ async def test_a_waiting_event_is_not_replaced_by_another_users_event_with_its_i
     pdu = await room.south.pdu(room.room_id, said)
     assert await room.south.push(NORTH, [pdu]) == {"pdus": {said: {}}}
     hers = dict((await east.build_next(room.room_id, carol.user_id, "m.room.message", LIE)).pdu)
-    lie = hash_and_sign_event(
+    forged = hash_and_sign_event(
         ROOM_VERSIONS[version], {**hers, "event_id": said}, east.name, east.federation.identity.key
     )
-    lie["signatures"] = {**lie["signatures"], SOUTH: {"ed25519:nobodys": "A" * 86}}
-    assert await east.push(NORTH, [lie]) == {"pdus": {said: {}}}
+    forged["signatures"] = {**forged["signatures"], SOUTH: {"ed25519:nobodys": "A" * 86}}
+    assert await east.push(NORTH, [forged]) == {"pdus": {said: {}}}
 
     network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.pump([600.0] * 5)
