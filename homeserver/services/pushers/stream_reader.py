@@ -12,9 +12,9 @@ Laws:
 - The changes of the stream come from memory (`stream_listener.py`). They are read from the database
   only after a start or an error, if there are too many for the memory, and for writes of other
   nodes.
-- A node that stops or loses the lease creates no further pushes. The stored position is lower than
-  that of any push that was not sent. When events are read again after a database error, they are
-  pushed only to users who have not received them.
+- A node that stops or loses the lease creates no further pushes. The position that is stored with
+  the lease is lower than that of any unsent push of a pusher that is not failing. When events are
+  read again after a database error, they are pushed only to users who have not received them.
 
 spec: client-server-api#push-notifications
 """

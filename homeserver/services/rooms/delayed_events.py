@@ -1,5 +1,5 @@
-"""Delayed events: the server sends them after a delay, unless the client cancels them or restarts
-the delay. So the end of a call is sent even if the client disappears.
+"""Delayed events: the server sends them after a delay, which the client can restart, unless the
+client cancels them. So the end of a call is sent even if the client disappears.
 
 Laws:
 - An event is sent at most once, and as soon as possible when its time has come, also after a
