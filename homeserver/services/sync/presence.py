@@ -1,5 +1,6 @@
 """The `presence` section of /sync: the users who share a room with the caller, if their presence
-has changed or they have begun to share one.
+has changed or they have begun to share one. An initial sync has all of them who are not offline,
+and the offline ones if the operator wants that.
 
 spec: client-server-api#presence
 """
