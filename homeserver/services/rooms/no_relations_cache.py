@@ -1,11 +1,11 @@
-"""A cache of the events that have no children. Most events have none, so the cache saves most
-queries for children.
+"""A cache of the events without children that aggregations show (edits, thread replies,
+references). Most events have none, so the cache saves most queries for children.
 
 Laws:
-- An event enters the cache when no children were found for a reader who ignores nobody. It leaves
-  the cache when the stream reports a child.
-- The cache is cleared when it is full, and after a write of another node, because that may have
-  added children.
+- An event enters the cache when no such children were found for a reader who ignores nobody. It
+  leaves the cache when the stream reports a child.
+- The cache is cleared when it is full, and after a write of another node, because such a write may
+  have added children.
 - An event that a local client sent after the start and the last clearing counts as cached until it
   has a child. No earlier event can refer to it, so the stream reports all its children.
 - If a child or a write of another node arrives during a read, the read's result is not cached.

@@ -1,8 +1,8 @@
 """The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
 They are stored in the database too, until the device has received them or is deleted. A write of
-another node clears the cache, because that may have added messages. Use this module only on the
-reactor thread.
+another node clears the cache, because such a write may have added messages. Use this module only on
+the reactor thread.
 
 Laws:
 - When the messages of a request are added, they are not sorted by recipient yet. That is done

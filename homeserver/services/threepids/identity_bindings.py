@@ -8,7 +8,8 @@ Laws:
 - A binding is stored until it is unbound. It is unbound when its owner requests that, or when the
   address is removed from the account, or when the account is deactivated. The write that removes
   the address or account also schedules the unbind, before the identity server is asked. A failed
-  unbind is retried with back-off for a month.
+  unbind is retried with back-off for a month. After that, the binding of a deactivated account is
+  deleted. That of an active account stays, so that the owner can request the unbind again.
 - Clients receive only those errors of the identity server that concern the address. Its other error
   codes have another meaning in our response: `M_UNKNOWN_TOKEN` would end the session here.
 

@@ -11,8 +11,8 @@ Laws:
   differ from the last known ones, for at most `MAX_CHANGED` users per check, besides those that are
   retried (see below). Unchanged values write nothing, so users keep the names they chose. If the
   last value is unknown, it is recorded and nothing changes.
-- An address that another account still has is retried at each check, together with all other
-  changes, so that users who swap addresses, in pairs or rings, all get theirs.
+- The import of an address that another account still has is retried at each check, together with
+  all other changes, so that users who swap addresses, in pairs or rings, all get theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
