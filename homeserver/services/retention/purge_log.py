@@ -1,5 +1,5 @@
-"""The record of purged messages: how many, when, in which room and why. Also removes what the files
-of SQLite's search index still contain of deleted texts, at most a day later."""
+"""The record of purged messages: how many, when, in which room and why. Also removes the last
+remains of these messages' words from SQLite's search index, at most a day later."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,5 +1,5 @@
-"""A cache of the events without children that aggregations show (edits, thread replies,
-references). Most events have none, so the cache saves most queries for children.
+"""A cache of the events that have no edits, thread replies or references, which are the children
+that aggregations show. Most events have none, so the cache saves most queries for children.
 
 Laws:
 - An event enters the cache when no such children were found for a reader who ignores nobody. It
