@@ -3,11 +3,13 @@ makes the redirect back to the client.
 
 Laws:
 - If the client, the redirect URI or the length of `state` is not valid, there is no redirect: a
-  page shows the error. For any other error in a request, users who already use the client are
-  redirected. Others get a page with a link, because anybody can register a client.
-- A code is valid for two minutes, once, for the client, redirect URI and PKCE challenge of its
-  request.
-- The response has `iss`, so that a client with several servers does not confuse them.
+  page shows the error. For any other error in a request, a user who already uses the client is
+  redirected to it. Any other user gets a page with a link to the client: anybody can register a
+  client, so a redirect without the user's consent could lead to any site.
+- A code is valid for two minutes, for one attempt, and only for the client, redirect URI and PKCE
+  challenge of its request.
+- The redirect back has the parameter `iss`, so that a client that uses several servers does not
+  confuse them.
 
 spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700
 section 4.11.2

@@ -1,8 +1,8 @@
 """Checks the URIs of clients: which ones may be registered, and whether a requested one was.
 
 The redirect URI is the only proof of a client's identity, so it has to belong to the host of
-`client_uri`. A native app may also use a URI scheme that is its reversed host name
-(`com.example.app:`), or the loopback interface.
+`client_uri` or to a subdomain of it. A native app may also use a URI scheme that is its reversed
+host name (`com.example.app:`), or the loopback interface.
 
 spec: client-server-api#redirect-uri-validation, RFC 8252 section 7
 """

@@ -5,12 +5,14 @@ Sessions are the ordinary ones (`homeserver/services/login/sessions.py`).
 Laws:
 - Only the client that a code or refresh token was issued to can redeem it. Anybody who has a token
   can revoke it.
-- A code that is presented twice ends its session: one of the two presenters stole it.
+- If a code is presented again, the session that it began ends: one of the presenters stole the
+  code.
 - A refresh replaces a pair of access and refresh token. The old pair stays valid until a token of
-  the new pair is used, since the response can get lost. If the old refresh token is presented after
-  that use, its session ends. In the first ten seconds after that use it is only refused, since
-  another process of the client may have sent it. All refresh tokens of a session share a prefix
-  (the *family*), so a spent token is recognized without being stored.
+  the new pair is used, since the response can get lost. In the ten seconds after that use, the old
+  refresh token is only refused, since another process of the client may have sent it. If it is
+  presented later, its session ends.
+- All refresh tokens of a session share a prefix (the *family*), so an old token is recognized
+  without being stored.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6,
 RFC 7009, RFC 7662, RFC 9700 section 4.14

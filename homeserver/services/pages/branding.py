@@ -1,4 +1,4 @@
-"""Branding of pages and e-mails: a name, a logo, colours."""
+"""Branding of pages and e-mails: the operator's name, logo and colours."""
 
 from pathlib import Path
 from typing import Final

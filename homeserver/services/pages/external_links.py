@@ -1,7 +1,7 @@
 """Checks external URLs that pages link or redirect to, and gives the text to show for them.
 
-Law: a URL is accepted only if all browsers parse it as this server does, so the host that a page
-shows is the host that it leads to.
+Law: a URL is accepted only if all browsers parse it as this server does, so the browser opens the
+host that the page shows.
 
 `oauth/redirect_uris.py` has the further rules for OAuth clients; `local_paths.py` has those for
 paths of this server.

@@ -1,4 +1,4 @@
-"""Checks paths of this server that a page may redirect to, so that nothing redirects elsewhere."""
+"""Checks the path that a page redirects to, so that the redirect stays on this server."""
 
 import re
 from typing import Final

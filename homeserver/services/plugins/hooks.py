@@ -3,8 +3,8 @@ logins, check captchas, send text messages and scan files.
 
 A plug-in is a class named in `plugins` of the configuration. It is created with its `config` and
 has methods marked with `hookimpl` and named as in `Hooks`. A method may be `async`. An exception is
-logged with its traceback. It fails the request with 500, so that nobody is let in; in a hook about
-files it means that the file cannot be scanned now.
+logged with its traceback. In a hook about files, an exception means that the file cannot be scanned
+now. In any other hook, an exception fails the request with 500, so that nobody is let in.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

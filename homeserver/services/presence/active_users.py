@@ -1,5 +1,5 @@
-"""Presence of users who are, or were recently, present. It is kept in memory. That of local users
-is also stored, so that a restart does not lose it.
+"""Presence of users who are, or were recently, present. It is kept in memory. The presence of local
+users is also written to the database periodically, so that a restart does not lose it.
 
 Local users who are offline are evicted when `MAX_BROADCASTS` other users had later broadcasts.
 `remote_users.py` caches the presence of remote users. Use this module only on the reactor thread.

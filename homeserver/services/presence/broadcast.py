@@ -2,8 +2,9 @@
 subscribers, such as the sender of EDUs to remote servers.
 
 After each batch there is a pause, in proportion to the number of syncs that it woke. So the cost of
-presence is bounded, whatever the number of users. A batch gets its positions when it is broadcast,
-so a sync during the pause finds nothing new. Use this module only on the reactor thread.
+presence is bounded, whatever the number of users. Changes get their positions when they are
+broadcast, so a sync during the pause does not find the changes that wait. Use this module only on
+the reactor thread.
 """
 
 from collections.abc import Callable, Sequence

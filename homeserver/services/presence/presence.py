@@ -1,13 +1,13 @@
-"""Tracks presence: that of local users by their requests, that of remote users by what their
-servers report.
+"""Tracks presence. The presence of local users follows from their requests; remote users have the
+presence that their servers report.
 
 Laws:
 - Presence takes no position of the main sequence. A broadcast has a position of the ephemeral
-  counter (see `broadcast`).
+  counter (`broadcast.py`).
 - On a single node, a user without changes costs nothing but memory.
 - A request for a user's presence gets the current value, even before it is broadcast.
-- A status message is written before it is acknowledged; other changes are written in batches (see
-  `active_users`).
+- A status message is written before it is acknowledged. Other changes are written later, in batches
+  (`active_users.py`).
 - Each node sends the other nodes the state of the users whose devices sync with it: on change, and
   every `RESEND` seconds. The state in a message expires after `MESSAGE_LIFETIME` seconds, so what a
   dead node has sent expires too.

@@ -4,7 +4,7 @@ If an oEmbed provider is configured for a page, the preview comes from the provi
 Otherwise, or if that document cannot be fetched or says nothing, it comes from the page: from its
 Open Graph metadata, else from other metadata, its title and its first words. What is still missing
 comes from the oEmbed document that the page links to. The image becomes a media file of this server
-without an owner. It is deleted some time after its preview.
+without an owner. The image is deleted some time after its preview.
 
 spec: client-server-api#get_matrixclientv1mediapreview_url
 """

@@ -4,8 +4,9 @@ counts are built on them.
 Laws:
 - The predefined rules are evaluated once for all users, and the result is stored as flags of the
   event.
-- A user gets a push action row only if their actions differ from the flags: a mentioned user, or a
-  user with rules of their own (`room_rules.py`).
+- A user gets a push action row only if their actions differ from what the flags and the user's
+  notification level give. This can be a mentioned user, or a user with rules of their own
+  (`room_rules.py`).
 - Users with equal rules form a class, and the rules of a class are evaluated once. Users are
   evaluated one by one only if the event mentions them or changes their membership, if their rules
   look at display names, or if their rules look at thread subscriptions (MSC4306) and they subscribe

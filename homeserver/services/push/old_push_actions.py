@@ -1,4 +1,4 @@
-"""Deletes push action rows of old events that their users have read, so that the table stays
+"""Deletes push action rows of old events that the user of the row has read, so that the table stays
 bounded."""
 
 from collections.abc import Callable

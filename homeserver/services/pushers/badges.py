@@ -1,10 +1,10 @@
 """The badge on an app's icon: the number of a user's unread messages, or of rooms with unread
 messages, and of invites.
 
-All rooms of a user are counted once, and later only those in which something changed for the user.
-The code that reads the stream marks these rooms (`invalidate_room_of_user`, `invalidate_user`). One
-count of a user runs at a time; a request for another device waits for it. Use this module only on
-the reactor thread.
+The first badge of a user counts all rooms. For later badges, only the rooms in which something
+changed for the user are counted again. The code that reads the stream marks these rooms
+(`invalidate_room_of_user`, `invalidate_user`). One count of a user runs at a time; a request for
+another device waits for it. Use this module only on the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """

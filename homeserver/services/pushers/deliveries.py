@@ -6,13 +6,15 @@ Laws:
 - When its turn comes, a push is dropped if it was queued more than a day ago, if the event has been
   read or redacted, or if the user has left the room or ignores the sender.
 - A failed push is retried after a pause that grows to an hour. It is dropped if a retry is useless,
-  for example because the address policy forbids the gateway. The pusher is removed only if its
-  gateway rejects the pushkey (`rejected`).
-- A push that the gateway refuses is sent once more without the event's content, and then dropped.
-  One refused push delays no other push, but two in a row cause the same pause as a failure.
+  for example because the address policy forbids the gateway. If more than `MAX_WAITING` pushes of a
+  pusher wait, the least important one is dropped.
+- The failure of a push removes the pusher only if the gateway rejects the pushkey (`rejected`).
+- A push that the gateway refuses is sent once more without the event's content. If the gateway
+  refuses it again, it is dropped. One refused push delays no other push, but two in a row cause the
+  same pause as a failure.
 - For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
-  is read again from there. So a message writes no row, and a failing pusher does not hold back the
-  position that is stored with the lease (`stream_reader.py`).
+  is read again from there. So a push that waits has no row of its own, and a failing pusher does
+  not hold back the position that is stored with the lease (`stream_reader.py`).
 
 spec: push-gateway-api#homeserver-behaviour
 """

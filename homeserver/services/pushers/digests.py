@@ -3,10 +3,10 @@
 Laws:
 - An e-mail is written when a message has been unread for the configured delay. Its content is
   computed at that time, so it leaves out what was read during the delay.
-- E-mails about one room back off, up to one a day, until the user reads something in the room again
-  or the last e-mail about the room is two days old.
-- An e-mail and the state of its pusher are stored in one write: a restart neither loses an e-mail
-  nor sends one twice.
+- The pauses between e-mails about one room grow to a day, until the user reads something in the
+  room again or the last e-mail about the room is two days old.
+- An e-mail that is to be sent and the state of its pusher are stored in one write: a restart
+  neither loses an e-mail nor writes it again.
 - The sender has the name that the operator configured for the server. The app's name is never the
   sender, and is in the subject only if the operator configured no name.
 - An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next

@@ -5,16 +5,15 @@ Laws:
   or from before a restart, needs no special case.
 - One node pushes at a time: the holder of the lease. On SQLite, which serves only one node, a node
   takes the lease even if it has not expired. The row of the lease stores a position: everything up
-  to it is sent, or stored with its pusher.
-- An event that notifies nobody costs nothing (its push flags say so). Neither does an event in a
-  room where nobody has a pusher. Any other event is evaluated for all members with pushers, in
-  several turns of the reactor if there are many.
+  to it was sent, except to failing pushers, which have positions of their own (`deliveries.py`).
+- An event that notifies nobody costs nothing (its flags say so). Neither does an event in a room
+  where nobody has a pusher. Any other event is evaluated for all members with pushers, in several
+  turns of the reactor if there are many.
 - The changes of the stream come from memory (`stream_listener.py`). They are read from the database
   only after a start or an error, if there are too many for the memory, and for writes of other
   nodes.
-- A node that stops or loses the lease creates no further pushes. The stored position is lower than
-  that of any push that was not sent. When events are read again after a database error, they are
-  pushed only to users who have not received them.
+- A node that stops or loses the lease creates no further pushes. When events are read again after a
+  database error, they are pushed only to users who have not received them.
 
 spec: client-server-api#push-notifications
 """

@@ -1,4 +1,5 @@
-"""Purges messages that exceed the retention of their rooms: one job for each configured interval.
+"""Purges messages that exceed the retention of their rooms. Each configured interval has a job of
+its own.
 
 Expired messages are hidden already (`federation/rooms/history/retention.py`), so it does not matter
 when the job runs.

@@ -5,7 +5,7 @@ Laws:
 - State stays. A purge by an administrator also keeps the newest visible message, with its edits,
   reactions and votes, and the root of its thread. It keeps the redactions of remaining events,
   which explain the missing content.
-- Purged content is gone for all local users; other servers keep theirs. Only messages of a
+- Purged content is gone for all local users; other servers keep their copies. Only messages of a
   forgotten room may be fetched again, for a user who rejoins.
 - Events that arrive after the start of a purge stay. The purge of a forgotten room ends if a local
   user returns to the room.

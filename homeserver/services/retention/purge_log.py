@@ -1,5 +1,5 @@
-"""The record of purged messages: how many, when, in which room and why. Also removes their words
-from the search index of SQLite, at most a day later."""
+"""The record of purged messages: how many, when, in which room and why. Also removes the last
+remains of these messages' words from SQLite's search index, at most a day later."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

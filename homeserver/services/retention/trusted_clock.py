@@ -1,8 +1,8 @@
 """The clock that decides which messages are purged, and checks whether it can be trusted.
 
 If the clock is wrong, hidden messages reappear when it is corrected, but purged messages do not. So
-nothing is purged by age for a day after the clock jumped forward. If the clock is wrong, an
-operator can correct it on that day. If it is right, messages are purged a day late.
+nothing is purged by age for a day after the clock jumped forward. During this pause an operator can
+correct a wrong clock. If the clock was right, messages are purged a day late.
 
 Laws:
 - While the server runs, the monotonic clock shows whether the wall clock jumped.

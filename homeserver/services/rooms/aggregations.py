@@ -4,9 +4,9 @@ references.
 Laws:
 - One query finds the events of a page that have children. For a page without children it is the
   only query, and the result is cached.
-- Children that the reader may not see, or that were sent by users whom they ignore, are left out.
-  Counts include events that the reader may not see, as in the specification. For a reader who left
-  the room, events after their leave are not counted.
+- Children that the reader may not see, or that were sent by users whom the reader ignores, are left
+  out. Only the count of a thread includes events that the reader may not see, as in the
+  specification. For a reader who left the room, events after that leave are not counted.
 
 spec: client-server-api#aggregations-of-child-events
 """

@@ -1,8 +1,8 @@
 """The client format of events: stored bytes with an `unsigned` that is made for the reader.
 
-The bytes of an event are encoded once, when it comes into the cache. The parts that differ between
-readers are spliced in: age, membership, the reader's transaction ID, the event that was replaced,
-the redaction. The data for these parts is read once for a whole page.
+While an event is cached, its bytes are encoded once, when they are first needed. The parts that
+differ between readers are spliced in: age, membership, the reader's transaction ID, the event that
+was replaced, the redaction. The data for these parts is read once for a whole page.
 
 spec: client-server-api#room-event-format
 """

@@ -1,9 +1,9 @@
-"""Delayed events: the server sends them after a delay, unless the client cancels them or restarts
-the delay. So the end of a call is sent even if the client disappears.
+"""Delayed events: the server sends them after a delay, which the client can restart, unless the
+client cancels them. So the end of a call is sent even if the client disappears.
 
 Laws:
-- An event is sent at most once, and as soon as possible when its time has come, also after a
-  restart: the write that sends it records the `delay_id` as the transaction ID.
+- An event is sent at most once: the write that sends it records the `delay_id` as the transaction
+  ID. It is sent as soon as possible when its time has come, also after a restart.
 - Authorization is checked when the event is sent. `rc_message` is charged when it is scheduled: the
   end of a call must not be refused because the user sent messages.
 - A client that knows the `delay_id` may manage the event, with a token or without. A repeated or

@@ -1,8 +1,8 @@
 """Forgets rooms for users who leave or are removed, if the operator enabled that.
 
-A leave from this or another server arrives on the stream, and the room is forgotten at once. A job
-forgets the rooms that were missed: because the server stopped meanwhile, or because the option was
-off.
+A leave from this or another server arrives on the stream, and the room is forgotten for that user
+at once. A job forgets the rooms that were missed: because the server stopped meanwhile, or because
+the option was off.
 
 spec: client-server-api#mforget_forced_upon_leave-capability
 """

@@ -1,8 +1,9 @@
 """Guest access: guests join only rooms that allow guests, and leave when a room no longer does.
 
-Guest access can be withdrawn by a member on another server, by a redaction or by state resolution,
-and a guest may join at that moment. So a job searches for guests in rooms that do not allow them,
-at intervals. If a user of this server withdraws guest access, guests leave immediately.
+Guest access can be withdrawn by a member on another server, by a redaction or by state resolution.
+A guest may also join at the moment when it is withdrawn. So a job searches for guests in rooms that
+do not allow them, at intervals. If a user of this server withdraws guest access, guests leave
+immediately.
 
 Law: the search runs for at most a hundredth of the time, however many guests there are. A guest who
 cannot leave delays nobody else.

@@ -1,11 +1,13 @@
-"""A cache of the events that have no children. Most events have none, so the cache saves most
-queries for children.
+"""A cache of the events that have no edits, thread replies or references, which are the children
+that aggregations show. Most events have none, so the cache saves most queries for children.
 
 Laws:
-- An event enters the cache when no children were found for a reader who ignores nobody. It leaves
-  the cache when the stream reports a child.
-- An event that a local client sent after this cache subscribed to the stream counts as cached until
-  it has a child. No earlier event can refer to it, so the stream reports all its children.
+- An event enters the cache when no such children were found for a reader who ignores nobody. It
+  leaves the cache when the stream reports a child.
+- The cache is cleared when it is full, and after a write of another node, because such a write may
+  have added children.
+- An event that a local client sent after the start and the last clearing counts as cached until it
+  has a child. No earlier event can refer to it, so the stream reports all its children.
 - If a child or a write of another node arrives during a read, the read's result is not cached.
 """
 

@@ -2,9 +2,9 @@
 
 Laws:
 - Access to one room is decided here: `find_access` finds how a user may read it, `Visibility`
-  filters events. A former member may read the room as it was when they left, whatever their
-  membership became since; anyone may read world readable rooms. The state that is returned is
-  `ReadAccess.state`, or the state at an event that the reader sees and that came before they left.
+  filters events. Anyone may read world readable rooms. A former member who has not forgotten the
+  room may read it as it was when they left, whatever their membership became since. The returned
+  state is `ReadAccess.state`, or the state at a visible event from before they left.
 - A page costs a bounded number of queries, whatever the size of the room.
 
 spec: client-server-api#getting-events-for-a-room

@@ -1,13 +1,14 @@
 """Redactions that include related events: edits, thread replies, poll responses.
 
-Related events that exist are redacted before the request is answered. Those that arrive later are
-redacted when they arrive. All this happens in the name of the sender of the redaction and with
-their permissions. Only direct children count, and edits only if they are valid.
+Related events that exist are redacted before the request is answered, unless that fails
+temporarily. Those that arrive later are redacted when they arrive. All this happens in the name of
+the sender of the redaction and with their permissions. Only direct children count, and edits only
+if they are valid.
 
 The write that redacts the target also stores the redaction of related events as a task. So other
-nodes continue if this node stops, and temporary failures, such as an unavailable policy server, are
-retried. If the sender of the redaction has been suspended, only their own events are redacted.
-While the sender is locked or shadow-banned, the task is retried later.
+nodes continue if this node stops. Temporary failures, such as an unavailable policy server, are
+retried for most of a day. If the sender of the redaction has been suspended, only their own events
+are redacted. While the sender is locked or shadow-banned, the task is retried later.
 
 Follows MSC3912.
 """

@@ -1,4 +1,5 @@
-"""Sends events: messages, state and redactions. A repeated request sends no second event.
+"""Sends events: messages, state and redactions. A request that repeats a transaction ID sends no
+second event.
 
 Events of a shadow-banned user are checked and answered as usual, but not sent. Only changes of the
 user's own membership (join, knock, leave) are sent, without a reason that the user wrote.

@@ -4,8 +4,9 @@ Laws:
 - Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,
   which takes a few queries for each level. Any node can answer, and no token expires.
 - Each room is shown once, at its first place in the walk; so loops end.
-- Rooms are read level by level, ahead of the walk. Other servers are queried only for rooms that
-  the page reaches.
+- Local rooms are read level by level, ahead of the walk. Other servers are queried only when the
+  walk reaches a room that needs it. Then up to `MAX_PER_QUERY` rooms are queried together: this
+  one, and the next ones that need it.
 
 spec: client-server-api#spaces
 """

@@ -4,8 +4,8 @@ Laws:
 - The new room with its state, the tombstone of the old one, aliases and the directory listing are
   one write.
 - Changes to other rooms (links of spaces), and data that is too large for that write (many bans),
-  follow in later writes. Each of them can be repeated. A repeated request repeats them, and returns
-  the room that exists or that the first request is creating.
+  follow in later writes. A repeated request repeats these later writes, and returns the room that
+  exists or that the first request is creating.
 - A shadow-banned account gets only the new room; aliases and the listing move only in its own view.
   A repeated request of such an account also returns the existing room.
 

@@ -1,8 +1,9 @@
-"""Scans files, each content once, before anybody can download them.
+"""Scans files before anybody can download them. Files with the same content share one verdict.
 
 A file is scanned when it arrives. If no scanner can do it then, a job scans the file later. A
 download of a file without a verdict starts the scan and waits for it. A harmful file is
-quarantined, as by an administrator.
+quarantined, as by an administrator. An encrypted file is quarantined for a finding in its decrypted
+content only if the finding is certain and an authenticated user sent the key.
 
 Laws:
 - No file is served without a verdict, unless the configuration allows it.

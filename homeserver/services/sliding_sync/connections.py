@@ -7,7 +7,7 @@ positions, and nothing is written. A few added rooms cost no write either, becau
 state lists them (`pos.py`).
 
 Lazily loaded members are not part of the state. They are only cached in memory (`lazy_members`),
-and sent again after a restart.
+and sent again after a restart or an eviction.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set

@@ -2,9 +2,9 @@
 
 The result is cached with the order of the user's rooms (`room_order.py`) and updated with it. So a
 list with filters usually costs no more than one without. All rooms are filtered each time in two
-cases: if a filter names spaces, and while the list differs from the cached order (`RoomLists`). A
-room that the user has left is filtered by its state at that time. Use this module only on the
-reactor thread.
+cases: if a filter names spaces, and while the list differs from the cached order, for example
+because it shows a room that the user has just left. A room that the user has left is filtered by
+its state at that time. Use this module only on the reactor thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

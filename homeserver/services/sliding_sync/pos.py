@@ -3,8 +3,8 @@ since.
 
 The form is `<number>.<room>.<room>…`. An added room was sent in the same way as the last room of
 the stored state: up to the position in the `pos`, with the same timeline limit and required state.
-So a room that comes into view for the first time causes no write. Nothing can get lost, because the
-client sends the name with its next request.
+So a room that comes into view for the first time usually causes no write. Nothing can get lost,
+because the client sends the name with its next request.
 
 Laws:
 - A name means the same forever and on every node: a stored state never changes under its number.

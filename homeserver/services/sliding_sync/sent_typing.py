@@ -4,8 +4,9 @@ position.
 A room may leave the windows of a client and come back. Then the client gets the typing users again,
 since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
-The typing users of a response are recorded under its `pos`. A response may get lost, so no two
-responses with different typing users have the same `pos`.
+The typing users of a response are recorded under its `pos`. A response may get lost, and the
+response to the repeated request may differ. The `pos` has to tell which of the two a client has
+received, so no two responses with different typing users have the same `pos`.
 
 The record is in memory only, because typing ends within seconds. After a restart or an eviction, a
 client without a record gets all typing users, which replaces what it has. Such a repetition does

@@ -6,7 +6,8 @@ Laws:
   what this node remembers: they may be sent again.
 - A response has a bounded size. Rooms that do not fit are treated like rooms outside the windows;
   the next response, which is sent at once, continues with them.
-- The state of the connection after a response is stored before the response is sent, if it changed.
+- The state of the connection after a response is stored before the response is sent. No write is
+  needed if the state did not change, or if the `pos` lists what was added (`pos.py`).
 - For a client that keeps up, the cost depends on the changes in the windows, not on the number of
   the user's rooms: the rooms with changes are known from memory, and only these are read.
 

@@ -6,8 +6,8 @@ not finish within a multiple of the limit in elapsed time is killed too, with an
 
 A process is a script that imports nothing of the server. Each job on its standard input is a line
 of JSON, followed by as many bytes as the job says. Each result on its standard output is a line of
-JSON with `size`, followed by that many bytes. A process starts with the first job for it, and ends
-with the server or after a number of jobs.
+JSON with `size`, followed by that many bytes. A process is started when a job finds no idle one. It
+ends with the server, or after a number of jobs.
 """
 
 import os

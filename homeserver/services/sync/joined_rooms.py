@@ -1,8 +1,8 @@
 """The rooms that a user is in, or has left: timeline, state and summary.
 
 The rooms of a response are read together, usually in one batch, so the number of queries does not
-grow with the number of rooms. A client that is up to date costs no query: what it needs is in
-memory.
+grow with the number of rooms. A client that is up to date usually costs no query, because what it
+needs is in memory.
 
 A room that the user has left is shown as it was then. From later changes, such as a ban or a
 retracted knock, the client gets only the user's own membership.

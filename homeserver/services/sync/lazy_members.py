@@ -5,7 +5,8 @@ Laws:
   response may get lost.
 - A device with an unknown token starts with no confirmed members. Either the device went back to an
   older token, for example because the app was killed before it stored the last response. Or another
-  node answered the last request, and may have sent a newer membership.
+  node answered the last request, and may have sent a newer membership. Or this node has no record
+  of the device, for example after a restart.
 
 spec: client-server-api#lazy-loading-room-members
 """

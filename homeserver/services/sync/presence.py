@@ -1,6 +1,9 @@
 """The `presence` section of /sync: the users who share a room with the caller, if their presence
 has changed or they have begun to share one.
 
+An initial sync has all of them who are not offline. It has the offline ones too if the operator
+wants that.
+
 spec: client-server-api#presence
 """
 

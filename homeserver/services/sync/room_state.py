@@ -1,10 +1,10 @@
-"""The state that is sent with a timeline: all of it, or the changes before the timeline or up to
-its end.
+"""The state that is sent with a timeline: the complete state, or the changes before the timeline,
+or the changes up to its end.
 
-Clients get the current state as it was at the end of the range. If the DAG of the room is forked,
-state resolution may have changed it without an event, or contrary to one. The state before a
-timeline differs from it only in the entries that the timeline sets. Each state event is stored with
-the event that it replaced, so these entries are known without reading another state.
+Clients get the room's resolved state at the end of the range. If the DAG of the room is forked,
+state resolution may have changed that state without an event, or contrary to one. The state before
+a timeline differs from it only in the entries that the timeline sets. Each state event is stored
+with the event that it replaced, so these entries are known without reading another state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

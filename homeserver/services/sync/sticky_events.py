@@ -1,7 +1,8 @@
 """The new sticky events of a room that the timeline of the response does not contain.
 
 Every member of the room gets them, also events from before the member joined: history visibility
-does not apply. Events of ignored users and expired events are left out.
+does not apply. Events of ignored users and expired events are left out. If there are
+more than `federation.rooms.sticky_events.MAX_PER_ROOM`, only the newest are sent.
 
 Proposal: MSC4354.
 """

@@ -3,7 +3,7 @@ until something is new.
 
 Laws:
 - A response covers a range of the stream. It ends at the newest position when the response is
-  computed, or earlier if not all to-device messages fit.
+  computed, or earlier if not all to-device messages fit (`device_sections.py`).
 - A request subscribes to changes before it reads, so it misses none.
 - The cost depends on the changes only. For a client that is up to date, the rooms with changes are
   known from memory.

@@ -1,12 +1,13 @@
 """The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
-They are stored in the database too, until the device has received them or is deleted. Use this
-module only on the reactor thread.
+They are stored in the database too, until the device has received them or is deleted. A write of
+another node clears the cache, because such a write may have added messages. Use this module only on
+the reactor thread.
 
 Laws:
-- Adding the messages of a request does not sort them by recipient. This is done later, for several
-  requests together. A request to many recipients is kept apart and has an index of its own. An
-  event is built only when it goes into a response.
+- When the messages of a request are added, they are not sorted by recipient yet. That is done
+  later, for several requests together. A request to many recipients is kept apart and has an index
+  of its own. An event is built only when it goes into a response.
 - For each device, the cache records a position. Messages up to it were delivered, or were for a
   deleted device with the same ID, and are never returned again.
 """

@@ -2,7 +2,8 @@
 
 Laws:
 - A consent is stored for the version that the user was shown. A user who has not accepted the
-  configured version has to accept it. Bots and users of application services need no consent.
+  configured version has to accept it. Bots, support users and users of application services need no
+  consent.
 - The link to the page is signed for one user and the current versions: it cannot be used to accept
   for another user, or to accept a later version.
 - After the consent the user may continue immediately on every node, because the consent is stored

@@ -5,11 +5,12 @@ Below, an address is either of the two.
 Laws:
 - New bindings are made only at the configured identity server. An unbind request goes to the server
   where the binding was made.
-- A binding is stored until it is unbound: at the request of its owner, with the removal of the
-  address, or with the deactivation. The write that removes the address or account also schedules
-  the unbind, before the identity server is asked. A failed unbind is retried with back-off for a
-  month.
-- Clients receive only those errors of the identity server that concern the address. Its other
+- A binding is stored until it is unbound. It is unbound when its owner requests that, or when the
+  address is removed from the account, or when the account is deactivated. The write that removes
+  the address or account also schedules the unbind, before the identity server is asked. A failed
+  unbind is retried with back-off for a month. After that, the binding of a deactivated account is
+  deleted. That of an active account stays, so that the owner can request the unbind again.
+- Clients receive only those errors of the identity server that concern the address. Its other error
   codes have another meaning in our response: `M_UNKNOWN_TOKEN` would end the session here.
 
 spec: client-server-api#post_matrixclientv3account3pidbind,

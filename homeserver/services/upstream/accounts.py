@@ -1,10 +1,10 @@
 """Maps an identity of a provider to an account of this server.
 
 Laws:
-- An existing link decides. A name that the provider changes later does not move a user to another
-  account.
+- If the identity has a link, the link decides which account signs in. So a name that the provider
+  changes later does not move a user to another account.
 - An account that was not created by a sign-in with the provider is linked only if the configuration
-  allows it, and to one subject per provider.
+  allows it, and to at most one subject of each provider.
 - A new account, its link, display name and e-mail addresses are one write. The avatar follows.
 """
 

@@ -2,11 +2,11 @@
 where the sign-in began.
 
 Laws:
-- A login token is sent only to an address of the configuration, or to one that the user has seen
-  and agreed to.
+- A login token is sent only to a URL that the configuration allows, or to one that the user has
+  seen and accepted.
 - A user with outstanding terms of service accepts them before a token is sent, on every path.
-- The provider's answer is valid only while the account has the credential epoch that it had when
-  the answer arrived, however long the user then stays on a page.
+- The provider's answer is valid only while the account keeps the credential epoch that it had when
+  the answer arrived, also if the user has to continue on a page first.
 - Before a user goes to the provider to confirm an operation of a client, a page describes the
   operation. The provider authenticates the user again, even with an existing session there.
 

@@ -1,4 +1,4 @@
-"""The identity providers' buttons on the sign-in page of this server's own pages."""
+"""The identity providers' buttons on this server's own sign-in page."""
 
 from collections.abc import Sequence
 from typing import Final

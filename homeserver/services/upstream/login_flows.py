@@ -4,10 +4,10 @@ Laws:
 - Each step of a sign-in is a row. Continuing deletes the row, so a form that is sent twice is
   refused the second time.
 - A flow in which the provider has identified the user ends if the account's credential epoch
-  changes, if the session at the provider ends, or if the browser signs out.
+  changes or the session at the provider ends. If a browser signs out, all its flows end.
 - A sign-in continues only with the cookie of the browser that began it. So nobody can sign a user
   in to another account by sending them a link. (An answer that a provider's page posts comes
-  without the cookie: it is stored, and the next request has to have it.)
+  without the cookie. So the answer is stored, and the next request must have the cookie.)
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """

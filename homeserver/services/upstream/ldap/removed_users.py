@@ -8,11 +8,11 @@ Laws:
   directory counts as faulty: the server only logs an error, until an administrator acts.
 - The directory never unlocks an account that an administrator locked.
 - A user's name is imported when it differs from the last known name, and the addresses when they
-  differ from the last known ones, for at most `MAX_CHANGED` users per check. Unchanged values write
-  nothing, so users keep the names they chose. If the last value is unknown, it is recorded and
-  nothing changes.
-- An address that another account still has is retried at each check, together with all other
-  changes, so that users who swap addresses, in pairs or rings, all get theirs.
+  differ from the last known ones, for at most `MAX_CHANGED` users per check, besides those that are
+  retried (see below). Unchanged values write nothing, so users keep the names they chose. If the
+  last value is unknown, it is recorded and nothing changes.
+- The import of an address that another account still has is retried at each check, together with
+  all other changes, so that users who swap addresses, in pairs or rings, all get theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,11 @@
 """Ends sessions when a provider reports that a user signed out there.
 
 Laws:
-- Only sessions that began with this provider end, and only if the configuration allows it.
+- Only devices that signed in with this provider end, and only if the configuration allows it.
 - A token with `sid` ends that session: its devices and browser sessions, unused tokens, and pending
-  flows (`homeserver/services/upstream/ended_sessions.py`). A token with only `sub` ends all
-  sessions of the user.
+  flows (`homeserver/services/upstream/ended_sessions.py`). A token with only `sub` ends all of the
+  user's devices that signed in with this provider, and everything that would let the user in
+  without authentication, such as browser sessions.
 - A logout token is used once, so a stolen one cannot end later sessions.
 
 spec: openid-connect-backchannel-1_0

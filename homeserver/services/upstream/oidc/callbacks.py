@@ -1,9 +1,9 @@
 """Redirect URIs for OpenID Connect providers, as registered at each of them.
 
 Law: with several providers each has its own redirect URI, unless the configuration sets another. So
-none receives the codes of another provider (RFC 9700 section 4.4). Adding a second provider changes
-the URI of the first one if it is not configured. The log at start and `config check` show the URIs
-in use.
+none receives the codes of another provider (RFC 9700 section 4.4). If the URI of the only provider
+is not configured, it changes when a second provider is added. The log at start and `config check`
+show the URIs in use.
 """
 
 from collections.abc import Sequence

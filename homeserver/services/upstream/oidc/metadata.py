@@ -3,8 +3,8 @@
 Laws:
 - Endpoints that are not configured are accepted only from a document with the configured issuer,
   and all endpoints only with https. The option `skip_verification` turns these checks off.
-- If the signature of a token does not verify, the server fetches the keys again, at most once a
-  minute, also while the provider is down: anybody can send such tokens.
+- If the signature of a token does not verify, the server fetches the keys again. It does so at most
+  once a minute, also while the provider is down, because anybody can send such tokens.
 
 spec: https://openid.net/specs/openid-connect-discovery-1_0.html
 """

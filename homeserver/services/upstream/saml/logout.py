@@ -3,9 +3,10 @@
 Laws:
 - A provider's request is accepted once, and only if the provider signed it, for this server, and it
   has not expired.
-- It ends the devices and browser sessions of the sign-in that it names, with unused tokens and
-  pending flows. If the provider does not distinguish the user's sessions (the request or the
-  sign-in has no index), it ends everything that would let the user in without authentication.
+- An accepted request ends the devices and browser sessions of the sign-in that it names, with
+  unused tokens and pending flows. If the provider does not distinguish the user's sessions (the
+  request or the sign-in has no index), the request ends everything that would let the user in
+  without authentication.
 - The response to a request of ours changes nothing.
 
 spec: saml-profiles-2.0-os section 4.4

@@ -5,7 +5,8 @@ Laws:
   which provider we trust.
 - The last good metadata are stored in the database. If a provider is down or returns unusable
   metadata, they stay in use, also after a restart, until their own expiry.
-- Concurrent sign-ins share one fetch. After a failure there is a pause before the next.
+- Concurrent sign-ins share one fetch. If no usable metadata are left after a failure, there is a
+  pause before the next fetch.
 
 spec: saml-metadata-2.0-os
 """
