@@ -1,8 +1,8 @@
-"""Caches the rooms that were joined with partial state. Lets requests wait for their completion.
+"""Tells which rooms were joined with partial state, and lets requests wait for their completion.
 
-The head of a room, which the engine caches, says whether its state is partial. This cache also
-contains the completed rooms, with the position of the completion. So a client that was not shown
-such a room while its state was partial gets the complete room when it syncs past that position.
+The head of a room says only whether its state is partial now. `PartialRooms` also has the rooms
+whose state has been completed since, with the position of the completion. A client that was not
+shown a room while its state was partial gets the complete room when it syncs past that position.
 """
 
 from collections.abc import Mapping

@@ -14,8 +14,7 @@ from storage.engine.interface import CUSTOM_PLAN, SQLValue
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_MATCHES = 2_000
-"""The most users with a matching word that are considered. Those with the shortest words come
-first."""
+"""The most matches of one spelling that are considered, in the alphabetical order of the words."""
 MAX_RESULTS = 200
 """The most results of each kind: users who share a room with the searching user, and others."""
 MAX_CHARACTER = "\U0010ffff"

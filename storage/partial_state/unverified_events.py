@@ -1,4 +1,5 @@
-"""Events that were left out of room states because their auth chains could not be verified in time.
+"""Events that were left out of room states because they or their auth chains could not be verified
+in time.
 
 They are stored and retried (`federation/rooms/receive/unverified_events.py`). Once an event is
 verified, it is added to the state. After that it remains recorded, because some states of the room

@@ -1,8 +1,8 @@
 """An immutable, content-addressed radix tree from small dense integers to positive integers.
 
 It is pure: nodes come from a loader and new nodes are returned. `state_tree.py` stores them in the
-database. There the keys are the numbers of a room's (type, state_key) pairs and the values are
-event_nids.
+database. There the keys are the numbers of a room's (type, state_key) pairs and the values are the
+numbers of events (`event_nid`).
 
 Laws:
 - A node is bytes that are read in place, so a lookup decodes nothing. Its id is the hash of its

@@ -1,8 +1,8 @@
 """Receives events from other servers: checks them, adds them to the room's graph, and writes them.
 
-Before the events get their turn in the room's queue, this module asks the room's policy server, and
-fetches keys and the unaltered copies of altered events. During the turn it sends no requests,
-except to a policy server that the room has named only since then.
+Before the events get their turn in the room's queue, this module asks the room's policy server and
+fetches keys. It also tries to fetch unaltered copies of events whose content does not match their
+hash. During the turn it sends no requests, except to a policy server that the room has just named.
 
 Laws:
 - Events go through the room's queue, like those of our users. So writes of one node never conflict.
@@ -10,9 +10,9 @@ Laws:
   other events.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
 - In a room with partial state, an event is checked against that state and the memberships that it
-  cites. An event whose missing predecessors our join lacks too gets the state that we joined with.
-  So does an event that removes a user of ours and follows events that no server sends us. All of
-  these are rechecked when the state is complete (`completion.py`).
+  cites. If all missing predecessors of an event are also predecessors of our join, the state after
+  our join stands for them. The same holds if no server sends us the events before one that removes
+  a user of ours. All these events are rechecked later (`completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Permissions to replace cross-signing keys. Users give them on the account page. A permission is
 valid once, for ten minutes.
 
-A client that signed in by the OAuth 2.0 API needs such a permission, because it has no password
-with which the user could confirm the replacement.
+A client that signed in by the OAuth 2.0 API needs such a permission, because the user gave it no
+password with which the replacement could be confirmed.
 
 spec: client-server-api#oauth-authentication
 """

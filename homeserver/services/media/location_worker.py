@@ -1,5 +1,5 @@
-"""A worker process that finds the location in the metadata of a photo, since a crafted file may
-crash or hang the parser.
+"""A worker process that finds the location in the metadata of a photo, so that the server can
+remove it. It is a process because a crafted file may crash or hang the parser.
 
 It is run as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. The process cannot write files or start
@@ -8,12 +8,13 @@ follow the job (`size`). The response has `patches`: offsets and lengths to over
 follow.
 
 Laws:
-- No byte moves: a location is overwritten by something of the same length. So the picture itself,
-  its orientation, and offsets into the file (HEIC, AVIF, several pictures in a JPEG) stay valid.
+- Nothing outside the metadata moves: a location is overwritten by something of the same length. So
+  the picture itself, its orientation, and offsets into the file (HEIC, AVIF, several pictures in a
+  JPEG) stay valid.
 - A file is read in pieces; memory depends on the size of the metadata, not of the picture.
-- Metadata that may have a location but cannot be parsed is overwritten as a whole. If it is too
-  large or cannot even be found, the response says that the file was not understood, and the upload
-  is refused.
+- Metadata that may have a location but cannot be parsed is overwritten as a whole. If the metadata
+  is too large or cannot even be found, the response says that the file was not understood, and the
+  upload is refused.
 
 Supported: Exif (CIPA DC-008), XMP (ISO 16684-1) and IPTC, in JPEG, PNG, WebP, and in HEIC and AVIF
 (ISO 23008-12). The proprietary maker notes of cameras are left.

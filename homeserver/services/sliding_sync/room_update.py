@@ -1,5 +1,6 @@
-"""The changes of one room, while the response is made, and the services that room entries are read
-from."""
+"""Two structures with which sliding sync makes the entry of a room. One collects, step by step,
+what has changed in the room since the client had it. The other has the services that entries are
+read from."""
 
 from collections.abc import Sequence, Set
 
