@@ -6,7 +6,6 @@ One server and one browser for the file; see `tests/helpers/real_browser.py`.
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
@@ -15,11 +14,10 @@ import pytest
 from playwright.sync_api import Browser
 
 from storage.engine.database import SQLiteConfig
-from tests.clients.test_js_sdk import MODULES, NODE
+from tests.helpers.js_scripts import MODULES, script_command
 from tests.helpers.real_browser import SECONDS, BrowserUser, EmailLinks, confirm_address
 from tests.helpers.real_server import RealServer, running_server
 
-SCRIPT = Path(__file__).parent / "js" / "oauth.mjs"
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
@@ -42,12 +40,9 @@ def post(url: str, body: bytes, kind: str = "application/json") -> Any:
 
 
 def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> None:
-    assert NODE.exists(), (
-        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
-    )
     alice = BrowserUser(chromium, served, "en-GB")
     script = subprocess.Popen(
-        [str(NODE), str(SCRIPT), served.url],
+        script_command("oauth.mjs", served.url),
         cwd=MODULES,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
