@@ -55,7 +55,7 @@ def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resto
 
 
 @pytest.fixture(scope="module")
-def letters() -> Iterator[tuple[EmailLinks, int]]:
+def email_links() -> Iterator[tuple[EmailLinks, int]]:
     """Run a mail server. Yields its handler and its port."""
     found = EmailLinks()
     with mail_server(found) as port:

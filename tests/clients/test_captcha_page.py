@@ -80,7 +80,7 @@ def test_a_user_registers_with_a_captcha(chromium: Browser, served: RealServer) 
     assert not away.is_visible()  # the captcha may still load
     page.evaluate("document.getAnimations().forEach(each => each.finish())")
     assert away.is_visible()
-    alice.look()
+    alice.check_page()
 
     page.unroute(CAPTCHA)
     page.route(
@@ -99,7 +99,7 @@ def test_a_user_registers_with_a_captcha(chromium: Browser, served: RealServer) 
     # an application password
     alice.open(PROGRAMS)
     alice.fill(name="Бот", old_password="wonderland")
-    alice.look()
+    alice.check_page()
     password = page.locator("code", has_text="mhp_").inner_text()
     body = {
         "type": "m.login.password",
@@ -126,7 +126,7 @@ def test_a_user_registers_with_a_captcha(chromium: Browser, served: RealServer) 
     alice.fill(user_code=asked["user_code"])
     assert "Television" in page.inner_text("main")
     alice.decide("allow")
-    alice.look()
+    alice.check_page()
     granted = post_form(
         f"{api}/token", client_id=client_id, grant_type=grant, device_code=asked["device_code"]
     )
@@ -137,5 +137,5 @@ def test_a_user_registers_with_a_captcha(chromium: Browser, served: RealServer) 
     with urlopen(request, timeout=SECONDS) as answer:
         assert json.load(answer)["device_id"] == "TELEVISION"
     alice.open("/_mahalla/account")
-    alice.look()
+    alice.check_page()
     assert "Television" in page.inner_text("#sessions + ul")

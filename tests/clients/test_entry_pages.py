@@ -33,7 +33,7 @@ Xizmatdan faqat o‘qish va ish uchun foydalaning.
 
 @pytest.fixture(scope="module")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, letters: tuple[EmailLinks, int]
+    tmp_path_factory: pytest.TempPathFactory, email_links: tuple[EmailLinks, int]
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "logo.png").write_bytes(picture(64, 64))
@@ -41,7 +41,7 @@ def served(
     configuration = {
         "email": {
             "smtp_host": "127.0.0.1",
-            "smtp_port": letters[1],
+            "smtp_port": email_links[1],
             "notif_from": "server@example.org",
         },
         "rc_3pid_validation": {"per_second": 1000, "burst_count": 1000},
@@ -87,18 +87,18 @@ def make_administrator(url: str, name: str) -> None:
 
 
 def test_a_user_registers_with_terms_and_approval(
-    chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
+    chromium: Browser, served: RealServer, email_links: tuple[EmailLinks, int]
 ) -> None:
     size = {"width": 360, "height": 740}
     alice = BrowserUser(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
     alice.open("/")
-    alice.look()
+    alice.check_page()
     alice.open("/_mahalla/register")
     assert alice.page.inner_text("header") == "Namuna universiteti"
     alice.fill(address="alice@elsewhere.example")
     assert "Tashkilotingiz pochtasini" in alice.page.inner_text("[role=alert]")
     alice.fill(address="alice@example.org")
-    confirm_address(alice, letters[0], 1)
+    confirm_address(alice, email_links[0], 1)
     links = alice.page.locator("a[hreflang=uz]")
     assert links.inner_text() == "Foydalanish shartlari"
     document = links.get_attribute("href")
@@ -106,47 +106,47 @@ def test_a_user_registers_with_terms_and_approval(
     alice.page.check("[name=agree_terms]")
     alice.fill(name="alice", password="wonderland", password_again="wonderland")
     assert alice.page.inner_text("h1") == "Hisobingiz yaratildi va tasdiqlanishini kutmoqda"
-    alice.look()
+    alice.check_page()
     alice.open("/_mahalla/account")
     alice.fill(name="alice", password="wonderland")
     assert "ma’muri ko‘rib chiqadi" in alice.page.inner_text("[role=alert]")
-    alice.look()
+    alice.check_page()
 
     make_administrator(served.url, "root")
     root = BrowserUser(chromium, served, "ru")
-    root.wait_for_emails(letters[0], 2)
-    assert letters[0].links[1].endswith("/_mahalla/approvals")
-    root.open(letters[0].links[1])
+    root.wait_for_emails(email_links[0], 2)
+    assert email_links[0].links[1].endswith("/_mahalla/approvals")
+    root.open(email_links[0].links[1])
     root.fill(name="root", password="wonderland")
     assert "@alice:localhost" in root.page.inner_text("main")
-    root.look()
+    root.check_page()
     root.page.click("summary")
-    root.look()
+    root.check_page()
     root.press("button[value=approve]")
     assert root.page.inner_text("[role=status]") == "Учётная запись подтверждена."
-    root.look()
+    root.check_page()
 
     # a user who was not asked at registration is asked before allowing a client, and finds the
     # terms through the account page
     root.open("/_mahalla/account")
-    root.look()
+    root.check_page()
     root.press("a[href$='/_mahalla/consent']")
     assert root.page.locator("a[hreflang=ru]").inner_text() == "Условия использования"
-    root.look()
+    root.check_page()
     root.page.focus("[name=agree_terms]")
     root.page.keyboard.press("Space")
     root.press("form.fields button")
     assert root.page.inner_text("h1") == "Спасибо"
-    root.look()
+    root.check_page()
 
-    alice.wait_for_emails(letters[0], 3)
+    alice.wait_for_emails(email_links[0], 3)
     alice.open("/_mahalla/account")
     alice.fill(name="alice", password="wonderland")
     assert alice.page.inner_text("h1") == "Hisobingiz"
-    alice.look()
+    alice.check_page()
     alice.open(document)
     assert alice.page.inner_text("h1") == "Foydalanish shartlari"
-    alice.look()
+    alice.check_page()
 
 
 def test_a_client_of_the_older_api_signs_in_by_sso(chromium: Browser, served: RealServer) -> None:
@@ -160,7 +160,7 @@ def test_a_client_of_the_older_api_signs_in_by_sso(chromium: Browser, served: Re
     carol.page.check("[name=agree_terms]")
     carol.fill()
     assert carol.page.inner_text("h1") == "Continue to app.example.com?"
-    carol.look()
+    carol.check_page()
     with carol.page.expect_request(f"{APP}**") as asked:
         carol.page.click("form:not(.who) button")
     assert "loginToken=" in asked.value.url

@@ -1,7 +1,7 @@
 """Files in a real browser: images that a page uploads and shows, plain and encrypted, and files
 that could harm the user.
 
-The page has another origin than the server, like a web client. See `js/pictures.js`.
+The page has another origin than the server, like a web client. See `js/files_in_a_browser.js`.
 """
 
 import json
@@ -20,10 +20,10 @@ from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.real_server import RealServer, running_server
 
-SCRIPT = Path(__file__).parent / "js" / "pictures.js"
+SCRIPT = Path(__file__).parent / "js" / "files_in_a_browser.js"
 PAGE = (
-    b"<!doctype html><title>A client</title><input type=file id=file><img id=whole><img"
-    b" id=small><script src=pictures.js></script>"
+    b"<!doctype html><title>A client</title><input type=file id=file><img id=image>"
+    b"<img id=thumbnail><script src=files_in_a_browser.js></script>"
 )
 RUNS = "<script>document.title = 'it runs'</script>"
 PUBLIC = "/_matrix/media/v3/download"
@@ -99,16 +99,17 @@ def _upload(served: RealServer, token: str, body: str, type: str) -> str:
     return f"{served.url}{PUBLIC}/{uri.removeprefix('mxc://')}"
 
 
-def test_pictures_are_uploaded_and_shown(served: RealServer, token: str, page: Page) -> None:
+def test_images_are_uploaded_and_shown(served: RealServer, token: str, page: Page) -> None:
     page.set_input_files(
         "#file", {"name": "choy.png", "mimeType": "image/png", "buffer": picture(800, 600)}
     )
-    looked = page.evaluate(f"look({json.dumps(served.url)}, {json.dumps(token)})")
-    assert (looked["whole"], looked["small"]) == ([800, 600], [96, 96])
-    hidden = page.evaluate(f"hide({json.dumps(served.url)}, {json.dumps(token)})")
-    assert hidden["whole"] == [800, 600]
-    assert hidden["hashes"][0] == hidden["hashes"][1]
-    assert hidden["address"] != looked["address"]
+    arguments = f"{json.dumps(served.url)}, {json.dumps(token)}"
+    plain = page.evaluate(f"uploadAndShow({arguments})")
+    assert (plain["imageSize"], plain["thumbnailSize"]) == ([800, 600], [96, 96])
+    encrypted = page.evaluate(f"uploadEncryptedAndShow({arguments})")
+    assert encrypted["imageSize"] == [800, 600]
+    assert encrypted["hashes"][0] == encrypted["hashes"][1]
+    assert encrypted["mediaPath"] != plain["mediaPath"]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +145,8 @@ def test_no_other_page_can_run_a_file_as_a_script(
 ) -> None:
     script = "document.title = 'it runs'"
     for type in ("text/plain", "application/json", "image/png", "application/octet-stream"):
-        used = page.evaluate(f"use('script', {json.dumps(_upload(served, token, script, type))})")
-        assert used == "refused", type
+        url = _upload(served, token, script, type)
+        assert page.evaluate(f"embed('script', {json.dumps(url)})") == "refused", type
     assert page.title() == "A client"
-    address = _upload(served, token, "body { color: red }", "text/plain")
-    assert page.evaluate(f"use('link', {json.dumps(address)})") == "refused"
+    url = _upload(served, token, "body { color: red }", "text/plain")
+    assert page.evaluate(f"embed('link', {json.dumps(url)})") == "refused"

@@ -2,11 +2,14 @@
 
 import pytest
 
-from tests.helpers.js_scripts import list_requests, sync_forms
+from tests.helpers.js_scripts import run_script, used_sync_modes
 from tests.helpers.real_server import RealServer
 
+SECONDS = 300
 
-@pytest.mark.parametrize("form", ["v3", "sliding"])
-def test_a_client_sees_a_space_and_its_rooms(real_server: RealServer, form: str) -> None:
-    requests = list_requests("spaces.mjs", real_server.url, f"around-{form}", form)
-    assert sync_forms(requests) == {form}
+
+@pytest.mark.parametrize("sync_mode", ["v3", "sliding"])
+def test_a_client_sees_a_space_and_its_rooms(real_server: RealServer, sync_mode: str) -> None:
+    prefix = f"js-spaces-{sync_mode}"
+    requests = run_script("spaces.mjs", [real_server.url, prefix, sync_mode], SECONDS)
+    assert used_sync_modes(requests) == {sync_mode}

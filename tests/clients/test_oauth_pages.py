@@ -6,7 +6,6 @@ One server and one browser for the file; see `tests/helpers/real_browser.py`.
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
@@ -15,20 +14,23 @@ import pytest
 from playwright.sync_api import Browser
 
 from storage.engine.database import SQLiteConfig
-from tests.helpers.js_scripts import MODULES, NODE
+from tests.helpers.js_scripts import MODULES, script_command
 from tests.helpers.real_browser import SECONDS, BrowserUser, EmailLinks, confirm_address
 from tests.helpers.real_server import RealServer, running_server
 
-SCRIPT = Path(__file__).parent / "js" / "oauth.mjs"
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
 @pytest.fixture(scope="module")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, letters: tuple[EmailLinks, int]
+    tmp_path_factory: pytest.TempPathFactory, email_links: tuple[EmailLinks, int]
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
-    mail = {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"}
+    mail = {
+        "smtp_host": "127.0.0.1",
+        "smtp_port": email_links[1],
+        "notif_from": "server@example.org",
+    }
     unlimited = {"per_second": 1000, "burst_count": 1000}
     configuration = {"email": mail, "rc_3pid_validation": unlimited}
     database = SQLiteConfig(str(folder / "homeserver.db"))
@@ -42,12 +44,9 @@ def post(url: str, body: bytes, kind: str = "application/json") -> Any:
 
 
 def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> None:
-    assert NODE.exists(), (
-        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
-    )
     alice = BrowserUser(chromium, served, "en-GB")
     script = subprocess.Popen(
-        [str(NODE), str(SCRIPT), served.url],
+        script_command("oauth.mjs", served.url),
         cwd=MODULES,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -57,7 +56,7 @@ def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> 
     assert script.stdout is not None
     try:
         alice.open(script.stdout.readline().strip())
-        alice.look()
+        alice.check_page()
         alice.press("a[href*=without_address]")
         alice.fill(name="alice", password="wonderland", password_again="looking glass")
         assert alice.page.locator("[role=alert]").is_visible()
@@ -77,11 +76,11 @@ def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> 
     alice.page.fill("#display_name", "Alice in Wonderland")
     alice.press("section:has(#display_name) button")
     assert "Your name was changed." in alice.page.inner_text("[role=status]")
-    alice.look()
+    alice.check_page()
 
 
 def test_the_pages_fit_a_phone_in_uzbek(
-    chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
+    chromium: Browser, served: RealServer, email_links: tuple[EmailLinks, int]
 ) -> None:
     body = {"username": "bob", "password": "bob the builder", "auth": {"type": "m.login.dummy"}}
     session = post(f"{served.url}/_matrix/client/v3/register", json.dumps(body).encode())
@@ -92,11 +91,11 @@ def test_the_pages_fit_a_phone_in_uzbek(
     assert "Nom yoki parol noto‘g‘ri." in bob.page.inner_text("[role=alert]")
     bob.fill(name="bob", password="bob the builder")
     assert bob.page.inner_text("h1") == "Hisobingiz"
-    bob.look()
+    bob.check_page()
 
     # end a session
     bob.press(f"a[href*={session['device_id']}]")
-    bob.look()
+    bob.check_page()
     bob.press("button.danger")
     assert "Seans tugatildi." in bob.page.inner_text("[role=status]")
     with pytest.raises(OSError, match="401"):
@@ -109,17 +108,17 @@ def test_the_pages_fit_a_phone_in_uzbek(
     # add an address, and reset a forgotten password
     bob.page.fill("#address", "bob@example.org")
     bob.press("form:has(#address) button")
-    bob.look()
-    confirm_address(bob, letters[0], 1)
+    bob.check_page()
+    confirm_address(bob, email_links[0], 1)
     bob.fill(old_password="bob the builder")
     assert "bob@example.org" in bob.page.inner_text("main")
     bob.page.context.clear_cookies()
     bob.open("/_mahalla/sign_in")
     bob.press("a[href$=reset_password]")
     bob.fill(address="bob@example.org")
-    confirm_address(bob, letters[0], 2)
+    confirm_address(bob, email_links[0], 2)
     bob.fill(password="the builder", password_again="the builder")
-    bob.look()
+    bob.check_page()
     bob.press("a.button")
     bob.fill(name="bob@example.org", password="the builder")
 
@@ -141,4 +140,4 @@ def test_the_pages_fit_a_phone_in_uzbek(
     assert bob.page.inner_text("h1") == "Qurilmaga ruxsat berilmadi"
     for action in ("org.matrix.cross_signing_reset", "org.matrix.account_deactivate"):
         bob.open(f"/_mahalla/account?action={action}")
-        bob.look()
+        bob.check_page()

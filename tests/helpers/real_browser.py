@@ -46,7 +46,7 @@ class BrowserUser:
         self.locale = locale
         self._context = browser.new_context(locale=locale, **options)
         self.page = self._new_page()
-        self._pictures = 0
+        self._screenshots = 0
 
     def _new_page(self) -> Page:
         page = self._context.new_page()
@@ -60,13 +60,13 @@ class BrowserUser:
     def open(self, path: str) -> None:
         self.page.goto(path if "://" in path else self.url + path)
 
-    def look(self) -> None:
+    def check_page(self) -> None:
         """Check the page with axe, and save a screenshot if wanted."""
         folder = os.environ.get("MAHALLA_SCREENSHOTS")
         if folder:
-            self._pictures += 1
+            self._screenshots += 1
             self.page.screenshot(
-                path=f"{folder}/{self.locale}-{self._pictures:02}.png", full_page=True
+                path=f"{folder}/{self.locale}-{self._screenshots:02}.png", full_page=True
             )
         self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate("axe.run()")
@@ -79,7 +79,7 @@ class BrowserUser:
 
     def fill(self, button: str = "form.fields button", **fields: str) -> None:
         """Check the page, fill in a form, and submit it with the keyboard."""
-        self.look()
+        self.check_page()
         for name, value in fields.items():
             self.page.fill(f"form.fields [name={name}]:not([type=hidden])", value)
         self.page.focus(button)
@@ -87,13 +87,13 @@ class BrowserUser:
             self.page.keyboard.press("Enter")
 
     def decide(self, decision: str) -> None:
-        self.look()
+        self.check_page()
         self.press(f"button[value={decision}]")
 
     def go_back_to_app(self) -> str:
         """Allow the app's request; return the URL of the redirect to the app. Opens a new page,
         since the app does not exist and its error page would still be loading."""
-        self.look()
+        self.check_page()
         with self.page.expect_request(f"{APP}**") as asked:
             self.page.click("button[value=allow]")
         sent = asked.value.redirected_from
@@ -104,10 +104,10 @@ class BrowserUser:
         self.page = self._new_page()
         return location
 
-    def wait_for_emails(self, letters: EmailLinks, number: int) -> None:
+    def wait_for_emails(self, emails: EmailLinks, number: int) -> None:
         """Wait until `number` links have arrived by e-mail."""
         deadline = time.monotonic() + SECONDS
-        while len(letters.links) < number:
+        while len(emails.links) < number:
             assert time.monotonic() < deadline, f"e-mail {number} did not arrive"
             self.page.wait_for_timeout(100)
 
@@ -117,10 +117,10 @@ class BrowserUser:
             self.page.click(what)
 
 
-def confirm_address(visitor: BrowserUser, letters: EmailLinks, number: int) -> None:
+def confirm_address(visitor: BrowserUser, emails: EmailLinks, number: int) -> None:
     """Open the link of an e-mail, press its button, and continue from there."""
-    visitor.wait_for_emails(letters, number)
-    visitor.open(letters.links[number - 1])
-    visitor.look()
+    visitor.wait_for_emails(emails, number)
+    visitor.open(emails.links[number - 1])
+    visitor.check_page()
     visitor.press("form button")
     visitor.press("a.button")

@@ -92,9 +92,9 @@ def test_a_user_signs_in_with_saml(server: TestServer) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
+        ("only_response_signed", "Signature missing for assertion"),
         ("unsigned", "Signature missing for assertion"),
-        ("unsigned_altogether", "Signature missing for assertion"),
-        ("for_others", "AudienceRestrictions conditions not satisfied"),
+        ("wrong_audience", "AudienceRestrictions conditions not satisfied"),
         ("expired", "Condition not OK"),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_logout_request_in_a_form_ends_the_session(
     server: TestServer, providers: ProviderProcess
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
-    traveller.go(f"{providers.url}/saml/logout_by_form")
+    traveller.go(f"{providers.url}/saml/logout_by_post")
     fields = traveller.page.forms[0].fields
     text = base64.b64decode(fields["SAMLRequest"]).decode()
     changed = base64.b64encode(text.replace(">alice<", ">admin<").encode()).decode()
@@ -142,7 +142,7 @@ def test_a_logout_request_by_soap_ends_the_session(
     server: TestServer, providers: ProviderProcess
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
-    traveller.go(f"{providers.url}/saml/logout_by_form")
+    traveller.go(f"{providers.url}/saml/logout_by_post")
     request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
     unsigned = re.sub(r"<(\w+:)?Signature.*</(\w+:)?Signature>", "", request, flags=re.DOTALL)
     assert unsigned != request

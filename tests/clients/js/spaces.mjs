@@ -1,32 +1,38 @@
-// Spaces, upgrades and looking around, with matrix-js-sdk: the client under Element Web.
+// Checks spaces, room upgrades, reports, peeking and other room discovery with matrix-js-sdk, the
+// SDK of Element Web.
 //
 // usage: node spaces.mjs SERVER_URL PREFIX v3|sliding
 //
-// PREFIX begins the names of the two accounts, who follow the server in that form. Ends with 0 when all went well, and prints
-// on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
+// PREFIX begins the names of the two accounts, the last argument is the sync mode. Logs requests as
+// `fetchAndLog` in sdk.mjs does. Exits with 0 on success.
 import assert from "node:assert/strict";
-import { RoomHierarchy, person, quiet, until } from "./sdk.mjs";
+import { logoutAndExit, registerClient, RoomHierarchy, waitFor } from "./sdk.mjs";
 
-const [url, prefix, form] = process.argv.slice(2);
+const [url, prefix, syncMode] = process.argv.slice(2);
 
-const alice = await person(url, `${prefix}-alice`, form, { initialSyncLimit: 8 });
-const bob = await person(url, `${prefix}-bob`, form, { initialSyncLimit: 8 });
+const alice = await registerClient(url, `${prefix}-alice`, syncMode, { initialSyncLimit: 8 });
+const bob = await registerClient(url, `${prefix}-bob`, syncMode, { initialSyncLimit: 8 });
 const via = [alice.getDomain()];
 
-// A space with rooms, page by page.
+// The hierarchy of a space, in pages.
 const { room_id: spaceId } = await alice.createRoom({
-    preset: "public_chat", name: "Mahalla", creation_content: { type: "m.space" }, room_alias_name: `${prefix}-space`,
+    preset: "public_chat", name: "Mahalla", creation_content: { type: "m.space" },
+    room_alias_name: `${prefix}-space`,
 });
-const rooms = [];
+const roomIds = [];
 for (const name of ["choyxona", "bozor", "masjid"]) {
-    const { room_id: roomId } = await alice.createRoom({ preset: "public_chat", name, room_version: "11" });
-    await alice.sendStateEvent(spaceId, "m.space.child", { via, order: name, suggested: name === "bozor" }, roomId);
+    const { room_id: roomId } = await alice.createRoom({
+        preset: "public_chat", name, room_version: "11",
+    });
+    const child = { via, order: name, suggested: name === "bozor" };
+    await alice.sendStateEvent(spaceId, "m.space.child", child, roomId);
     await alice.sendStateEvent(roomId, "m.space.parent", { via, canonical: true }, spaceId);
-    rooms.push(roomId);
+    roomIds.push(roomId);
 }
-const [teahouse, market, mosque] = rooms;
+const [teahouse, market, mosque] = roomIds;
 await bob.joinRoom(spaceId);
-const space = await until(bob, "the space", () => bob.getRoom(spaceId)?.isSpaceRoom() && bob.getRoom(spaceId));
+const space = await waitFor(bob, "the space", () =>
+    bob.getRoom(spaceId)?.isSpaceRoom() && bob.getRoom(spaceId));
 const hierarchy = new RoomHierarchy(space, 2);
 while (hierarchy.canLoadMore) await hierarchy.load();
 assert.deepEqual(hierarchy.rooms.map((room) => room.room_id), [spaceId, market, teahouse, mosque]);
@@ -35,70 +41,78 @@ assert.ok(!hierarchy.isSuggested(spaceId, mosque));
 const suggested = await bob.getRoomHierarchy(spaceId, 10, 1, true);
 assert.deepEqual(suggested.rooms.map((room) => room.name), ["Mahalla", "bozor"]);
 
-// Summaries.
+// Room summary.
 const summary = await bob.getRoomSummary(`#${prefix}-space:${alice.getDomain()}`);
 assert.equal(summary.room_id, spaceId);
 assert.equal(summary.room_type, "m.space");
 assert.equal(summary.membership, "join");
 
-// An upgrade: Bob follows, and his tags with him.
+// Room upgrade: Bob joins the new room, which has his tags.
 await bob.joinRoom(teahouse);
 await bob.setRoomTag(teahouse, "m.favourite", { order: 0.3 });
 const { replacement_room: newTeahouse } = await alice.upgradeRoom(teahouse, "12");
-await until(bob, "the tombstone", () => {
-    const tombstone = bob.getRoom(teahouse)?.currentState.getStateEvents("m.room.tombstone", "");
+await waitFor(bob, "the tombstone", () => {
+    const state = bob.getRoom(teahouse)?.currentState;
+    const tombstone = state?.getStateEvents("m.room.tombstone", "");
     return tombstone?.getContent().replacement_room === newTeahouse;
 });
 await bob.joinRoom(newTeahouse);
-const renewed = await until(bob, "the new room", () => {
+const newRoom = await waitFor(bob, "the new room with its tag", () => {
     const room = bob.getRoom(newTeahouse);
     return room?.getMyMembership() === "join" && room.tags["m.favourite"] && room;
 });
-assert.equal(renewed.name, "choyxona");
-assert.equal(renewed.getVersion(), "12");
-assert.equal(renewed.findPredecessor().roomId, teahouse);
-assert.deepEqual(bob.getRoomUpgradeHistory(newTeahouse, true).map((room) => room.roomId), [teahouse, newTeahouse]);
-await until(bob, "the space to name the new room", () =>
+assert.equal(newRoom.name, "choyxona");
+assert.equal(newRoom.getVersion(), "12");
+assert.equal(newRoom.findPredecessor().roomId, teahouse);
+assert.deepEqual(bob.getRoomUpgradeHistory(newTeahouse, true).map((room) => room.roomId),
+    [teahouse, newTeahouse]);
+await waitFor(bob, "the space to contain the new room", () =>
     space.currentState.getStateEvents("m.space.child", newTeahouse)?.getContent().via?.length);
-const after = await bob.getRoomHierarchy(spaceId);
-assert.deepEqual(after.rooms.map((room) => room.room_id), [spaceId, market, newTeahouse, mosque]);
+const upgraded = await bob.getRoomHierarchy(spaceId);
+assert.deepEqual(upgraded.rooms.map((room) => room.room_id),
+    [spaceId, market, newTeahouse, mosque]);
 
-// Rooms in common; an event by its time; reports.
-assert.deepEqual((await bob._unstable_getSharedRooms(alice.getUserId())).sort(), [spaceId, teahouse, newTeahouse].sort());
-const said = await alice.sendTextMessage(newTeahouse, "salom");
-const bySomeTime = await bob.timestampToEvent(newTeahouse, Date.now() + 60_000, "b");
-assert.equal(bySomeTime.event_id, said.event_id);
-await bob.reportEvent(newTeahouse, said.event_id, -100, "only a try");
-await bob.reportRoom(newTeahouse, "only a try");
+// Mutual rooms, an event by its timestamp, and reports.
+assert.deepEqual((await bob._unstable_getSharedRooms(alice.getUserId())).sort(),
+    [spaceId, teahouse, newTeahouse].sort());
+const message = await alice.sendTextMessage(newTeahouse, "salom");
+const latest = await bob.timestampToEvent(newTeahouse, Date.now() + 60_000, "b");
+assert.equal(latest.event_id, message.event_id);
+await bob.reportEvent(newTeahouse, message.event_id, -100, "only a test");
+await bob.reportRoom(newTeahouse, "only a test");
 
-// A message and its edits go together.
-const text = (body) => ({ msgtype: "m.text", body });
-const edit = await alice.sendMessage(newTeahouse, { ...text("* hayr"), "m.new_content": text("hayr"),
-    "m.relates_to": { rel_type: "m.replace", event_id: said.event_id } });
-await until(bob, "the edit", () => renewed.findEventById(said.event_id)?.getContent().body === "hayr");
-await alice.redactEvent(newTeahouse, said.event_id, undefined, { with_rel_types: ["m.replace"] });
-await until(bob, "the redaction", () => renewed.findEventById(said.event_id)?.isRedacted());
-const rest = await bob.fetchRoomEvent(newTeahouse, edit.event_id);
-assert.deepEqual(rest.content, {});
+// A redaction of a message with its edits.
+const textContent = (body) => ({ msgtype: "m.text", body });
+const edit = await alice.sendMessage(newTeahouse, {
+    ...textContent("* hayr"),
+    "m.new_content": textContent("hayr"),
+    "m.relates_to": { rel_type: "m.replace", event_id: message.event_id },
+});
+await waitFor(bob, "the edit", () =>
+    newRoom.findEventById(message.event_id)?.getContent().body === "hayr");
+await alice.redactEvent(newTeahouse, message.event_id, undefined, {
+    with_rel_types: ["m.replace"],
+});
+await waitFor(bob, "the redaction", () => newRoom.findEventById(message.event_id)?.isRedacted());
+const redactedEdit = await bob.fetchRoomEvent(newTeahouse, edit.event_id);
+assert.deepEqual(redactedEdit.content, {});
 
-// Looking into a room without being in it.
-const { room_id: square } = await alice.createRoom({ name: "maydon", initial_state: [
-    { type: "m.room.history_visibility", state_key: "", content: { history_visibility: "world_readable" } },
-] });
-await alice.sendTextMessage(square, "for all to hear");
-const peeked = await bob.peekInRoom(square, 5);
-assert.equal(peeked.name, "maydon");
-const bodies = () => peeked.getLiveTimeline().getEvents().map((event) => event.getContent().body);
-assert.ok(bodies().includes("for all to hear"));
-// The SDK asks for what is new from when it asks first, at some moment after it has shown the room.
-const again = setInterval(() => alice.sendTextMessage(square, "and now"), 300);
-await until(bob, "what is said in the open", () => bodies().includes("and now"));
-clearInterval(again);
+// Peeking into a world-readable room.
+const { room_id: square } = await alice.createRoom({ name: "maydon", initial_state: [{
+    type: "m.room.history_visibility", state_key: "",
+    content: { history_visibility: "world_readable" },
+}] });
+await alice.sendTextMessage(square, "before the peek");
+const peekedRoom = await bob.peekInRoom(square, 5);
+assert.equal(peekedRoom.name, "maydon");
+const peekedBodies = () =>
+    peekedRoom.getLiveTimeline().getEvents().map((event) => event.getContent().body);
+assert.ok(peekedBodies().includes("before the peek"));
+// The SDK polls for events after its first poll, which it sends some time after it has returned the
+// room. Send until a message arrives.
+const sending = setInterval(() => alice.sendTextMessage(square, "during the peek"), 300);
+await waitFor(bob, "a new message", () => peekedBodies().includes("during the peek"));
+clearInterval(sending);
 bob.stopPeeking();
 
-for (const client of [bob, alice]) {
-    await quiet();
-    client.stopClient();
-    await client.logout(true);
-}
-process.exit(0);
+await logoutAndExit(bob, alice);
