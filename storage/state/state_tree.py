@@ -1,7 +1,7 @@
 """The state of rooms after each event, as immutable trees that share equal parts.
 
 A state is a root (None: the empty state) of a radix tree from the room's numbered (type, state_key)
-pairs to event_nids. See `radix_tree.py` for the tree, `keys.py` for the numbering,
+pairs to the numbers of events. See `radix_tree.py` for the tree, `keys.py` for the numbering,
 `state_garbage_collection.py` for the deletion of states that no event needs.
 
 Laws:
