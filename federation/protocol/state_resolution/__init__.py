@@ -18,8 +18,8 @@ the entries that all states share.
    undisputed state.
 
 `resolve` does all of this in one call for complete states in memory. Its caller computes the data
-of step 2 with the functions of `auth_graph.py`. If an event or entry is missing, `MissingInput` is
-raised, which names it.
+of step 2 with the functions of `auth_graph.py`. If a caller did not load something that is needed,
+`MissingInput` is raised and names it.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """
