@@ -8,9 +8,8 @@
   similar endpoints accept it too.
 - A room token `t<depth>_<event number>` is a position in the topological order of one room. While
   the DAG of the room is forked, events that arrived earlier may come after a new event in that
-  order. If a response starts with such a new event and omits earlier ones, `~<position>` is added
-  to its token. A client that pages back from this token starts with all events that had arrived by
-  that position.
+  order. So if a timeline is limited, `~<position>` is added to its `prev_batch`. A client that
+  pages back from this token starts with all events that had arrived by that position.
 
 If an endpoint of a room receives a sync token, the token stands for the position directly after all
 events that had arrived by then.
