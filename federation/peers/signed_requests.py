@@ -5,7 +5,7 @@ checked against the body as received, and against its canonical form only if tha
 request with 50 events, the first check takes a tenth of a millisecond, and the second several
 milliseconds. Either check is enough, because both forms encode the same value.
 
-If a body nests too deeply to be parsed, this module checks only its brackets: they must form one
+If a body nests too deeply to be parsed, this module checks only by its brackets that it is one
 object. If it is a transaction, its receiver skips the values that nest too deeply and accepts the
 others (`federation/receiver/transactions.py`).
 

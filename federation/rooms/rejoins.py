@@ -9,8 +9,8 @@ of these extremities.
 
 If the server has the leave, our stored state is outdated, and only the response is used. Resolving
 a state with one of its ancestors would restore outdated entries, on this server and on all servers
-that receive the result. In contrast, a wrong state on this server can be corrected by joining
-again.
+that receive the result. So if it is uncertain whether the server has the leave, only the response
+is used too: a wrong state on this server alone can be corrected by joining again.
 
 spec: server-server-api#room-state-resolution
 """

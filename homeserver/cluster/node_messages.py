@@ -9,7 +9,7 @@ A message may be lost if the database is down, or if too many messages are queue
 acceptable. Typing and presence soon expire, are sent again, or are requested by nodes that missed
 them. A commit without its description is found by polling the database.
 
-It is used only on the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence

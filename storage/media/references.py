@@ -13,10 +13,10 @@ Laws:
   a reference records a recheck, which the job does later.
 - One write handles about as many content URIs as one event may have (`MAX_URIS`), because other
   writes wait for it.
-- `unreferenced_ts` is the time since which nothing refers to a file. A local file has none if no
-  reference by its uploader was ever seen, even if references by other users are added and removed:
-  the file may be attached to an encrypted message. Account data does not count as such a reference,
-  because stickers removed from a pack may be in encrypted messages.
+- `unreferenced_ts` is the time since which nothing refers to a file. A local file gets this time
+  only if a reference by its uploader was seen before. Otherwise the file may be attached to an
+  encrypted message, whose references the server cannot see. References by account data do not count
+  for this, because stickers removed from a pack may be in encrypted messages.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set

@@ -12,13 +12,14 @@ the entries that all states share.
    states, the conflicted state subgraph of the conflicted events, and the power lineage of all
    these events (`auth_graph.py` defines them). For all algorithms, load the events in dispute
    (`events_in_dispute`).
-3. Call `compute_needs`. It names entries of the undisputed state and auth events. Load them.
+3. Call `compute_needs`. It names the auth events, and the entries of the undisputed state, that the
+   algorithm reads. Load them.
 4. Call `resolve_conflicts`. It returns the entries in which the resolved state differs from the
    undisputed state.
 
 `resolve` does all of this in one call for complete states in memory. Its caller computes the data
-of step 2 with the functions of `auth_graph.py`. If input is missing, `MissingInput` is raised. The
-error names the missing input.
+of step 2 with the functions of `auth_graph.py`. If a caller did not load something that is needed,
+`MissingInput` is raised and names it.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """

@@ -1,6 +1,6 @@
 """State resolution of room version 1, for the rooms that still use it.
 
-Conflicts are resolved type by type, first the types that authorise others. Depth and the hash of
+Conflicts are resolved type by type, first the types that authorize others. Depth and the hash of
 the event id decide, not the auth graph. This algorithm can reset state to older events. Later
 versions correct that.
 

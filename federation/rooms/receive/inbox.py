@@ -12,14 +12,14 @@ Laws:
   pauses, longer each time. New events that concern the room (`room_participants.py`) end the pause
   early, because they may show that a server can be reached again.
 - The events of a room are tried server by server: first those of servers in the room, and among
-  these, first the ones with the fewest attempts. So events that nobody can complete do not delay
-  the others. Among servers with equally many attempts, the one that has been in the room for
-  longest comes first. The time limit for the events of a server is short on the first attempt and
-  doubles on each further one. If new events for the room arrive during a long attempt, the attempt
-  ends early. The room then waits for a moment, so that other rooms have their turn.
+  these, first the ones with the fewest attempts. So events whose missing events no server has do
+  not delay other events. Among servers with equally many attempts, the one that has been in the
+  room for longest comes first. The time limit for the events of a server is short on the first
+  attempt and doubles on each further one. If new events for the room arrive during a long attempt,
+  the attempt ends early. The room then waits for a moment, so that other rooms have their turn.
 - For an event from a server outside the room no requests are sent, unless the event concerns the
-  room. Such an event waits until another server sends what it lacks. All rooms whose next event
-  came from a server outside the room share the limit of one domain.
+  room. Such an event waits until another server sends what it lacks. Rooms whose next event came
+  from a server outside the room share one such lower limit, as if from one registered domain.
 - An event expires after two days. If a later event refers to it, it is fetched again like any
   missing event.
 """

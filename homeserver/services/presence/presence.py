@@ -2,8 +2,8 @@
 presence that their servers report.
 
 Laws:
-- Presence takes no position of the main sequence. A broadcast has a position of the ephemeral
-  counter (`broadcast.py`).
+- A change of presence has no position in the stream. A broadcast has an ephemeral position
+  (`broadcast.py`).
 - On a single node, a user without changes costs nothing but memory.
 - A request for a user's presence gets the current value, even before it is broadcast.
 - A status message is written before it is acknowledged. Other changes are written later, in batches

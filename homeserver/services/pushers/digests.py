@@ -11,8 +11,8 @@ Laws:
   sender, and is in the subject only if the operator configured no name.
 - An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next
   e-mail contains the other events.
-- An event writes at most one row per pusher, and nothing if the pusher's next e-mail is due at
-  least as early anyway.
+- An event changes at most one row per pusher, the time of its next e-mail, and nothing if that
+  e-mail is due at least as early anyway.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,8 +6,8 @@ Laws:
   ID. It is sent as soon as possible when its time has come, also after a restart.
 - Authorization is checked when the event is sent. `rc_message` is charged when it is scheduled: the
   end of a call must not be refused because the user sent messages.
-- A client that knows the `delay_id` may manage the event, with a token or without. A repeated or
-  concurrent request gets success if the event has the outcome that it asks for.
+- A client that knows the `delay_id` may manage the event, with or without an access token. A
+  repeated or concurrent request gets success if the event has the outcome that it asks for.
 
 Proposal: MSC4140, the text of December 2025 that released clients use, and that of July 2026.
 """

@@ -12,8 +12,8 @@ Laws:
   among the owners of the files (users and servers). Scans of decrypted files have slots of their
   own, which are shared fairly among the requesters. So nobody who sends or requests much delays
   others. The job has at most half of the slots.
-- A file that cannot be scanned is retried with increasing delays. A request for the file does not
-  shorten them.
+- A file that could not be scanned is retried with increasing delays. Until the next attempt, a
+  download does not start a scan.
 - The server stores neither keys of encrypted files nor anything that reveals their content: only a
   verdict, under a hash of content and key.
 """

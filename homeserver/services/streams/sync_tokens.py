@@ -1,15 +1,15 @@
 """The tokens from which clients continue. They are opaque to clients.
 
-- A sync token `s<position>_<ephemeral>` is a position of the main sequence and one of the ephemeral
-  counter. After an initial sync, `~<position>` follows until the device has received all to-device
+- A sync token `s<position>_<ephemeral>` consists of a position in the stream and an ephemeral
+  position. After an initial sync, `~<position>` follows until the device has received all to-device
   messages that were waiting. The device has received those up to this position. `-<room>.<room>…`
   follows if the client shows somebody typing in these rooms.
 - The `pos` of sliding sync is a sync token and the name of a connection state. /messages and
   similar endpoints accept it too.
 - A room token `t<depth>_<event number>` is a position in the topological order of one room. While
-  the DAG of the room is forked, events that arrived earlier may follow the newest event in that
-  order. If a response omits them, `~<position>` follows: a client that pages back from this token
-  starts with all events that had arrived at that position.
+  the DAG of the room is forked, events that arrived earlier may come after a new event in that
+  order. So if a timeline is limited, `~<position>` is added to its `prev_batch`. A client that
+  pages back from this token starts with all events that had arrived by that position.
 
 If an endpoint of a room receives a sync token, the token stands for the position directly after all
 events that had arrived by then.

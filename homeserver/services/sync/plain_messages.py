@@ -1,11 +1,12 @@
 """The short way of both kinds of sync: a room in which only plain messages arrived.
 
 This is the usual change for a waiting client. `PlainMessages.read` makes the timeline of such a
-room from memory, without a query and without waiting. The full way makes everything else of a
-response. So a feature that adds a section is never excluded here. One that changes how a message in
-a timeline looks, or who sees it, adds its condition to `PlainMessages.read`, or to
-`StoredEvent.is_plain_message` if it is a property of the event, and nowhere else. The two callers
-check only that the client has the room and asks for nothing that needs more than these messages.
+room from memory, without a query and without waiting. The full way makes everything else in a
+response. So a feature that adds a section to the response needs no condition here. A feature that
+changes how a message in a timeline looks, or who sees it, adds its condition to
+`PlainMessages.read`, or to `StoredEvent.is_plain_message` if it is a property of the event, and
+nowhere else. The two callers check only that the client has the room and asks for nothing that
+needs more than these messages.
 
 The law: the short way gives what the full way gives for the same room
 (`tests/helpers/sync_comparison.py`).
