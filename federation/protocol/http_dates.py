@@ -1,5 +1,5 @@
-"""Dates in HTTP headers, in the three forms that recipients have to accept (RFC 9110, section
-5.6.7)."""
+"""Parses dates in HTTP headers, in the three forms that recipients have to accept (RFC 9110,
+section 5.6.7)."""
 
 from email.utils import mktime_tz, parsedate_tz
 from typing import Final
@@ -8,7 +8,7 @@ MAX_CHARS: Final = 100
 
 
 def read_http_date(text: str) -> float | None:
-    """The date, in seconds since 1970; None for what is none."""
+    """Return the date in seconds since 1970, or None if the text is not a date."""
     parts = parsedate_tz(text) if len(text) <= MAX_CHARS else None
     if parts is None:
         return None

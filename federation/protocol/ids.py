@@ -6,8 +6,8 @@ identifiers that have been checked.
 
 The grammar allows server names with a port above 65535, which cannot exist. User ids with such a
 server name may occur in events, and all servers have to agree on the validity of an event. So
-`is_user_id` and `is_room_id` accept them. `parse_user_id` and `is_server_name` refuse them, so no
-request is ever sent to such a server.
+`is_user_id` and `is_room_id` accept such a port. `parse_user_id` and `is_server_name` refuse it, so
+no request is ever sent to such a server.
 
 `parse_user_id` also accepts historical user ids, which may have other characters than new ones.
 `parse_new_user_id` makes the id of a new user of this server and allows only today's characters.

@@ -1,6 +1,7 @@
-"""Reads a room's join rules as values, for the room's summary and for users who want to join.
+"""Interprets a room's join rule: the rooms whose members may join, and whether users may knock.
 
-This module does not decide whether an event is allowed: see `membership_auth.py`.
+Room summaries, restricted joins and room upgrades use this module.
+It does not decide whether an event is allowed: see `membership_auth.py`.
 
 spec: client-server-api#mroomjoin_rules, client-server-api#restricted-rooms
 """
@@ -12,14 +13,16 @@ from federation.protocol.ids import RoomID, is_room_id
 from federation.protocol.room_versions import RoomVersion
 
 MAX_ALLOWED_ROOMS: Final = 50
-"""How many rooms of a restricted join rule are looked at."""
+"""How many rooms of a restricted join rule are read; further ones are ignored."""
 
 _MEMBERSHIP: Final = "m.room_membership"
 
 
 def read_allowed_rooms(content: Mapping[str, Any]) -> list[RoomID]:
-    """The rooms whose members the content of an m.room.join_rules event lets in; what is malformed
-    is left out."""
+    """Return the rooms whose members may join, from the content of an m.room.join_rules event.
+
+    Malformed entries are ignored.
+    """
     allow = content.get("allow")
     conditions = allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else []
     return [

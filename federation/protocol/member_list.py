@@ -1,4 +1,5 @@
-"""Parses the list of a federation's members, without any I/O.
+"""Parses the member list of a closed federation, and maps request paths to the rights that they
+need. It does no I/O.
 
 The format is this project's own:
 
@@ -7,7 +8,7 @@ The format is this project's own:
     ]}
 
 Laws:
-- A list with any invalid entry is refused as a whole. If only the invalid member were left out, its
+- A list with any invalid member is refused as a whole. If only that member were left out, its
   server would be shut out and nobody would notice.
 - A list with an unknown name in `deny` is refused too. If the name were ignored, the member would
   keep a right that the federation denies it.

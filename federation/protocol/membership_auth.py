@@ -1,5 +1,5 @@
-"""Checks whether a change of membership is allowed: the rule for m.room.member of every room
-version.
+"""Checks whether a change of membership is allowed: the authorization rule for m.room.member, in
+every room version.
 
 If a user has no membership event in the room's state, their membership counts as `leave`. If the
 room has no join rule, the rule `invite` applies.

@@ -1,9 +1,9 @@
 """Parses the `multipart/mixed` response by which another server sends a file, without any I/O.
 
 The response has two parts. The first part is JSON about the file. In the current specification it
-is an empty object, so it is skipped. The second part is the file, or has no content and a header
-with the URL of the file. A response of any other form is refused. The response is parsed piece by
-piece as it arrives, and at most some kilobytes are buffered.
+is an empty object, so it is skipped. The second part is the file, or it is empty and has a
+`Location` header with the URL of the file. A response of any other form is refused. The response is
+parsed piece by piece as it arrives, and at most some kilobytes are buffered.
 
 spec: server-server-api#get_matrixfederationv1mediadownloadmediaid; RFC 2046 section 5.1
 """

@@ -1,7 +1,8 @@
 """Reads the policy server that a room's state names, and checks whether it has signed an event.
 
-Rooms created before v1.18 of the specification may name the policy server by an event of another
-type. Then the path of its signing endpoint differs too (MSC4284).
+The state event `m.room.policy` names the policy server. Rooms from before v1.18 of the
+specification may have `org.matrix.msc4284.policy` instead. The signing endpoint of a policy server
+that is named by this older event has another path (MSC4284).
 
 spec: server-server-api#policy-servers
 """

@@ -1,9 +1,9 @@
-"""Reads the power levels of a room at one state, as a value without I/O.
+"""Reads the power levels of a room from its m.room.power_levels and m.room.create events.
 
-A `PowerLevels` belongs to one power-levels event and can be cached with it. It costs almost nothing
-to make, because values are read on demand. It returns a level for every question, whatever the
-event contains. A value that is not a valid level counts as absent (authorization refuses new events
-with such values).
+A `PowerLevels` depends only on these two events, so it can be cached with the power-levels event.
+It costs almost nothing to make, because most values are read on demand. It returns a level for
+every user, event type and action, whatever the event contains. A value that is not a valid level
+counts as absent (authorization refuses new events with such values).
 
 spec: client-server-api#mroompower_levels, server-server-api#definitions
 """

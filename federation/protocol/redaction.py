@@ -1,11 +1,11 @@
 """Redaction: removes the content of an event, and decides whether a redaction event may do that.
 
-A redaction keeps the fields that authorization needs and that the signatures and the event id
-cover. So the redacted copy has the same event id and the same valid signatures as the complete
-event.
+A redaction keeps the fields that authorization needs. Signatures and, from room version 3 on, the
+event id are computed from the redacted event. So the redacted copy has the same event id as the
+complete event, and the same signatures, which stay valid.
 
-`unsigned` is always removed. The code that shows a redacted event to a client adds
-`redacted_because` to it.
+`unsigned` is always removed. When a redacted event is shown to a client, other code adds a new
+`unsigned` with `redacted_because`.
 
 spec: rooms/v1#redactions … rooms/v12#redactions
 """

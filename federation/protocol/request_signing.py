@@ -1,4 +1,4 @@
-"""The `X-Matrix` header, by whose signature a server proves that it sent a request.
+"""Makes, parses and checks the `X-Matrix` header, with which a server signs a request.
 
 The signature covers method, path with query, both server names and the body. This server writes the
 header in the form that the oldest servers can read. It parses received headers strictly by RFC

@@ -1,9 +1,9 @@
 """Server access control lists: which servers may take part in a room.
 
-An ACL applies to requests of other servers about the room, and to events, typing and receipts of
-the room in their transactions. It does not affect authorization. A field of the wrong type counts
-as absent, and an entry that is no string is ignored, so that one malformed value does not disable
-the rest of the list.
+An ACL applies when another server sends a request about the room, or a transaction with events,
+typing or receipts of the room. The authorization rules for events ignore it. A field of the wrong
+type counts as absent, and an entry that is no string is ignored, so that one malformed value does
+not disable the rest of the list.
 
 spec: client-server-api#mroomserver_acl, appendices#glob-style-matching
 """
@@ -16,7 +16,7 @@ from federation.protocol.ids import host_of, is_ip_literal
 
 
 class ServerACL:
-    """An evaluated m.room.server_acl. Made once for each event of that type, then asked often."""
+    """An evaluated m.room.server_acl. Made once for each event of that type, then used often."""
 
     __slots__ = ("_allow", "_allow_ip_literals", "_deny")
 

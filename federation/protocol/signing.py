@@ -1,12 +1,12 @@
-"""Ed25519 keys and signed JSON objects.
+"""Ed25519 keys and signed JSON objects: reads key files, makes signatures and verifies them.
 
-A signature covers the canonical JSON of an object without its `signatures` and `unsigned`. Keys,
-key files and signed objects are implemented by signedjson. `event_signing` signs events in their
-redacted form, and `request_signing` signs requests. Both use the same keys, with the faster encoder
-of `canonical_json.py`. The keyring decides whether a key belongs to a server and was valid at a
-time.
+The signature of a JSON object covers its canonical JSON without `signatures` and `unsigned`. This
+module uses signedjson for keys, key files and signed objects. `event_signing` signs events in their
+redacted form, and `request_signing` signs requests. Both use the keys of this module, but encode
+JSON with `canonical_json.py`, because that is faster than signedjson. The keyring decides whether a
+key belongs to a server and was valid at a time.
 
-The caller passes the random seed of a new key, so this package is deterministic.
+The caller passes the random seed of a new key, so `federation.protocol` is deterministic.
 
 spec: appendices#signing-json, appendices#checking-for-a-signature
 """

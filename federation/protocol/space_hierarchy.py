@@ -1,4 +1,5 @@
-"""Reads the contents of m.space.child events and their order, and other servers' space hierarchies.
+"""Reads m.space.child and m.space.parent events, defines the order of a space's children, and
+parses the space hierarchies that other servers send.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """

@@ -4,8 +4,8 @@ Invites and knocks carry it, in two forms. Servers send each other complete even
 receiver can check the create event, and with it the room's id and version. Clients get events with
 four keys.
 
-Another server may send false entries. `parse_stripped_state` returns the part of its stripped state
-that clients may see.
+Entries from another server may be malformed or false. `parse_stripped_state` removes malformed
+entries, and all keys that clients do not get. It cannot detect false entries.
 
 spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room,
 server-server-api#knocking-rooms

@@ -2,10 +2,11 @@
 
 The decision depends on the state just *before* the event and on the changes by the event itself. So
 a caller needs only two entries of the state before each event: `m.room.history_visibility` and the
-reader's own `m.room.member`. Both stay the same for long runs of events, so the states of a batch
-have few different entries.
+reader's own `m.room.member`. Both rarely change, so the caller has few different entries to load
+for a whole page of events.
 
-Rejected and soft-failed events are shown to nobody. That is decided elsewhere.
+No user sees rejected and soft-failed events. This module does not check for them:
+`federation/rooms/visibility.py` filters them.
 
 spec: client-server-api#room-history-visibility
 """

@@ -1,6 +1,6 @@
 """Passes received EDUs to their handlers, by EDU type.
 
-    EduReceivers(access, {"m.typing": typing.receive})
+    EduReceivers(access=access, handlers={"m.typing": typing.receive})
 
 Laws for a handler:
 - The transaction is acknowledged after the handler has returned. So the handler makes its data
@@ -8,11 +8,11 @@ Laws for a handler:
 - A handler must not wait for other servers, because that would block all transactions of the
   sending server.
 - A handler may receive the same EDU again, because an unacknowledged transaction is repeated.
-- A handler raises a MatrixError for an invalid EDU, or ignores the EDU. In both cases the other
-  EDUs are processed. LimitExceeded ends the transaction, which the sending server repeats later, so
-  nothing is lost.
-- Typing and receipts are filtered before their handler is called. Rooms are removed if their server
-  ACL denies the sending server, or if the sending server is not in them.
+- A handler ignores an invalid EDU, or raises a MatrixError. In both cases the other EDUs are
+  processed. There are two exceptions: LimitExceeded and DatabaseUnavailable end the transaction.
+  The sending server repeats it later, so nothing is lost.
+- Typing and receipts are filtered before their handler is called. Those of a room are dropped if
+  the room's server ACL denies the sending server, or if the sending server is not in the room.
 
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """

@@ -3,23 +3,26 @@
 Every server must compute the same state. So the result depends only on the given values, and not on
 the order of states, keys or events.
 
+The *undisputed state* consists of the entries that all states share. The *events in dispute* are
+the conflicted events and, in algorithms 2 and 2.1, also the auth difference and the conflicted
+state subgraph.
+
 A caller that can find the differences between stored states cheaply uses four steps. Then the cost
-depends on the number of conflicts, not on the size of the room. The undisputed state consists of
-the entries that all states share.
+depends on the number of conflicts, not on the size of the room.
 
 1. Call `find_conflicts` with the states, reduced to the keys in which they differ.
-2. For algorithms 2 and 2.1, read from the auth-chain index the auth difference of the *complete*
-   states, the conflicted state subgraph of the conflicted events, and the power lineage of all
-   these events (`auth_graph.py` defines them). For all algorithms, load the events in dispute
-   (`events_in_dispute`).
-3. Call `compute_needs`. It names the auth events, and the entries of the undisputed state, that the
-   algorithm reads. Load them.
+2. For algorithms 2 and 2.1, read three things from the auth-chain index (`auth_graph.py` defines
+   them): the auth difference of the *complete* states, the conflicted state subgraph of the
+   conflicted events, and the power lineage of the full conflicted set and of the undisputed power
+   levels. For all algorithms, load the events that `events_in_dispute` returns.
+3. Call `compute_needs`. It returns which auth events and which entries of the undisputed state the
+   algorithm also reads. Load them.
 4. Call `resolve_conflicts`. It returns the entries in which the resolved state differs from the
    undisputed state.
 
-`resolve` does all of this in one call for complete states in memory. Its caller computes the data
-of step 2 with the functions of `auth_graph.py`. If a caller did not load something that is needed,
-`MissingInput` is raised and names it.
+`resolve` resolves complete states in memory with one call. Its caller computes the data of step 2
+with the functions of `auth_graph.py`. If the caller did not load something that is needed, a
+`MissingInput` error names it.
 
 spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 """
@@ -86,7 +89,7 @@ class AuthGraph(msgspec.Struct, frozen=True):
     m.room.power_levels event in the auth chains."""
 
     def power_levels_of(self, event_id: EventID) -> EventID | None:
-        """Ask `power_lineage`. Raises `MissingLineage`."""
+        """Look up an event in `power_lineage`. Raises `MissingLineage`."""
         if self.power_lineage is None or event_id not in self.power_lineage:
             raise MissingLineage(event_id)
         return self.power_lineage[event_id]
@@ -106,7 +109,7 @@ class Needs(msgspec.Struct, frozen=True):
 def events_in_dispute(
     version: RoomVersion, conflicts: Conflicts, graph: AuthGraph
 ) -> frozenset[EventID]:
-    """The events to load before `compute_needs` is asked."""
+    """Return the events to load before `compute_needs` is called."""
     if version.state_resolution is StateResolution.V1:
         return frozenset(conflicts.events)
     disputed = _find_disputed(version, conflicts, graph)

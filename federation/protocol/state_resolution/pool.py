@@ -1,7 +1,8 @@
-"""Gives a state resolution its input: the loaded events, and a function that reads the state.
+"""The input of a state resolution: a pool of the loaded events, and types of the functions that
+look up state entries and power levels.
 
-A result from incomplete input would be wrong, and differ from that of other servers. So missing
-input ends the resolution with an error that names it.
+A resolution with incomplete input would give another state than on other servers. So missing input
+ends the resolution with a `MissingInput` error that names it.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,15 +1,16 @@
 """State resolution of room version 1, for the rooms that still use it.
 
-Conflicts are resolved type by type, first the types that authorize others. Depth and the hash of
-the event id decide, not the auth graph. This algorithm can reset state to older events. Later
-versions correct that.
+Conflicts about m.room.power_levels, m.room.join_rules and m.room.member are resolved first, in this
+order, because these types affect authorization. Conflicts about all other types follow. Candidates
+are ordered by depth and the hash of the event id, not by the auth graph. This algorithm can reset
+state to older events. Later versions correct that.
 
 The specification leaves two points open:
 
-- It describes one list of events for each type. Here each key of a type is resolved separately,
-  against the state before its type was resolved. The reason: the membership of one user does not
-  affect that of another, and the result must not depend on the order of keys.
-- A key of any other type stays unset if the state allows none of its candidates.
+- For each of the three types, it describes one list of events. Here each key of a type is resolved
+  separately, against the state before its type was resolved. The reason: the membership of one user
+  does not affect that of another, and the result must not depend on the order of keys.
+- For other types, a key stays unset if the state allows none of its candidates.
 
 spec: rooms/v1#state-resolution
 """

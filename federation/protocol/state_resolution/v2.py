@@ -1,10 +1,11 @@
-"""State resolution of room versions 2 to 11 (algorithm 2) and 12 (2.1): one algorithm with two
-differences.
+"""State resolution of room versions 2 to 11 (algorithm 2) and 12 (algorithm 2.1).
 
-Algorithm 2.1 also replays the events between conflicted events in the auth graph, and it starts
-from the empty state. Algorithm 2 starts from the unconflicted state. Algorithm 2 uses the events in
-between only to follow auth chains: an auth chain may leave the full conflicted set and return to
-it, and the events after the return still belong to the chain.
+The two algorithms differ in two points:
+
+- Algorithm 2 starts from the unconflicted state, algorithm 2.1 from the empty state.
+- Algorithm 2.1 also replays the events between conflicted events in the auth graph (the conflicted
+  state subgraph). Algorithm 2 does not replay these events, but follows their auth events. The
+  reason: the auth chain of a power event may leave the full conflicted set and enter it again.
 
 spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """
