@@ -1,9 +1,9 @@
-"""Declares each endpoint of the server-server API once, on its handler.
+"""The decorator `endpoint`, which declares a function as the handler of a server-server endpoint.
 
     @endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=ServerAuth.SERVER)
     async def get_event(rooms: ServedRooms, peer: Peer, *, event_id: EventID) -> Response: ...
 
-Parameters of handlers are bound as `homeserver.api.endpoint` describes.
+The router passes arguments to handlers by the rules in the header of `homeserver.api.endpoint`.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,5 +1,5 @@
-"""The parts of a request that handlers may use: the remote server that sent it, and a request
-context (`RequestContext`)."""
+"""Types of handler parameters: the remote server that sent the request (`Peer`), and the request's
+method, URI, headers and client address (`RequestContext`)."""
 
 from collections.abc import Mapping
 from typing import Final

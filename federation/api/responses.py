@@ -1,4 +1,4 @@
-"""The types of responses with a status and headers of their own, or with a streamed body."""
+"""Types of responses: `Response` sets the status and the headers, and its body can be streamed."""
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from http import HTTPStatus

@@ -5,7 +5,8 @@ Laws:
 - The rate at which one server can claim one-time keys is limited, so that it cannot use up the keys
   that others need.
 - Display names of devices are not sent to other servers.
-- A device list is at least as new as its stream id, because the stream id is read first.
+- The `stream_id` of a device list is read before the list. A change between the two reads is
+  announced once more than needed, but never lost.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """

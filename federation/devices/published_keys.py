@@ -1,12 +1,14 @@
 """Reads the published encryption keys of users. Caches the keys of our users.
 
 Laws:
-- A change of a user's devices or keys invalidates the user's entry. If any key changes during a
-  read, the result is not cached. Keys of other servers' users are read each time.
+- A change of a user's devices or keys invalidates the user's cache entry. If any key changes during
+  a read, the result is not cached. Keys of other servers' users are never cached.
 - A result is at least as new as what any client has seen on any node. A client may learn of a
-  change on another node a moment before this node learns of it. So if several nodes may exist, one
-  query asks whether other nodes have written anything. If they have, another query checks that the
-  cached keys are the newest. A `StreamCache` (`storage/cache.py`) could not do this.
+  change on another node a moment before this node learns of it. So on PostgreSQL, where several
+  nodes may exist, cached keys are checked against the database before they are returned.
+  `get_published` compares the position of each user's latest change. `is_current` is cheaper: it
+  only checks that no node has written anything that this node has not read yet. A `StreamCache`
+  (`storage/cache.py`) does not query the database for cached values.
 - Keys that are the same for all readers are encoded once.
 
 The cache is used only on the reactor thread.

@@ -1,4 +1,5 @@
-"""Endpoints with which the servers in a room fetch its events, states and history.
+"""Endpoints with which other servers in a room fetch events, auth chains, history, and the state
+before an event.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,

@@ -1,4 +1,8 @@
-"""Endpoints with which other servers invite our users, also by e-mail address or telephone number.
+"""Endpoints for invites to our users, and for third-party invites.
+
+A third-party invite names an e-mail address or a telephone number. If the address is bound to a
+user of another server, that server exchanges the third-party invite for an invite to this user. If
+it is bound to our user, the identity server notifies us (`onbind`).
 
 spec: server-server-api#inviting-to-a-room, server-server-api#third-party-invites
 """
@@ -34,7 +38,7 @@ class InviteRequest(msgspec.Struct, frozen=True):
 async def invite(
     invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: InviteRequest
 ) -> dict[str, Any]:
-    """Accept an invite of one of our users, and return it with our signature."""
+    """Accept an invite to one of our users, and return it with our signature."""
     event = await invitations.do_receive(
         peer.server_name,
         room_id,
@@ -79,7 +83,7 @@ async def invite_v1(
 async def exchange_third_party_invite(
     invitations: Invitations, peer: Peer, *, room_id: RoomID, body: dict[str, Any]
 ) -> dict[str, Any]:
-    """Replace a third-party invite by an invite of the peer's user who owns the address."""
+    """Replace a third-party invite by an invite to the peer's user who owns the address."""
     await invitations.do_exchange(peer.server_name, room_id, body)
     return {}
 

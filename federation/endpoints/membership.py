@@ -1,4 +1,4 @@
-"""Endpoints with which users of other servers join, leave and knock (make_join, send_join, …).
+"""Endpoints for joins, leaves and knocks of other servers' users (make_join, send_join, …).
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms

@@ -1,7 +1,7 @@
 """Endpoints with which other servers query profiles, aliases and the public room directory.
 
-`QueryHandlers` holds the functions of the services that answer. They are passed in at start-up,
-because `federation` does not import `homeserver`.
+`QueryHandlers` holds functions of the profile, alias and directory services. They are passed in at
+start-up, because `federation` does not import `homeserver`.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """

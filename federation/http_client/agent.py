@@ -1,14 +1,15 @@
 """An `IAgent` on Twisted's HTTP client, with limits on concurrent requests and idle connections.
 
-Twisted's `HTTPConnectionPool` stores the connections to one host, and its `Agent` sends requests on
-them. `ConnectionPool` adds what they have no setting for:
+One `HTTPConnectionPool` of Twisted stores the connections to one host, and Twisted's `Agent` sends
+requests on them. `ConnectionPool` in this module adds rules for which Twisted has no setting:
 
-- Concurrent requests to one host, and in total, are limited. So are idle connections. An unused
-  host leaves no data in memory.
-- The server may have closed an idle connection a moment ago. A request that can be repeated without
-  further effect, PUT included, is then sent again on another connection. A POST is never sent
-  again, so it does not use a connection that has been idle for some seconds.
-- A body that ends with its connection is complete only if the connection was closed properly.
+- Concurrent requests are limited, per host and in total. Idle connections are limited too. An
+  unused host leaves no data in memory.
+- If the server closed an idle connection just before a request, an idempotent request, such as GET
+  or PUT, is sent again on another connection. A POST is never sent again, so it does not use a
+  connection that has been idle for some seconds.
+- A body of unknown length ends when the server closes the connection. It is complete only if the
+  connection was closed cleanly.
 """
 
 from collections.abc import Callable, Coroutine, Hashable

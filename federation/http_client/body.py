@@ -2,8 +2,8 @@
 
 The sender is not trusted. The size of a body is limited both as received and after decompression. A
 body is decompressed in pieces, so that a small packet never becomes a large string. A long body
-that is read into memory must not have an excessive compression ratio. A body that exceeds a limit
-ends its connection.
+that is read into memory must not have an excessive compression ratio. If a body exceeds a limit,
+the connection is closed.
 """
 
 import zlib

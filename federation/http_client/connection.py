@@ -1,8 +1,9 @@
-"""The guard between a socket and Twisted's HTTP client protocol, since the server is not trusted.
+"""Protects Twisted's HTTP client protocol from untrusted servers, as a wrapper on its connection.
 
 - The head of a response has a size limit.
-- Data that was not requested ends the connection.
-- A certificate that is not for the requested name ends the connection before anything is sent.
+- If data arrives while no request waits for it, the connection is closed.
+- If the certificate is not for the requested name, the connection is closed before anything is
+  sent.
 """
 
 from collections.abc import Callable

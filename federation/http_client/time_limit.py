@@ -1,4 +1,4 @@
-"""Limits the time of work that a remote server can make slow."""
+"""Time limits for work that waits for remote servers."""
 
 from collections.abc import Coroutine
 from typing import Any, TypeVar

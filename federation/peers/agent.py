@@ -1,8 +1,10 @@
 """Sends requests to other servers over HTTPS: resolves the server name, connects, and sends.
 
-`HttpWire` is the `Wire` (`wire.py`) of a running server; tests use other wires. Redirects are not
-followed. If no host of a route accepts a connection, the next request looks up the SRV records
-again, and the well-known file is fetched again after a minute at the latest (`routes.py`).
+`HttpWire` implements the interface `Wire` (`wire.py`). Tests use other implementations. `HttpWire`
+does not follow redirects.
+
+A server name resolves to one or more hosts. If none of them accepts a connection, the cached SRV
+records are invalidated, and the cached well-known file expires within a minute (`routes.py`).
 
 spec: server-server-api#resolving-server-names
 """

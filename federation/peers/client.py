@@ -2,8 +2,8 @@
 
 Laws:
 - Nothing is sent to a server that the policy blocks.
-- Whatever the other server does, the caller gets a value of the requested type or a `RemoteError`.
-  The only other exception is `Forbidden`, if the policy blocks the server.
+- The caller gets a value of the requested type or a `RemoteError`, even if the other server is
+  faulty or malicious. If the policy blocks the server, the caller gets `Forbidden`.
 
 spec: server-server-api#request-authentication
 """

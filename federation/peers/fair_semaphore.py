@@ -1,12 +1,13 @@
 """Limits concurrency, and shares the permits fairly among keys such as servers, users or domains.
 
 Laws:
-- The number of permits is fixed. A key that holds its share of them gets no further permit.
+- The number of permits is fixed. Each key has a share: the number of permits that may be held for
+  it at the same time (`permits_per_key`).
 - A permit may be held for several keys, such as a remote server and the user who made the request.
-  It is given only if none of these keys has used up its share.
+  The permit then counts for each of them, and is given only if each has some of its share left.
 - Waiters get permits in rounds. In each round, each set of keys gets one permit. Waiters with the
   same set of keys are served in the order of arrival. A waiter whose keys have used up their share
-  delays nobody. (`prioritize` moves a set of keys to the front.)
+  delays nobody. `prioritize` lets a set of keys have the next permit.
 - The queue may be bounded, in total and for each key. If it is full, further waiters are refused
   immediately.
 - A waiter that is cancelled, or has waited too long, leaves the queue without a permit.

@@ -1,15 +1,16 @@
-"""Decides with which servers this server federates, and which kinds of data each may send.
+"""Decides with which servers this server federates, and which kinds of data it exchanges with each.
 
 The configuration has patterns of allowed and denied server names. It may also require a signed list
-of the federation's members (`member_list_refresher.py`).
+of the federation's members (`member_list_refresher.py`). The list may deny a member some kinds of
+data, such as invites or media (`Right`).
 
 Laws:
 - Our own name is allowed, whatever the rules are.
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
   host without its port, so another port does not evade it. Matching ignores case. A deny pattern
   takes precedence over allow patterns and the list of members.
-- If the configuration requires a list of members, servers that are not on it are refused. While no
-  list is in force, all servers but our own are refused.
+- If the configuration requires a list of members, servers that are not on it are refused. While the
+  list is missing or has expired, all servers but our own are refused.
 - If the configuration asks for a simulation (`PolicyRules.is_simulation`), nothing is refused. What
   the rules would refuse is only logged.
 - The rules may change at run time, so callers must not cache a decision.
@@ -210,7 +211,7 @@ class FederationPolicy:
             )
 
     def pinned_keys(self, server: ServerName) -> Mapping[KeyID, bytes]:
-        """Return the only keys that count for a server.
+        """Return the only keys that are accepted for a server.
 
         Empty if the server publishes its keys itself, or in a simulation.
         """

@@ -2,23 +2,27 @@
 expiry.
 
 Laws:
-- A key counts for signatures up to the end of validity that its document names, but no longer than
-  a week after the document was fetched. In old room versions, a key counts for events of any time.
-- Concurrent callers share one fetch. A server that failed, or does not have the requested key, is
-  asked again after a pause that doubles up to five minutes. So made-up names cause few requests. A
-  server that has sent its keys is not asked again for some seconds, even for further keys. A server
-  that responds 429 is not asked before the time it names, but notaries are asked for its keys.
+- A key is valid until the time that its key document states (`valid_until_ts` or `expired_ts`), but
+  for at most a week after the document was fetched. In old room versions, a key is valid for events
+  of any time.
+- Concurrent callers share one fetch. If a server does not answer, or does not have the requested
+  key, it is asked again after a pause that doubles up to five minutes. So made-up key IDs and
+  server names cause few requests. A server that has sent its keys is not asked again for some
+  seconds, even for further keys. A server that responds 429 is not asked before the time in the
+  response, but notaries are asked for its keys.
 - The number of stored keys per server is limited.
 - A key document is accepted if the server has signed it. A document from a notary must also be
   signed by the notary, unless the configuration accepts this notary without its signature.
-- Requests from servers of which no keys are stored have slots of their own while they wait for
-  keys. Otherwise anybody could delay all requests with made-up names and slow servers. Such a
-  request holds a slot for its network address and for the registered domain that it names. Each
-  address and each domain may hold at most as many slots as are free at that moment, so a flood from
-  one leaves slots for the others. The key requests to such servers have separate slots, because
-  many requests may wait for the keys of one server. Registered domains get these slots in turns.
-- If the list of the federation's members pins the keys of a server, no other keys of it are
-  accepted and none are requested.
+- Unknown servers, of which no keys are stored, have separate limits. Otherwise anybody could delay
+  all requests with made-up server names and slow servers.
+  - A request from an unknown server holds a slot while it waits for keys. The slot counts for the
+    request's network address and for the registered domain of the server name. A request is refused
+    if its address or its domain already holds as many slots as are free. So a flood from one
+    address or domain leaves slots for the others.
+  - The key requests that we send to unknown servers have a separate limit, because many incoming
+    requests may wait for one key request. Registered domains take turns.
+- If the member list pins the keys of a server, no other keys of that server are accepted, and none
+  are requested.
 - The servers themselves are asked first, then the configured notaries. If the keys of many servers
   are needed at the same time, as when joining a large room, the notaries are asked first. One
   request to a notary replaces up to a hundred requests to servers.
@@ -94,7 +98,7 @@ class Notary(msgspec.Struct, frozen=True):
     keys: Mapping[KeyID, bytes]
     """Its own keys if configured. Otherwise they are fetched from it."""
     unsigned: bool = False
-    """Whether its answers count without its signature."""
+    """Whether its answers are accepted without its signature."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -131,7 +135,7 @@ class Keyring:
         old_keys: Mapping[KeyID, VerifyKey] | None = None,
         pinned_keys: Callable[[ServerName], Mapping[KeyID, bytes]] = lambda _: {},
     ) -> None:
-        """`old_keys`: former keys of this server. `pinned_keys`: the only keys that count for a
+        """`old_keys`: former keys of this server. `pinned_keys`: the only keys accepted for a
         server, if any."""
         self._pinned_keys = pinned_keys
         self._remote = remote
@@ -180,7 +184,7 @@ class Keyring:
     ) -> Mapping[KeyID, bytes]:
         """Return keys as `get_keys`, for a request whose signature is not checked yet.
 
-        `address`: the network address of the request, or the group it counts to. Raises
+        `address`: the network address of the request, or the group it belongs to. Raises
         LimitExceeded if too many such requests wait.
         """
         wanted = dict.fromkeys(key_ids, valid_at_ms)
