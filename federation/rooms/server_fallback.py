@@ -1,8 +1,9 @@
 """Sends the same request to several servers, one after the other, until one succeeds.
 
-A server that fails, lies or refuses does not prevent the next request, because anybody may have
-named it. But after three refusals with M_FORBIDDEN no further server is asked. If no request
-succeeds, the failures are merged into one error.
+Clients and other servers supply the list of servers, so it may contain any server. If a server
+fails, refuses, or sends invalid data, the next one is asked. But after three refusals with
+M_FORBIDDEN no further server is asked. If no request succeeds, the failures are merged into one
+error.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -1,8 +1,9 @@
-"""Finds whether this server is in a room. Only a server in the room has its state and may serve it.
+"""Finds whether this server is in a room. If not, it does not know the room's current state, and
+must not serve the room.
 
-When the last local user leaves a room, its stored state stops changing. Other servers may change
-the room after that, unless it has no members left. So this server is in a room with a local member,
-and in an empty room whose state is complete.
+After the last local user has left a room, this server gets no more events of the room, but remote
+members may still change it. So this server counts as in the room in two cases: a local user is a
+member, or the room has no members at all and its stored state is complete.
 
 spec: server-server-api#joining-rooms
 """

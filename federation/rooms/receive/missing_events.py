@@ -1,15 +1,18 @@
-"""Fetches the events that received events refer to and that this server does not have.
+"""Fetches events that received events refer to and that this server does not have.
 
-1. Request the events in between with `get_missing_events`, a few times, back to stored events.
-2. Fetch missing auth events with their chains.
-3. If there still is a gap in the past, request the state before the events at its edge, and store
-   these events with that state.
+1. Request the events between the received and the stored ones with `get_missing_events`: up to ten
+   requests to each server, each for events further back.
+2. Fetch missing auth events and their auth chains.
+3. If prev_events are still missing, request the state before each event that lacks one, and store
+   the event with that state.
 
 Laws:
-- The server that sent the events is asked first, then a few others in the room. If the server that
-  sent them is not in the room, it is asked last, and its states are not used. Each server but the
-  last gets at most half of the remaining time. Events that were not requested are ignored. All
-  events go through the checks on receipt.
+- Servers are asked in turn, until no event is missing: first the server that sent the events, then
+  a few others in the room. If the sending server is not in the room, it is asked last, and no state
+  is requested from it.
+- All requests of one call share a time limit. Each server but the last gets at most half of the
+  time that is left.
+- Events that were not requested are ignored. All events go through the checks on receipt.
 - A server that responds 429 is not asked for events of any room before the time it names.
 - A server that invents an endless past costs a bounded number of requests, events and seconds. Then
   the gap is closed with a state, or stays open.
@@ -234,8 +237,8 @@ class MissingEvents:
     async def _receive_removals(self, pool: GapEvents, room_id: RoomID) -> None:
         """In a room with partial state, receive removals of our users whose past cannot be fetched.
 
-        A server without users in the room is sent no more events of it. So neither the past of
-        the removal nor the rest of the state may ever arrive.
+        If no local user is left in the room, other servers send us no more of its events. So the
+        events before the removal and the rest of the state may never arrive.
         """
         removals = [
             event

@@ -1,8 +1,8 @@
 """Stores events as outliers: auth events, and the states that other servers send.
 
-Only their signatures, hashes and auth events can be checked. They are written in chunks, each event
-after its auth events. So a large import never blocks the writer for long, and it continues after a
-restart.
+Only their signatures, hashes and auth events can be checked, because the state before them is
+unknown. They are written in chunks, each event after its auth events. So a large import never
+blocks the writer for long. If the import is repeated after a restart, stored events are skipped.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

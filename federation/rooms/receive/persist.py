@@ -1,15 +1,15 @@
 """Persists checked events from other servers: computes what they change in the room, and writes
 them.
 
-- A rejected event leaves the state unchanged. A soft-failed or past event changes the state after
-  it, but not the head.
+- A rejected event leaves the state unchanged. A soft-failed or backfilled state event is part of
+  the state after it, but leaves the room head unchanged.
 - A redaction whose sender may not redact its target is stored and never shown, because clients
   would apply it.
 - An accepted event replaces its prev_events among the forward extremities. If other extremities
   remain, the current state is the resolution of the states after all extremities.
 - State resolution reads stored events. So a state event that creates a fork is stored as an outlier
-  first, and then added to the room's graph. After a crash between these steps it is received again,
-  like any outlier.
+  first, and then added to the room's graph. After a crash between these steps, it remains an
+  outlier until it is received again.
 """
 
 from collections.abc import Callable, Iterable, Sequence

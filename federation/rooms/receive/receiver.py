@@ -9,10 +9,13 @@ Laws:
 - Each PDU gets an outcome. A hostile event costs no more than an honest one and does not affect
   other events.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
-- In a room with partial state, an event is checked against that state and the memberships that it
-  cites. If all missing predecessors of an event are also predecessors of our join, the state after
-  our join stands for them. The same holds if no server sends us the events before one that removes
-  a user of ours. All these events are rechecked later (`completion.py`).
+- In a room with partial state, a new event is checked against the known part of the state and the
+  memberships among its auth events. Some events are received although prev_events are missing:
+  backfilled events, events whose missing prev_events are also prev_events of our join, and events
+  that remove a local user, if no server sends their prev_events. For these, the state after our
+  join replaces the states after the missing prev_events.
+- When the state is complete, all events that were received with partial state are rechecked
+  (`partial_state/completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -492,7 +495,8 @@ class Receiver:
         states: Mapping[EventID, Collection[EventID]],
         join: StoredEvent | None,
     ) -> StateChange:
-        """Return the state before an event. The state after `join` stands for missing events."""
+        """Return the state before an event. The state after `join` replaces the states after
+        missing events."""
         known = [
             StateChange(stored.state_root) for stored in (*prev, *(() if join is None else (join,)))
         ]

@@ -1,10 +1,10 @@
-"""Fetches the state at an event, and the auth chain of an event, from other servers, and stores
+"""Fetches the state before an event, and the auth chain of an event, from other servers, and stores
 both.
 
 The ids of a state and its auth chain are requested first. If few of the events are missing here,
 they are requested one by one. Otherwise the complete state is requested. The events are stored as
-outliers, each after its auth events. A state with too many events, or without a create event, is
-refused. So is a list of events that has two events for one state key.
+outliers, each after its auth events. A state is refused if it has too many new events, no create
+event, or several events with the same type and state key.
 
 Responses may be long, so the number of them in memory is limited for all rooms together
 (`federation/remote/large_responses.py`).

@@ -1,17 +1,22 @@
-"""Decides for which received events we send requests to other servers: those that concern the room.
+"""Decides which received events concern the room: mostly those from servers and users in it.
 
-Any server that knows a room's id may send events for it that follow nonexistent events, and the
-owner of one machine may run any number of servers. So we fetch events and keys for an event only if
+We fetch missing events, and keys of servers other than the sending one, only for events that
+concern the room. Otherwise anybody could make us send requests: any server that knows a room's ID
+can send events that refer to nonexistent events, and one person can run any number of servers.
+
+An event concerns the room if
 
 - the server that sent it, or the server of its sender, is in the room,
 - or its sender has, or once had, a membership in the room,
-- or it cites a stored join of its sender, which may be an outlier,
-- or it cites an event from the state that a server in the room once sent, which could not be
-  verified at that time (`unverified_events.py`),
+- or one of its auth events is a stored join of its sender, even if this join is an outlier,
+- or one of its auth events is stored as unverified: a server in the room sent it with a state, but
+  its signatures could not be verified then (`unverified_events.py`),
 - or it is a user's own join, knock or leave that the current state of the room allows.
 
-Other events wait in the inbox without requests (`inbox.py`). For example, the first events of a new
-member may arrive before their join, which comes from the server that they joined through.
+Any other event is refused if it needs the signature of another server than the one that sent it.
+Otherwise, if it refers to missing events, it waits in the inbox until another server sends them
+(`inbox.py`). For example, the first events of a new member may arrive before the join, because the
+join comes from the server through which the member joined.
 """
 
 from collections.abc import Collection, Mapping, Sequence

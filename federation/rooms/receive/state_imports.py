@@ -2,7 +2,8 @@
 
 So memory holds little more than the received bytes. Events are parsed chunk by chunk, in the order
 of the depth that they claim. If the servers were honest, each event then comes after its auth
-events. Events that still come too early are retried in another pass, as long as a pass stores any.
+events. Events that still come too early are retried in further passes, until a pass stores none of
+them.
 """
 
 from array import array

@@ -9,13 +9,14 @@ room.
 Laws:
 - We ask only for events with all required signatures. Otherwise anybody could make us send requests
   to any server.
-- Only a few servers get one request each, with a time limit, and only some events of a batch are
-  requested at a time. So altering many events does not exhaust the limits. Events that no server
-  had are not requested again for a while, and servers that did not respond are not asked again for
-  a while. After a 429 a server is not asked before the time it names.
+- For each event, a few servers get one request each, with a time limit. The events of a batch have
+  a common time limit, and only some of them are requested at a time. So a server that alters many
+  events causes a limited number of requests and a limited delay.
+- Events that no server had are not requested again for a while, and servers that did not respond
+  are not asked again for a while. After a 429 a server is not asked before the time it names.
 - The sender's own server is trusted: if it sends the event without the content, the event has none.
-  Most such events were redacted. So for past events and states a copy is requested only where the
-  room may depend on the content (`needs_unaltered_copy`).
+- Most events without content were redacted. So if an event looks redacted, a copy is requested only
+  if the event is new, or is a state event other than a membership (`needs_unaltered_copy`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid

@@ -1,16 +1,18 @@
-"""Stores state events that could not be verified, retries them, and adds them to the state later.
+"""Stores state events that cannot be verified while a signing key is unavailable, and retries them.
+Verified events are added to the state.
 
-A member whose event is left out of the state cannot send events, because their later events are
-checked against that state. The keys of a server may be available an hour later, or never if the
-server is gone. So no operation waits for them. After two weeks, an event is retried only if another
-event cites it.
+If a user's membership event is left out of the state, the user's later events are refused, because
+they are checked against that state. The signing keys of a server may be available an hour later, or
+never if the server is gone. So no operation waits for the keys. An event is retried for two weeks.
+After that, it is verified only if another event has it among its auth events.
 
 Laws:
-- Events from the server that we joined through are trusted as the state at the time of the join.
-  They fill the state keys that are still empty. Events from a state that another server sent are
-  resolved with the current state, so that no server can restore outdated entries.
-- If an event cites a stored unverified event, the unverified event is verified first and added to
-  the state. Then the citing event is checked.
+- A verified event is added only if the current state has no event for its type and state key. If it
+  was in the state that we received when we joined, it is added without state resolution, because
+  that state is trusted. If it was in a state that we fetched later, it is added only if state
+  resolution with the current state accepts it. So no server can restore outdated entries.
+- If a received event has a stored unverified event among its auth events, the unverified event is
+  verified first and added to the state. Then the received event is checked.
 
 spec: server-server-api#joining-rooms, server-server-api#checks-performed-on-receipt-of-a-pdu
 """

@@ -4,13 +4,14 @@ Laws:
 - Only a server that is in the room now, and that the room's ACL allows, gets anything. This server
   responds only while it is in the room itself, because otherwise it knows neither the members nor
   the ACL.
-- If no user of the server may see an event, by the history visibility, single events and history
-  contain it without its content. States and auth chains contain all their events in full.
+- In responses with single events or history, an event that no user of the requesting server may
+  see is redacted (`server_visibility.py`). States and auth chains contain all their events in full.
 - A rejected event is never sent. A soft-failed event is sent only if it is requested, or if an
   event that builds upon it is requested.
 - For a room with partial state, this server serves neither states nor auth chains nor backfill,
   because other servers have more.
-- Bytes are sent as they are stored. The number of queries does not grow with the size of the room.
+- Unredacted events are sent as the stored bytes. The number of queries does not grow with the size
+  of the room.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events, server-server-api#soft-failure

@@ -1,10 +1,11 @@
 """Decides which events of a room another server may see: those that any of its users may see.
 
-An event that arrived after the server joined needs no query. For an older event the history
-visibility decides. If it is `invited` or `joined`, the memberships of that server's users (200 at
-most) are read too, in one batch per page. No server gets the content of messages that are older
-than the room's retention period. A server that joined after a user was erased does not get the
-content of that user's older messages (`federation/rooms/erased_senders.py`).
+A server that is not in the room now sees nothing. Events that arrived after the server joined are
+visible without a query. For an older event the history visibility decides. If it is `invited` or
+`joined`, the memberships of that server's users (200 at most) are read too, in one batch per page.
+No server gets the content of messages that are older than the room's retention period. A server
+that joined after a user was erased does not get the content of that user's older messages
+(`federation/rooms/erased_senders.py`).
 
 spec: client-server-api#room-history-visibility,
 server-server-api#backfilling-and-retrieving-missing-events

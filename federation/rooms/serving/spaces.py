@@ -1,4 +1,6 @@
-"""Reads spaces, with many rooms and their children in one batch. Serves them to other servers.
+"""Reads spaces from the database, and serves them to other servers.
+
+Many rooms and their children are read in one batch.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """
