@@ -1,8 +1,7 @@
-"""Builds a server: creates its parts in the order of the layers, and passes each one the parts that
-it needs.
+"""Builds a server: creates each part after those that it needs, and passes them to it.
 
-The clock, the random source and the threads for passwords are arguments, so a test builds the same
-server with replacements for these. Two servers can run in one process.
+The clock, the random source and the threads that hash passwords are arguments. So a test builds the
+same server with replacements for these. Two servers can run in one process.
 """
 
 from collections.abc import Callable, Mapping, Sequence

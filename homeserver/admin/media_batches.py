@@ -1,8 +1,9 @@
-"""Bulk actions on media, for administrators. Files are selected by owner, room, time and size.
+"""Bulk actions on media, for administrators: delete, quarantine or protect many files at once.
 
-`GET` lists the files that a selection matches. An action applies to one page of these files.
-Deleting skips quarantined files unless `quarantined` is true in the selection, and protected files
-unless `protected` is true. Quarantining skips protected files.
+A request selects files by owner, room, time, size and other criteria. `GET` lists the selected
+files. Each action applies to at most `limit` of them, and its response has a `next_token` if more
+may follow. Deleting skips quarantined files unless the selection has `quarantined: true`, and
+protected files unless it has `protected: true`. Quarantining skips protected files.
 """
 
 from typing import Any, Final, Literal
@@ -103,8 +104,8 @@ async def get_selected_media(
 async def delete_selected_media(
     media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
-    """Delete the selected files. Quarantined and protected files stay, unless the selection asks
-    for just those."""
+    """Delete the selected files. Quarantined files stay, unless the selection asks for only
+    quarantined files. The same holds for protected files."""
     wanted, after = _parse_selection(body)
     result = await media.do_delete_matching(
         wanted, after, body.limit, caller.user_id, own=body.of == "local"

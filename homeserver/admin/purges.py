@@ -1,5 +1,5 @@
-"""Purge the history of rooms, and count purged messages. The paths under `/_synapse` are those of
-Synapse's administration API."""
+"""Purge the history of rooms, and report how many messages were purged, for administrators. The
+paths under `/_synapse` are those of Synapse's administration API."""
 
 from typing import Annotated, Any, Final
 

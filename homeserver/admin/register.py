@@ -1,5 +1,5 @@
-"""Registers accounts for scripts and playbooks that know the shared secret
-(`registration_shared_secret`). The path is Synapse's."""
+"""Lets scripts and playbooks that know the shared secret (`registration_shared_secret`) register
+accounts. The path is Synapse's."""
 
 import msgspec
 

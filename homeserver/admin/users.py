@@ -1,8 +1,8 @@
 """Accounts, for administrators: list, show, create, change and shadow-ban them. The paths and
 names are Synapse's.
 
-`creation_ts` is in seconds in the details and in milliseconds in the lists, because tools rely on
-that.
+`creation_ts` is in milliseconds in lists of accounts, but in seconds in the response for a single
+account. Tools rely on these units.
 """
 
 from collections.abc import Sequence

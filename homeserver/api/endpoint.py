@@ -1,22 +1,25 @@
-"""Declares endpoints, each once, on its handler, with everything that the router needs.
+"""The decorator `@endpoint`, which declares a handler as an endpoint, with all that the router
+needs.
 
     @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}",
               auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096)
     async def put_tag(account_data: AccountData, caller: Requester, *,
                       user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
 
-Positional parameters are services, found by type when the router is built, and `Requester`, `Peer`
-or `RequestContext`. Keyword-only parameters are the request: the names in the path, `body` (a
-frozen msgspec Struct; `dict` or `msgspec.Raw` for any JSON object; `bytes` or `BinaryIO` if it is
-not JSON), and query parameters with their defaults. A trailing underscore is not part of the name
-on the wire (`from_`).
+A positional parameter is a service, or one of `Requester`, `Peer` and `RequestContext`. The router
+finds services by their type at start-up. Keyword-only parameters get the values of the request: the
+names in the path, `body` (a frozen msgspec Struct; `dict` or `msgspec.Raw` for any JSON object;
+`bytes` or `BinaryIO` if it is not JSON), and query parameters with their defaults. A trailing
+underscore is not part of the name on the wire (`from_`).
 
-`Annotated[bool, QueryNames("use_state_after", "org.example.use_state_after")]` gives other names on
-the wire. If a request contains several of these names, the first in this list counts.
+`Annotated[bool, QueryNames("use_state_after", "org.example.use_state_after")]` as the type of a
+query parameter sets its names on the wire. If a request contains several of these names, the first
+in this list counts.
 
-A name in a path for which the handler has no parameter, or an unknown service, stops start-up with
-an error message. An endpoint may have several paths. A path may leave out a name whose parameter
-has a default. An empty segment of a request's path matches only such a name.
+The server does not start if a path contains a name for which the handler has no parameter, or if a
+service is unknown. An endpoint may have several paths. If a path parameter has a default, some of
+the paths may leave out its name, and its segment in a request may be empty. The segments of other
+parameters must not be empty.
 """
 
 from collections.abc import Awaitable, Callable

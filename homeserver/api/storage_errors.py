@@ -1,4 +1,5 @@
-"""Converts failures of the media store into Matrix errors, and logs their causes."""
+"""Converts failures of the media store (a folder or S3, not the database) into Matrix errors, and
+logs their causes."""
 
 import errno
 from collections.abc import Iterator

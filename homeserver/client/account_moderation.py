@@ -1,4 +1,5 @@
-"""Locks, suspensions and sessions of accounts, for administrators, in the client-server API.
+"""Lock and suspend accounts, and show when and from where devices were last seen (whois). For
+administrators; users may ask about their own devices.
 
 spec: client-server-api#server-administration
 """

@@ -1,10 +1,10 @@
 """Delayed events: schedule, list, send, restart and cancel them. Serves the current form of
 MSC4140, and the earlier forms that released clients use.
 
-Events are scheduled here, or with the `delay` parameter of the send endpoints
+Clients schedule events here, or with the `org.matrix.msc4140.delay` parameter of the send endpoints
 (`homeserver/client/room_events.py`). Sending, restarting or cancelling an event needs no access
-token, because its ID is secret. A client may pass the ID to another service, such as the server of
-a call.
+token, because its `delay_id` is secret. A client may pass the `delay_id` to another service, such
+as the server of a call.
 """
 
 from typing import Any, Literal

@@ -1,8 +1,8 @@
 """Upload and download files, and make thumbnails. spec: client-server-api#content-repository
 
-The download paths under `/_matrix/media` need no access token. If the server requires authenticated
-media, these paths serve only files from before that requirement. Files are streamed, never read
-into memory as a whole.
+The download paths under `/_matrix/media` need no access token. While `enable_authenticated_media`
+is on, these paths serve only files that arrived earlier, while it was off
+(`homeserver/services/media/freeze.py`). Files are streamed, never read into memory as a whole.
 """
 
 from collections.abc import Mapping
@@ -137,7 +137,7 @@ async def get_public_download(
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """Return a file without authentication, if it is older than the freeze of these paths."""
+    """Return a file without authentication, unless it requires a token (`MediaFreeze`)."""
     request = MediaRequest(
         context.client_ip,
         False,
@@ -186,7 +186,8 @@ async def get_public_thumbnail(
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """Return a thumbnail without authentication, if it is older than the freeze of these paths."""
+    """Return a thumbnail without authentication, unless its file requires a token
+    (`MediaFreeze`)."""
     request = MediaRequest(
         context.client_ip,
         False,

@@ -1,8 +1,10 @@
-"""The API of matrix-content-scanner. Clients that support it download and scan files through it,
-encrypted files included.
+"""The API of matrix-content-scanner (`/_matrix/media_proxy`). Through it, clients ask whether
+a file is harmful, and download files that are not. The files may be encrypted.
 
-source: docs/api.md of matrix-content-scanner. Files from before authenticated media was required
-need no access token.
+Requests without an access token get only the files that `homeserver/client/media.py` serves without
+one.
+
+source: docs/api.md of matrix-content-scanner
 """
 
 import msgspec

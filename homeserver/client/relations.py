@@ -1,5 +1,8 @@
-"""List the events that relate to an event, the threads of a room and, for all rooms, the threads
-with new events (MSC4360). spec: client-server-api#relationships-api, client-server-api#threading"""
+"""List the child events of an event, and the threads of one room or of all rooms of the caller. The
+list for all rooms has only threads with new events (MSC4360).
+
+spec: client-server-api#relationships-api, client-server-api#threading
+"""
 
 from typing import Annotated, Any, Literal
 
