@@ -2,8 +2,8 @@
 a transaction is acknowledged.
 
 - An event whose predecessors are known is stored during the request, in one write. An event that
-  waits for something is stored in the inbox, also during the request. Missing data is fetched
-  afterwards.
+  cannot be processed yet, for example because earlier events or a signing key are missing, is
+  stored in the inbox, also during the request. Missing data is fetched afterwards.
 - A repeated transaction gets the same response from a cache. If the response is no longer cached,
   for example after a restart, the transaction is processed again without further effect: stored
   events are recognized by their ids, and EDU handlers accept repeated EDUs.

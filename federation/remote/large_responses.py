@@ -1,9 +1,9 @@
 """Limits the memory of concurrent large responses, without letting slow servers delay others.
 
-A large response needs a slot, of which there are few. A response is first requested with a small
-size limit, for which no slot is needed. If the response is longer, it is requested again with a
-slot for a larger size. If it exceeds that size too, the request waits for a slot of the next size.
-It gives up its first slot, so that it does not delay smaller responses.
+A large response needs a slot, and there are only a few slots of each size. A response is first
+requested with a small size limit and without a slot. If the response exceeds the limit, the request
+is repeated with a slot for a larger size. If the response exceeds that size too, the request gives
+up its slot and waits for one of the next size. So it does not delay smaller responses.
 
 One machine can pose as many servers. So registered domains get the slots in turns, and each domain
 may hold one slot of each size.

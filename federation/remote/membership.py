@@ -1,6 +1,7 @@
 """Sends joins, leaves and knocks to servers in a room, and invites to the invitee's server.
 
-This module checks only the form of a response. Its content is used after its events are verified.
+This module checks only the form of a response. Callers verify the events in it before they use
+them.
 
 spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room,
 server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms

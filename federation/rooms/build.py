@@ -4,15 +4,16 @@ The events form a chain: the first follows the forward extremities of the room h
 further event follows the previous one. Each event is authorized by the state before it.
 
 Laws:
-- A chain is built without a lock. The write checks that the head it was built on is still current.
+- A chain is built without a lock. When it is written, the write checks that the room head has not
+  changed.
 - The drafts of a request succeed or fail together. A failure leaves the chain as it was before the
   request.
 - Our own events pass the same authorization rules as all others (`receipt_checks.py`). Their form,
-  hash and signature are correct by construction. They follow all forward extremities, so the state
-  before them is the current state, from which their auth events are chosen. Therefore one check
-  replaces the three state checks of a received event. (If hostile servers give a room more than
-  `MAX_PREV_EVENTS` extremities, a chain follows that many of them. The others stay extremities, and
-  later chains follow them.)
+  hash and signature are correct by construction. The first event of a chain follows all forward
+  extremities, so the state before it is the room's current state. The auth events of each event are
+  chosen from the state before it. Therefore one check replaces the three state checks of a received
+  event. (If hostile servers give a room more than `MAX_PREV_EVENTS` extremities, a chain follows
+  only that many. The others stay extremities until later chains follow them.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

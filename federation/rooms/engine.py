@@ -1,11 +1,11 @@
 """The room engine: adds events of our users and of other servers to rooms.
 
 Laws:
-- Optimistic heads: a chain of events (`build.py`) is built on a room head that was read. The write
-  checks that this head is still current. If the head has moved, the chain is built again.
-- One queue per room and node: the sends that wait for a room are built into one chain, up to a
-  hundred at a time, and written together. So concurrent senders on one node never conflict, and
-  never fork the room. Events from other servers take their turn in the same queue (`in_turn`).
+- Optimistic heads: a chain of events (`build.py`) is built on the room head without a lock. The
+  write checks that the head has not moved since. If it has, the chain is built again.
+- One queue per room and node: up to a hundred waiting requests to send events are built into one
+  chain and written together. So concurrent senders on one node never conflict, and never fork the
+  room. Events from other servers take their turn in the same queue (`in_turn`).
 - A send returns after its events are durable.
 """
 

@@ -2,8 +2,8 @@
 
 Laws:
 - State events keep their content. No redaction event is sent.
-- A user sees the content of an event if they were joined when it arrived, or at the time of the
-  erasure. They also see it if they were joined before the erasure and left after the event. All
+- A user sees the content of an event in three cases: they were joined when it arrived, they were
+  joined at the time of the erasure, or they last left before the erasure but after the event. All
   other users get the event in redacted form, also guests of a world-readable room and invited
   users.
 - A server gets all events with their content if it joined before the erasure. If it joined later,

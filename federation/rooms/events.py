@@ -1,8 +1,8 @@
 """A cache of events, parsed and in the encoded form that clients receive.
 
-Events are immutable, with four exceptions: a redaction, content that arrives late, a purge, and an
-outlier that is added to the room's graph. The stream announces these changes, and the cache then
-evicts the event.
+Events are immutable, with three exceptions: a redaction or a purge removes the content, content
+that was missing or purged is restored, and an outlier is added to the room's graph. The stream
+announces these changes, and the cache then evicts the event.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,7 +132,7 @@ class StoredEvent:
 
     @property
     def is_purged(self) -> bool:
-        """Whether its content is gone for good, by its age or an administrator's action."""
+        """Whether its content was purged."""
         return bool(self.flags & EventFlag.PURGED)
 
     def is_expired(self, oldest: int) -> bool:

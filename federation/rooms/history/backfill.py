@@ -1,11 +1,12 @@
 """Fetches earlier events of a room that this server does not have, when a local user paginates
 back.
 
-- The backward extremities are stored with their depths. So the depths of a page of events tell
-  whether it reaches one.
-- Messages that this server purged after it left the room are fetched again (`history_refetch.py`).
-- A room has one fetch at a time, which all readers share. A reader waits with a time limit and then
-  gets what is stored. The fetch continues.
+- The backward extremities are stored with their depths. So one query finds out whether events are
+  missing between the depths of a page.
+- Messages that this server purged because all local users had forgotten the room are fetched again
+  (`history_refetch.py`).
+- A room has one fetch at a time on each node, which all readers share. A reader waits with a time
+  limit and then gets what is stored. The fetch continues.
 - If no server could help, none is asked for this room for a minute.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events

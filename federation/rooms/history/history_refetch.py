@@ -1,6 +1,7 @@
-"""Restores messages that this server purged after it had left a room, once it is in the room again.
+"""Restores messages that this server purged because all local users had forgotten their room.
 
-The content comes from other servers.
+The content comes from other servers. It is requested when a local user has rejoined the room and
+paginates back (`backfill.py`).
 
 Laws:
 - No server is trusted. The received event must have the reference hash of the stored one, and its

@@ -1,8 +1,9 @@
-"""Finds a user's membership of a room at a past position, by following it back event by event.
+"""Finds a user's membership of a room at a past position.
 
-Each membership event is stored with the number of the event that it replaced. So this needs no
-query if the events are cached, and it does not read the state tree. The position of a local user's
-last join is stored with their membership, so it is known without these steps.
+The search starts at the user's latest membership event. Each membership event is stored with the
+number of the event that it replaced. So the search follows these numbers back and does not read the
+state tree. If the events are cached, it needs no query. The membership of a local user is stored
+with the position of their last join, so finding the last join needs no search.
 """
 
 from typing import Final

@@ -1,4 +1,6 @@
-"""Invites across servers. The invited user's server signs the event before it is added to the room.
+"""Invites remote users, and receives invites of local users from other servers.
+
+The invited user's server signs the invite before it is added to the room.
 
 In a room that does not federate, remote users cannot be invited, because they could neither join
 nor decline.

@@ -2,10 +2,10 @@
 
 Laws:
 - A server may act for its own users only. Its signature is checked before the event is used.
-- The event is received like any other, so the room's rules decide.
+- The event is received like any other, so the room's rules decide whether it is accepted.
 - For rate limits, a join of a remote user through us counts as a join of the room, like a join of a
-  local user. Refused joins and existing members do not count. Otherwise any server could block the
-  joins of a room.
+  local user. Refused joins and joins of existing members do not count. Otherwise any server could
+  block the joins of a room.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
