@@ -7,8 +7,8 @@ Laws:
   signed, because it could readmit removed members.
 - When the list has expired, all other servers are refused (`FederationPolicy` enforces that). So
   the log warns before the expiry and after it.
-- A job runs each minute. It looks for a newer list at intervals (`refresh_seconds`). Near the
-  expiry, and while no list is in force, it looks for a newer list in each run.
+- The list is read again every `refresh_seconds`. If the list in force expires in less than that
+  time, or if no list is in force, it is read again every minute.
 """
 
 from collections.abc import Awaitable, Callable

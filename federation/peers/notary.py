@@ -1,9 +1,10 @@
 """Answers, as a notary, requests for the keys of other servers.
 
-Anybody may send such a request, and a small one could make us contact a hundred servers. So stored
-keys are returned. The server with the keys is contacted only if none of its keys are stored, if
-they are out of date, or if a requested key is not among them. Each request refreshes the keys of a
-few servers only, the total rate is limited, and the pauses of the keyring apply (`keyring.py`).
+Anybody may send such a request, and a small request could make us contact a hundred servers. So the
+response is built from stored keys. Keys are fetched from a server only if none of its keys are
+stored, if the stored keys are out of date, or if a requested key is not among them. Each request
+causes a few fetches at most, and their total rate is limited. After each fetch, successful or not,
+the keyring (`keyring.py`) waits before it fetches from the same server again.
 
 spec: server-server-api#querying-keys-through-another-server
 """

@@ -1,7 +1,7 @@
 """Publishes the keys with which this server signs.
 
-The key document is valid for a day, or as configured. It is renewed after half of that time, so
-that a fetched document stays valid for hours.
+The key document is valid for a day by default (`key_refresh_interval`). It is renewed after half of
+that time. So a document that another server fetches stays valid for at least the other half.
 
 spec: server-server-api#publishing-keys
 """

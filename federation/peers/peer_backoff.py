@@ -4,11 +4,12 @@ Laws:
 - A server that responds 429 to a request receives no more requests of the same kind until the time
   it names. Each kind of request has a `PeerBackoff` of its own, because a server that is too busy
   for one kind may have time for another.
-- A server that fails is paused. The `BackoffSchedule` computes the pauses, which may grow with each
-  consecutive failure. Failures within a pause count as one.
+- After a failed request, requests to the server pause. The `BackoffSchedule` computes the pauses,
+  which may grow with each consecutive failure. Failures within a pause count as one. A
+  `PeerBackoff` without a schedule ignores all failures except 429.
 - `record_answer` deletes the record of a server, because the server has responded or has sent us a
-  request. Where only 429 counts, nothing calls it. A failure does not count if the server has
-  answered another request since the failed one began.
+  request. It is not called on a `PeerBackoff` without a schedule. A failure does not count if the
+  server has answered another request since the failed one began.
 - Memory is bounded. Made-up server names can evict records. The only effect is that an evicted
   server is tried before its pause is over, and that its pauses start with the shortest again.
 

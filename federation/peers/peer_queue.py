@@ -1,8 +1,8 @@
-"""Limits the requests of each remote server, so that a busy or hostile one delays only itself.
+"""Limits the requests from each remote server, so that a busy or hostile one delays only itself.
 
-A limited number of requests of a server is served concurrently, and further ones wait. If a server
-sends more requests in a time window than allowed, the excess ones are delayed. If too many of its
-requests wait or are delayed, further ones are refused (429).
+A limited number of requests from one server is served concurrently, and further ones wait. If a
+server sends more requests in a time window than allowed, the excess ones are delayed. If too many
+of its requests wait or are delayed, further ones are refused (429).
 
 spec: client-server-api#rate-limiting
 """

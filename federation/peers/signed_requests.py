@@ -5,9 +5,10 @@ checked against the body as received, and against its canonical form only if tha
 request with 50 events, the first check takes a tenth of a millisecond, and the second several
 milliseconds. Either check is enough, because both forms encode the same value.
 
-If a body nests too deeply to be parsed, this module checks only by its brackets that it is one
-object. If it is a transaction, its receiver skips the values that nest too deeply and accepts the
-others (`federation/receiver/transactions.py`).
+A body that nests too deeply to be parsed cannot be converted to its canonical form. So its
+signature is checked only against the body as received. A scan of its brackets and strings checks
+that it is one object. If the body is a transaction, `federation/receiver/transactions.py` skips the
+values that nest too deeply and accepts the others.
 
 An unauthenticated caller can send a long body with an invalid signature, to make this server
 compute its canonical form. So the canonical form of a long body is computed only if the body has a

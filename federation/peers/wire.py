@@ -1,7 +1,7 @@
 """The interface to the network: sends a request to another server and returns the response.
 
-All code that sends requests to other Matrix servers uses this protocol. So tests can replace the
-network, and cut, delay, reorder and falsify the traffic.
+All code that sends requests to other Matrix servers uses the class `Wire`, a `typing.Protocol`. So
+tests can replace the network, and cut, delay, reorder and falsify the traffic.
 """
 
 from typing import Protocol

@@ -1,9 +1,10 @@
 """The authorization rules by name, and the number of each rule in the specification of a room
 version.
 
-The code that checks events names the rules, because their numbers differ between room versions.
-`AuthError.rule` is the number, so that the rule that refused an event can be looked up. The nesting
-of `_outline` is that of the specification, and the numbers follow from it.
+The code that checks events refers to rules by name, because their numbers differ between room
+versions. `AuthError.rule` is the number of the rule that refused an event, so that developers can
+look it up. `_outline` lists the rules of a room version, nested as in the specification. The number
+of a rule is its place in this list, such as 5.3.2.
 
 spec: rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
 """

@@ -1,7 +1,8 @@
 """Scans JSON texts before they are parsed, for too many values and for too deep nesting.
 
 A body that consists of empty objects takes twenty times its size in memory when it is parsed.
-Usual bodies consist mostly of strings.
+Usual bodies consist mostly of strings, so they contain fewer values for their length. So callers
+limit the number of values in a long text, besides its length.
 
 Law: the time of a scan is linear in the length of the text, even if the text is not valid JSON.
 """

@@ -2,11 +2,11 @@
 
 The rules about memberships are in `membership_auth.py`.
 
-A check has these steps: `auth_keys` returns the state keys that the rules need for an event, and
-the caller loads these entries. `check_auth_events` checks the auth events that the event itself
-names. `check_auth` checks the event against a state: that of the auth events, the state before the
-event, or the current state. The checks are in the order of the specification, so the reported rule
-is the first that refuses the event.
+A check has these steps: `auth_keys` returns the type and state key of each state entry that the
+rules need for an event, and the caller loads these entries. `check_auth_events` checks the auth
+events that the event itself names. `check_auth` checks the event against a state: that of the auth
+events, the state before the event, or the current state. The checks are in the order of the
+specification, so the reported rule is the first that refuses the event.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu, rooms/v1#authorisation-rules …
 rooms/v12#authorisation-rules
@@ -35,9 +35,10 @@ POWER_LEVELS: Final = StateKey("m.room.power_levels", "")
 def auth_keys(
     version: RoomVersion, type: str, sender: str, state_key: str | None, content: Mapping[str, Any]
 ) -> frozenset[StateKey]:
-    """The state that such an event must name in its `auth_events`, as far as the room has it.
+    """Return the keys of the state entries that an event must name in its `auth_events`, if the
+    room has them.
 
-    Takes fields, since it is asked before the event exists. spec:
+    The parameters are fields of the event, because a new event is built from the result. spec:
     server-server-api#auth-events-selection
     """
     if type == "m.room.create":

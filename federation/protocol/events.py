@@ -1,14 +1,14 @@
 """Events in the form in which servers exchange them (PDUs): parsing, ids, sizes, and the client
 form.
 
-An `Event` is immutable. Readers that add data for a client (age, relations, the reader's
-membership) add it to their own copy. `unsigned` of a PDU contains what its sender states about its
-own copy. No hash and no signature covers it. So it is dropped on receipt, and does not count in the
-size.
+An `Event` is immutable. Data for one client (age, relations, the user's membership) is added to the
+client form. In a received PDU, `unsigned` contains data that the sending server added. No hash and
+no signature covers `unsigned`. So it is dropped on receipt, and does not count in the size.
 
 Three functions make an `Event`:
 
-- `parse_event`: from a received PDU, which is checked completely.
+- `parse_event`: from a received PDU. It checks form, types and sizes, but not signatures, hashes
+  or authorization.
 - `load_event`: from our own stored bytes, without any checks. Fields are decoded when they are
   first read.
 - `event_signing.build_event`: a new event.
@@ -283,9 +283,9 @@ def client_form_prefix(event: Event) -> bytes:
     """The event as clients see it, without `room_id` and `unsigned`, as JSON bytes that lack the
     closing brace.
 
-    The reader appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. Computed once an event and
-    cached by its keeper. `redacts` is given at the top level and in the content, whichever the
-    version has. spec: client-server-api#room-event-format
+    The caller appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. `StoredEvent` keeps the result.
+    `redacts` is given at the top level and in the content, whichever the version has. spec:
+    client-server-api#room-event-format
     """
     content: msgspec.Raw | Mapping[str, Any] = (
         event.content if event._content_json is None else event._content_json
