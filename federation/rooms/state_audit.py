@@ -12,7 +12,8 @@ Laws:
   one comparison of hashes.
 - The resolver of the audit has no cache. Otherwise a result could be compared with itself.
 - The audit checks only states that follow from stored ones. It skips events whose state came from
-  another server (at a join, or at a gap), past events, and rooms with partial state.
+  another server (at a join, or at a gap), and rooms with partial state. It also skips backfilled,
+  rejected and soft-failed events.
 """
 
 from collections.abc import Mapping, Sequence

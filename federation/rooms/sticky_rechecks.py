@@ -1,10 +1,11 @@
 """Rechecks soft-failed sticky events, and delivers them once the current state allows them.
 
 Servers may have different current states when an event arrives, so one server may soft-fail an
-event that another accepts. A sticky event would then never be delivered on the first server. So
-until it expires, it is rechecked whenever its sender joins the room. (The number of senders that
-wait for this is bounded.) A delivered event stays soft-failed: our events do not follow it, and no
-timeline shows it.
+event that another accepts. A sticky event would then never be delivered on the first server.
+MSC4354 therefore requires a recheck when the membership of the sender changes. Of these changes,
+only a join can make the event allowed. So each join of the sender causes a recheck, until the event
+expires. The number of tracked senders is bounded. A delivered event stays soft-failed: our events
+do not follow it, and no timeline shows it.
 
 Proposal: MSC4354
 """

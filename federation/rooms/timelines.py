@@ -1,8 +1,8 @@
 """A cache of the newest events of rooms: one tail for each room.
 
 A tail is a list of all events that arrived in a room after some position. The stream appends new
-events to it. So if the room has a tail, no query is needed to wake many clients, and to answer
-their syncs, after one message. The cache is used only on the reactor thread.
+events to it. When a message wakes many clients and the room has a tail, their syncs find the
+message without a query. The cache is used only on the reactor thread.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,10 @@
 """Decides which events of a room a local user may see, and the user's membership at each event.
 
-All code that shows events to a user uses this module. The state before an event is derived from the
-state after it. Only the entry that the event set differs, and the number of the replaced event is
-stored with the event. So one batch of look-ups is enough for a page.
+All code that shows events to a user uses this module.
+
+The state before an event is derived from the state after it. They differ at most in the entry
+that the event set, and each state event is stored with a reference to the event that it replaced in
+the state. So one batch of look-ups is enough for a whole page of events.
 
 spec: client-server-api#room-history-visibility
 """

@@ -1,11 +1,11 @@
 """Chooses the events that a server receives when it is reachable again after an outage.
 
-For each room in which it missed events, it receives the newest of them and the forward extremities
-of the room. Sticky events of our users have precedence over other events. All of these have to fit
-into one transaction; older missed events are left out. The server sees from the extremities which
-events it lacks, and fetches them
+For each room in which it missed events, the server receives the forward extremities of the room
+and the newest missed events. The events of one room have to fit into one transaction, so older
+missed events are left out. Sticky events of our users have precedence over other missed events. The
+server sees from the extremities which events it lacks, and fetches them
 (server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the number of transactions
-depends on the number of rooms, not of missed events.
+depends on the number of rooms, not on the number of missed events.
 
 If the server has left the room in the meantime, it receives only missed events up to its leave.
 """

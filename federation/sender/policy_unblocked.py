@@ -1,14 +1,15 @@
-"""Sends an empty transaction to each server that the policy blocked and now allows again.
+"""Sends an empty transaction to each server that the federation policy blocked and now allows
+again.
 
-To the blocked server we looked unreachable. It queues its transactions for us. It retries after a
-pause of an hour or more, or after it receives something from us. Our own unsent data would have the
-same effect (`transaction_sender.py`), but there may be none. If the empty transaction fails, the
-server's own retry follows soon enough.
+While a server is blocked, we look unreachable to it, so it queues its transactions for us. It
+retries after a pause of an hour or more, or after it receives something from us. Our own unsent
+data would have the same effect (`transaction_sender.py`), but there may be none. If the empty
+transaction fails, the server's own retry follows soon enough.
 
 This module learns of a blocked server from its requests, which are refused before their signatures
-are checked. So the server name in a request may be made up. The name is kept in memory, until a
-restart, only if a server of this name shares a room with us. So made-up names take no space, and
-nothing is sent to them.
+are checked. So the server name in a request may be made up. The module looks up each name, and
+keeps it only if that server shares a room with us. So made-up names take no space, and nothing is
+sent to them. The names are kept in memory, until a restart.
 """
 
 from collections.abc import Coroutine

@@ -1,10 +1,11 @@
 """Limits how many transactions start concurrently, so that unresponsive servers do not delay
 others.
 
-A request releases its slot after some seconds without a response, and continues without one. If
-other servers wait for a slot, it releases its slot after one second, unless very many requests are
-running. So the number of running requests is bounded: with very many, a slot starts one request in
-`MAX_SLOT_SECONDS`, and each request has a time limit.
+A request without a response releases its slot after `MAX_SLOT_SECONDS`, and continues without a
+slot. If other servers wait for a slot, it releases its slot after one second, unless at least
+`MANY_RUNNING` requests are running. From this number on, each slot adds at most one running
+request in `MAX_SLOT_SECONDS`. Each request has a time limit, so the number of running requests is
+bounded.
 
 Servers get slots in the order in which their transactions became ready. A waiting server that sends
 us something gets the next slot, because it is reachable.

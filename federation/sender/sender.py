@@ -11,9 +11,10 @@ Laws:
   same id. There are two exceptions: a transaction that the destination refuses is split, and after
   long pauses the catch-up sends the content in other transactions (`transaction_sender.py`).
 - When one of our users joins a room, servers that share no other room with the user receive the
-  latest change of the user's devices. They may have a device list from a room that they shared
-  earlier, and notice by this change that they missed others. A server that is behind receives the
-  join only when it catches up on the room, and sees by the join that its list may be old.
+  latest change of the user's devices. They may still have a device list of the user from an earlier
+  shared room. The change shows them that they missed earlier changes. A server that is behind
+  receives no such change. It receives the join when it catches up on the room, and the join shows
+  it that its device list may be outdated.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
   which it misses events (`destination.py`), and an occasional retry. One that the policy blocks
   costs such rows too, but it is not retried until the policy allows it again.

@@ -1,18 +1,19 @@
 """Sends transactions to destinations, one at a time for each, and schedules retries.
 
 A destination that does not respond is retried after a pause that grows, by default up to an hour.
-If it sends us a request, it is retried immediately, or later if such retries failed before. Retries
-have slots of their own (`send_slots.py`), so that unresponsive destinations do not delay others.
+After a request from it, it is retried early: immediately, or within a minute if early retries have
+failed. Retries have their own slots (`send_slots.py`), so they do not delay other destinations.
 
-A destination that responds 429 is reachable and names the time of the next attempt. Its requests to
-us do not shorten this time. The longer one of this time and our usual pause applies, up to the
-longest pause of the schedule. spec: client-server-api#rate-limiting
+A destination that responds 429 is reachable, and requests a pause. We retry after this pause or our
+usual one, whichever is longer. A requested pause above our longest one is shortened to it. Requests
+from the destination do not shorten the requested pause. spec: client-server-api#rate-limiting
 
 If a destination refuses the content of a transaction (400, 413, 422), the content is sent in ever
 smaller parts (`refused_items.py`). An item that is refused on its own is dropped, but only if the
 destination accepts an empty transaction right after it. A destination that refuses the empty
-transaction too, like a proxy that has lost its backend, counts as unresponsive. A destination that
-answers 500 for long gets parts too: there an item is dropped if others of its kind are accepted.
+transaction too, like a proxy that has lost its backend, counts as unresponsive. If a destination
+still answers 500 when the pause has grown to ten minutes, the content is sent in parts too. Then an
+item is dropped only if other items of the same kind (events, or EDUs of one type) are accepted.
 
 A destination that the policy blocks is marked as behind. It is not retried until the policy or the
 signed list of members changes.

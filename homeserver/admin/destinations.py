@@ -4,11 +4,12 @@ those of Synapse's administration API.
 Fields in addition to Synapse's:
 
 - `error`: the last error.
-- `asked_until_ts`: until when the remote server, by a status 429, asked us to send nothing. Such a
+- `asked_until_ts`: the end of the pause that the remote server requested with a status 429. Such a
   server is reachable, so `failure_ts` is null.
 - `refused`: why the federation policy refuses the server, if it does.
-- `rooms_missed`, `device_lists_missed`, `messages_to_devices`: the numbers of rooms with events, of
-  users with device list changes, and of to-device messages that the server has not received.
+- `rooms_missed`: the number of rooms in which the server missed events.
+- `device_lists_missed`: the number of users whose device list changes the server missed.
+- `messages_to_devices`: the number of to-device messages that wait for the server.
 
 `last_successful_stream_ordering` is the stream position up to which the server has received every
 event that concerns it.

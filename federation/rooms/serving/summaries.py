@@ -1,8 +1,8 @@
-"""Decides who may see the summary of a room: members, invited users, users who have knocked, users
-who may join, knock or read the room, and other servers with such users.
+"""Decides who may see the summary of a room: its members, users who are invited or have knocked,
+users who may join it, knock on it or read it, and the servers of all these users.
 
-The summaries contain almost all data that the decision needs, so it is made for many rooms in one
-batch.
+A summary contains the join rule, the history visibility, and the rooms whose members may join. The
+other data for the decision, mainly memberships, is read in one batch for many rooms.
 
 spec: client-server-api#get_matrixclientv1roomsroomidhierarchy,
 client-server-api#get_matrixclientv1room_summaryroomidoralias,
