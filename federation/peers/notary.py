@@ -107,9 +107,10 @@ class KeyNotaryService:
         if stored is None:
             return True
         until = max((now if at is None else at for at in keys.values()), default=now)
-        if stored.valid_until < until:
-            # No document reaches this time. Fetch a new one if the lifetime is half over
-            return now >= (stored.fetched_at + stored.valid_until) // 2
+        # If no document can reach this time, a new one is worth a request after half of its lifetime
+        half = (stored.fetched_at + stored.valid_until) // 2
+        if stored.valid_until < until and now >= half:
+            return True
         known = msgspec.json.decode(stored.document)
         return not {key_id for key_id in keys if key_id} <= {
             *_key_ids_of(known, "verify_keys"),

@@ -93,6 +93,15 @@ def test_a_query_for_a_validity_beyond_all_keys_causes_few_fetches(pair: Network
     assert fetches(pair) <= 3
 
 
+def test_a_missing_key_is_fetched_whatever_validity_the_query_asks_for(pair: Network) -> None:
+    documents(pair)
+    pair.clock.advance(DAY / 4)
+    documents(pair, SOUTH, {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}})
+    assert fetches(pair) == 1
+    documents(pair, SOUTH, {"ed25519:new": {"minimum_valid_until_ts": 1 << 50}})
+    assert fetches(pair) == 2
+
+
 def test_fetches_for_anonymous_callers_are_bounded(pair: Network) -> None:
     for number in range(100):
         names: dict[str, Any] = {f"s{number}-{each}.example": {} for each in range(100)}
