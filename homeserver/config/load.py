@@ -1,8 +1,8 @@
 """Reads configuration files into a `Config`, and collects the errors and notices about all options.
 
 A key that is no option of this server is looked up among the keys that Synapse knows
-(`synapse_keys.tsv`). If Synapse knows the key, the key has no effect and causes a notice. Otherwise
-it is an error, which suggests a similar known key if there is one.
+(`synapse_keys.tsv`). If Synapse knows the key, the key has no effect and causes a notice. Any other
+unknown key is an error. The error message suggests a similar known key if there is one.
 """
 
 import difflib

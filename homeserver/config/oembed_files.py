@@ -1,5 +1,5 @@
-"""Reads and checks files of oEmbed providers, in the format of the public list.
-https://oembed.com/#section7.1"""
+"""Reads and checks files that list oEmbed providers, in the format of
+https://oembed.com/providers.json (described in https://oembed.com/#section7.1)."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

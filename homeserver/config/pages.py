@@ -1,4 +1,4 @@
-"""Options about pages and e-mails: branding and policies."""
+"""Options about web pages and e-mails: their branding, and the policies that users agree to."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,14 +1,19 @@
-"""Converts plain values of a file into sections, checks them, and collects all errors.
+"""Converts the parsed YAML of a configuration into sections of options, and checks the values.
 
-A wrong value is one `Problem`, and the default replaces it, so that one run shows all errors of a
-file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them. Former keys of
-options are read as the current ones, and go to `ReadState.former`.
+A section is a dataclass of options (`option.py`). Each wrong value becomes a `Problem`, and the
+option gets its default, so that one run shows all errors. Unknown keys go to `ReadState.unknown`;
+`load.py` decides about them. The former name of a renamed option is accepted as a key, and recorded
+in `ReadState.former`.
 
-A secret is looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
-the file that the environment names (`…_FILE`), and the configuration. In the configuration,
-the secret is either the option itself or in the file that `<option>_path` or `<option>_file` names;
-both together are an error.
-Secrets with names (`Mapping[str, Secret]`) are YAML in the environment and in a file.
+A secret is looked up in these places, in this order:
+
+1. the environment variable `MAHALLA_` plus the option's path in capitals,
+2. the file whose path is in the environment variable of the same name plus `_FILE`,
+3. the configuration: either the option itself, or the file whose path is in the key `<option>_path`
+   or `<option>_file`. More than one of these three keys is an error.
+
+An option of type `Mapping[str, Secret]` holds several named secrets. In the environment and in a
+file, it is a YAML mapping of names to secrets.
 """
 
 import ipaddress

@@ -1,4 +1,7 @@
-"""Generates the sample configuration and the page of all options from the declarations."""
+"""Generates the sample configuration and the page `docs/operators/configuration.md`.
+
+Both list all options, and are generated from the declarations of the options (`option.py`).
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Checks options about identity providers that depend on each other."""
+"""Checks options about identity providers where a check of each single option is not enough.
+
+For example, one option may require another, and the IDs of providers must be unique.
+"""
 
 from collections import Counter
 from collections.abc import Iterator

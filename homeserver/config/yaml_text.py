@@ -1,8 +1,8 @@
-"""Parses YAML into plain values with their line numbers, without the surprises of YAML 1.1.
+"""Parses YAML into Python values, and records the line number of each value.
 
-`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a repeated
-key is an error (the core schema of YAML 1.2). An option that is true or false still accepts `yes`
-and `no`; see `read.py`.
+Values without quotes are read by the core schema of YAML 1.2, because YAML 1.1 would turn `no` into
+false and `12:30` into 750. So `no`, `on`, `off`, `12:30` and dates are text. A repeated key is an
+error. Boolean options still accept `yes`, `no`, `on` and `off`, which `read.py` converts.
 """
 
 import re

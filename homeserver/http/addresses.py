@@ -1,8 +1,8 @@
 """Finds the client address of a request.
 
-Headers are trusted only if the listener is behind a proxy (`x_forwarded`). Then the rightmost
-address of `X-Forwarded-For` is the one that our proxy saw. Addresses of further trusted proxies are
-skipped from the right.
+The header `X-Forwarded-For` is trusted only if the listener is behind a proxy (`x_forwarded`). Our
+proxy appends the address that connected to it, so the rightmost address is reliable. If that
+address is in `SiteOptions.trusted_proxies`, the next address to the left is used, and so on.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def _normalise_cached(address: str) -> str | None:
 
 
 def find_forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
-    """Return the client address from the `X-Forwarded-For` headers, or None if they hold no trusted
-    one."""
+    """Return the client address from the `X-Forwarded-For` headers, or None if the rightmost one
+    is not a valid address."""
     found = None
     for text in reversed(",".join(headers).split(",")):
         address = normalise_address(text)

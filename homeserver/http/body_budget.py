@@ -2,9 +2,10 @@
 
 A signature covers the whole body, so the sender is known only when all of it has arrived. Anybody
 who can reach a listener can therefore make the server buffer bytes. The budget limits these bytes,
-for each address and in total, and the time that a body may take. The first `FREE_BYTES` of a body
-do not count. The budget does not apply to uploaded files, which are buffered on disk. After
-authentication, rate limits and queues apply instead of the budget.
+for each address and in total, and the time in which they must arrive. The first `FREE_BYTES` of a
+body are not counted; `channel.py` limits the time for them. The budget does not apply to uploaded
+files, which are buffered on disk. After authentication, rate limits and queues apply instead of the
+budget.
 """
 
 from typing import Final
@@ -20,7 +21,8 @@ MAX_BYTES_PER_ADDRESS: Final = 48 << 20
 """The limit for one address, in bytes: three of the longest transactions."""
 MAX_BYTES: Final = 128 << 20
 MAX_SECONDS: Final = 300.0
-"""The time that a body may take to arrive."""
+"""Longest time for the head and the first `FREE_BYTES` of a body together, and longest time for the
+rest of the body."""
 RETRY_AFTER_MS: Final = 5_000
 
 

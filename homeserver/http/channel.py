@@ -10,8 +10,9 @@ Laws:
   moment before the connection closes, because a client's system may drop the answer if the
   connection closes while input still arrives.
 - An idle connection is closed, and so is a connection that sends too slowly. A head must be
-  complete within `idle_timeout`, and a body within `MAX_SECONDS` (`body_budget.py`). An uploaded
-  file may take longer if more than `FREE_BYTES` of it have arrived by then.
+  complete within `idle_timeout`. The head and the first `FREE_BYTES` of a body must
+  arrive within `MAX_SECONDS`, and the rest of the body within the same time again
+  (`body_budget.py`). There is no such limit for the rest of an uploaded file.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Cross-origin headers of responses, including errors, and of preflight responses, for which no
-endpoint code runs.
+"""The cross-origin headers (CORS) of responses.
 
-Only pages below `/_mahalla/` have none (`allows_cors` in `page_paths.py`).
+All responses have them, including errors, except pages below `/_mahalla/` (`allows_cors` in
+`page_paths.py`). The server responds to preflight requests itself, without calling a handler.
 
 spec: client-server-api#web-browser-clients
 """

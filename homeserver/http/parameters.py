@@ -1,8 +1,8 @@
 """Converts requests into the arguments of handlers.
 
-A handler's signature is read once, at start-up; its `Binding` then makes the arguments of each
-call. A client's mistake is a Matrix error that names the parameter. A wrong declaration is a
-`DeclarationError`, which stops start-up.
+A handler's signature is read once, at start-up. The resulting `Binding` then makes the arguments of
+each call. An invalid request gets a Matrix error; if a parameter is wrong, the error names it. A
+wrong declaration of an endpoint raises `DeclarationError`, which stops start-up.
 """
 
 import inspect

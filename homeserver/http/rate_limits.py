@@ -1,7 +1,7 @@
-"""The configured rate limits: token buckets for each limit.
+"""Applies the configured rate limits, with token buckets for each limit.
 
-An action without a limit costs one lookup. All IPv6 addresses of one /64 network count as one
-address.
+If a limit is not configured, checking an action against it costs only one dictionary lookup. All
+IPv6 addresses of one /64 network count as one address.
 """
 
 import sys

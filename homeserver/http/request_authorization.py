@@ -1,7 +1,8 @@
-"""Authenticates requests, decides whether their users may make them, and applies rate limits.
+"""Authenticates requests, checks that the caller may use the endpoint, and applies rate limits.
 
-This module knows no accounts; it uses the checkers that it is given. Start-up fails if an endpoint
-declares a kind of authentication without a checker.
+This module has no access to accounts. The checkers that are passed to `RequestAuthorizer` find the
+user of a token (`TokenChecker`) or check a signature (`SignatureChecker`). Start-up fails if an
+endpoint declares a kind of authentication for which no checker was passed.
 
 spec: client-server-api#using-access-tokens, application-service-api#identity-assertion,
 server-server-api#request-authentication

@@ -1,4 +1,6 @@
-"""Response bodies, their compression, and the errors of the site.
+"""Response bodies, their compression, and error responses.
+
+If a handler raises anything but a `MatrixError`, `site.py` sends one of the errors defined here.
 
 A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
 `msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A
