@@ -1,5 +1,5 @@
-"""Sliding sync in two forms: that of released clients ("unstable"), and the accepted one
-("stable"). Proposal: MSC4186."""
+"""Sliding sync in two forms: the unstable form, which released clients use, and the stable form of
+the final proposal. Proposal: MSC4186."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

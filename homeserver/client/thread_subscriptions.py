@@ -1,7 +1,7 @@
 """Get and change thread subscriptions. Proposals: MSC4306, MSC4308.
 
-Paths without the unstable prefix are the final ones of the proposals. Error codes on prefixed paths
-have a prefix, too, because released clients expect it.
+Each endpoint has an unstable path and the final path of the proposal. On unstable paths, the error
+codes of MSC4306 have the prefix `IO.ELEMENT.MSC4306.`, because released clients expect it.
 """
 
 from typing import Any, Final, Literal

@@ -1,5 +1,5 @@
-"""Well-known documents: discovery for clients and servers, support contacts, and the key of the
-policy server.
+"""Well-known documents: discovery for clients and servers, support contacts, and the public key of
+a policy server that has the same server name as this server.
 
 spec: client-server-api#well-known-uris, server-server-api#getwell-knownmatrixserver
 """

@@ -1,8 +1,8 @@
-"""Starts and stops the background work of a server.
+"""Starts and stops the background work of a node.
 
-When the server stops, work that can be resumed after a restart is cancelled first. Then the other
-parts finish their work and write what is pending. A part that fails to stop does not keep the
-others from stopping.
+When the node stops, components whose work can be resumed after a restart cancel it first. The other
+components then finish their work and write pending data, one after the other. If one of them fails
+to stop, the next ones are still stopped.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from storage.engine.database import DatabaseUnavailable
 
 
 class Starts(Protocol):
-    """A part with work that begins when the server listens."""
+    """A component with work that begins when the server listens."""
 
     def start(self) -> None:
         """Begin the work."""
@@ -22,7 +22,7 @@ class Starts(Protocol):
 
 
 class Cancels(Protocol):
-    """A part whose work can be resumed after a restart."""
+    """A component whose work can be resumed after a restart."""
 
     def stop(self) -> None:
         """Give up the work at once."""
@@ -30,7 +30,7 @@ class Cancels(Protocol):
 
 
 class Stops(Protocol):
-    """A part that has work to finish or data to write."""
+    """A component that has work to finish or data to write."""
 
     async def stop(self) -> None:
         """End the work, and write what is pending."""
@@ -38,25 +38,25 @@ class Stops(Protocol):
 
 
 class Background:
-    """Starts and stops the parts of a server, in the order of its lists."""
+    """Starts and stops the components of a node, in the order of the given lists."""
 
     log = Logger()
 
     def __init__(
         self, *, start: Sequence[Starts], cancel: Sequence[Cancels], stop: Sequence[Stops]
     ) -> None:
-        """When the server stops, those in `cancel` come first."""
+        """When the node stops, the components in `cancel` are stopped before those in `stop`."""
         self._start = start
         self._cancel = cancel
         self._stop = stop
 
     def start(self) -> None:
-        """Start all parts."""
+        """Start all components in `start`."""
         for part in self._start:
             part.start()
 
     async def stop(self) -> None:
-        """Stop all parts. A part that fails to stop does not keep the others from stopping."""
+        """Stop all components. If one in `stop` fails, the next ones are still stopped."""
         for each in self._cancel:
             each.stop()
         for part in self._stop:
@@ -64,5 +64,5 @@ class Background:
                 await part.stop()
             except DatabaseUnavailable as error:
                 self.log.warn("pending data could not be written: {error}", error=error)
-            except Exception:  # the other parts have data to write, too
+            except Exception:  # the other components have data to write, too
                 self.log.failure("a part of the server failed to stop")

@@ -1,22 +1,23 @@
 """Receives the changes that other nodes committed (`homeserver/cluster/outgoing_changes.py`), for
 services that follow the stream.
 
-A range of positions becomes readable on this node when the node polls the database or writes. The
-other node's message about the range may arrive earlier (then `Streams.get_remote_changes` returns
-its changes), later, or never.
+When this node polls the database or writes, the positions that other nodes have written meanwhile
+become readable here. Messages describe the changes at these positions. They may arrive earlier,
+later, or never. If they arrive earlier, `Streams.get_remote_changes` returns the changes.
 
 Laws:
 
-- If a range becomes readable before its messages arrive, subscribers receive the changes of each
-  message when it arrives. After `LATE_SECONDS`, messages that have not arrived count as lost, and
-  subscribers are notified of the part of the range whose changes are unknown. They are notified at
-  once if this node is disconnected from the others, or if a message says that its changes were too
-  many to describe.
+- If a range of positions becomes readable before its messages arrive, subscribers receive the
+  changes of each message when it arrives. After `LATE_SECONDS`, missing messages count as lost, and
+  subscribers are notified of the positions whose changes are unknown. They are notified immediately
+  if this node is disconnected from the others, or if a message says that a range has too many
+  changes to describe.
 - Subscribers receive nothing about positions that are not readable yet.
-- A message about positions that do not become readable within `PENDING_SECONDS` is dropped. If the
-  database lost that commit, for example in a failover, a later commit may take these positions.
+- A message is dropped if its positions do not become readable within `PENDING_SECONDS`. The
+  database may have lost the commit, for example in a failover. A later commit may then have the
+  same positions.
 
-It is used only on the reactor thread.
+Use this module only on the reactor thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class IncomingChanges:
         """Messages about positions that may not be readable yet, with their arrival times, oldest
         first."""
         self._unknown: list[Range] = []
-        """Ranges that are readable but not known."""
+        """Ranges that are readable, but whose changes are not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
         self._subscribers: list[tuple[OnLate, OnLost]] = []
         messages.subscribe(KIND, CommitMessage, self._on_message)

@@ -6,7 +6,7 @@ pending items sleeps for its interval.
 Laws:
 
 - A step should take a tenth of a second, and the batch size is adjusted to that. While items are
-  pending, the pause between two steps is at least as long as the step. So a job uses at most half
+  pending, the pause after a step is at least as long as the step took. So a job uses at most half
   of the writer's time.
 - A step commits its work, and the next step does not find the finished items again. So an
   interrupted job continues where it stopped.
@@ -14,8 +14,9 @@ Laws:
 - The first failure of each kind is logged, and further ones at intervals that double. When the job
   works again, that is logged too. So a full disk, which makes all jobs fail, does not flood the
   log.
-- On several nodes, each node runs all jobs, so nodes share the work. Steps change the database in
-  transactions. So if two nodes process the same item, it is changed only once.
+- Every node runs all jobs. A step does not find the items that another node has finished, so the
+  nodes share the work. The write transactions of all nodes run one after the other. So if two nodes
+  process the same item, only the first changes it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,5 +1,6 @@
 """Sends messages to the other nodes: typing, presence, and descriptions of commits
-(`homeserver/cluster/outgoing_changes.py`). The database does not store these messages.
+(`homeserver/cluster/outgoing_changes.py`). PostgreSQL delivers the messages by NOTIFY and does
+not store them.
 
 Messages are collected for a moment and sent together through `homeserver/cluster/peer_nodes.py`. So
 a node sends at most fifty times a second, however busy the rooms are. A message has a kind and a
@@ -7,7 +8,8 @@ key. Of queued messages with the same kind and key, only the latest is sent.
 
 A message may be lost if the database is down, or if too many messages are queued. That is
 acceptable. Typing and presence soon expire, are sent again, or are requested by nodes that missed
-them. A commit without its description is found by polling the database.
+them. If the description of a commit is lost, the other nodes find the commit when they poll the
+database.
 
 Use this module only on the reactor thread.
 """

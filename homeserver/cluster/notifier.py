@@ -6,14 +6,14 @@ Laws:
 - The cost of a change does not depend on the number of all users. To find whom to wake, the room's
   local members are compared with the users who have a long poll. Only the smaller of the two sets
   is examined.
-- While the database is unavailable, it may be unknown which users a change concerns. They are woken
-  when the database is available again.
+- To find the users whom a change concerns, the notifier may have to read the database. If the
+  database is unavailable, the notifier retries until it has woken these users.
 - A commit of another node wakes the users that it concerns, according to that node's description
   (`homeserver/cluster/incoming_changes.py`). Without a description, the commit wakes all
   users.
 - After a wait, the session is checked again before the client receives a change.
-- Listeners are woken in batches, in later turns of the reactor. So a message to a thousand of them
-  delays neither other requests nor the work that the writer does after its commit.
+- Long polls are woken in batches, in later turns of the reactor. So an event that wakes a thousand
+  of them delays neither other requests nor the response to the sender.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -1,9 +1,10 @@
-"""Tells the other nodes what each commit changed, so that they invalidate and wake only what it
-concerns.
+"""Tells the other nodes what each commit changed, so that they invalidate only the affected cache
+entries and wake only the affected long polls.
 
 A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
-carry these changes, together with the ranges of positions that this node wrote. For a commit with
-more than `MAX_CHANGES` changes, a message carries only the range.
+carry these changes, together with the ranges of positions that this node wrote. A message carries
+only the range if the commit has more than `MAX_CHANGES` changes, or if the changes at one position
+do not fit into a message.
 """
 
 from collections.abc import Iterable, Sequence

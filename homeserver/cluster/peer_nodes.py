@@ -1,23 +1,24 @@
-"""Synchronises this process with other nodes on the same database.
+"""Synchronises this node with the other nodes on the same database.
 
 Changes of other nodes are visible here within some hundredths of a second: long polls wake,
 redacted events leave the caches. A node that writes notifies the other nodes
 (`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
 describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
-a second finds the changes. When a node writes, it also reads all earlier changes of other nodes,
-because positions are assigned in order.
+a second finds the changes. A write finds them too: nodes write one after the other, so a node that
+writes sees all earlier commits of other nodes.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
-nodes. The nodes are notified with the write (`storage/engine/postgres_notify.py`), and each
+nodes. The commit of the write notifies the nodes (`storage/engine/postgres_notify.py`), and each
 confirms when it has invalidated its caches. The wait for a node that does not confirm is at most
 `TRUST_SECONDS` seconds, because no node trusts its caches for longer than that after its last poll.
 
 Laws:
 
-- Once a client has the response that a token has ended, no node accepts that token.
-- A node that is disconnected from the database, or hangs, delays the writes of other nodes for at
-  most `TRUST_SECONDS` seconds. If it hangs during a write, they wait until the database ends that
-  write (`write_lock_timeout` in `storage/engine/postgres_config.py`).
+- Once a client has the response to the request that ended a token, no node accepts that token.
+- A node that is disconnected from the database, or hangs, cannot confirm writes. It delays the
+  response to such a write by at most `TRUST_SECONDS` seconds. If a node hangs during a write of its
+  own, all other nodes' writes wait until the database ends the transaction of the hanging node
+  (`write_lock_timeout` in `storage/engine/postgres_config.py`).
 """
 
 from collections import deque

@@ -1,8 +1,9 @@
-"""The complete configuration: its groups, in the order of the sample file.
+"""The complete configuration: its groups of options, in the order of the sample file.
 
-In YAML the options of a group are at the top level of the file. The groups exist for the code, so
-that each service gets only the options that it needs (`homeserver/wiring` passes groups, sections
-or single values to services, never `Config`).
+The YAML file has no level for groups: the options and sections of all groups are at its top level.
+A section is a nested mapping of options, such as `email`. The groups exist for the code, so that
+each service gets only the options that it needs: `homeserver/wiring` passes groups, sections or
+single values to services, never `Config`.
 """
 
 from dataclasses import dataclass
