@@ -5,7 +5,8 @@ components then finish their work and write pending data, one after the other. I
 to stop, the next ones are still stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -52,17 +53,24 @@ class Background:
 
     def start(self) -> None:
         """Start all components in `start`."""
-        for part in self._start:
-            part.start()
+        for component in self._start:
+            component.start()
 
     async def stop(self) -> None:
-        """Stop all components. If one in `stop` fails, the next ones are still stopped."""
-        for each in self._cancel:
-            each.stop()
-        for part in self._stop:
-            try:
-                await part.stop()
-            except DatabaseUnavailable as error:
-                self.log.warn("pending data could not be written: {error}", error=error)
-            except Exception:  # the other components have data to write, too
-                self.log.failure("a part of the server failed to stop")
+        """Stop all components. If one fails to stop, the next ones are still stopped."""
+        for cancelled in self._cancel:
+            with self._log_failure():
+                cancelled.stop()
+        for stopped in self._stop:
+            with self._log_failure():
+                await stopped.stop()
+
+    @contextmanager
+    def _log_failure(self) -> Iterator[None]:
+        """Log a failure instead of raising it: the other components have data to write, too."""
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            self.log.warn("pending data could not be written: {error}", error=error)
+        except Exception:
+            self.log.failure("a component of the node failed to stop")

@@ -3,6 +3,7 @@
 import pytest
 from twisted.logger import capturedLogs
 
+from homeserver.cluster.background import Background
 from storage.engine.database import DatabaseUnavailable
 from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer
@@ -33,3 +34,20 @@ def test_a_failing_part_does_not_keep_others_from_stopping(
     )
     with pytest.raises(DatabaseUnavailable, match="closed"):
         run_coroutine(server.app.database.read("nothing", lambda _: None), None)
+
+
+def test_work_that_cannot_be_cancelled_does_not_keep_others_from_stopping() -> None:
+    stopped: list[str] = []
+
+    class Broken:
+        def stop(self) -> None:
+            raise ZeroDivisionError
+
+    class Pending:
+        async def stop(self) -> None:
+            stopped.append("pending")
+
+    with capturedLogs() as logs:
+        run_coroutine(Background(start=[], cancel=[Broken()], stop=[Pending()]).stop(), None)
+    assert stopped == ["pending"]
+    assert any("log_failure" in log for log in logs)
