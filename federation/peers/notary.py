@@ -107,7 +107,7 @@ class KeyNotaryService:
         if stored is None:
             return True
         until = max((now if at is None else at for at in keys.values()), default=now)
-        # If no document can reach this time, a new one is worth a request after half of its lifetime
+        # No document may reach this time. So a new one is requested after half of the lifetime
         half = (stored.fetched_at + stored.valid_until) // 2
         if stored.valid_until < until and now >= half:
             return True
