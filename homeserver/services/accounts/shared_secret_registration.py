@@ -1,8 +1,11 @@
-"""Shared-secret registration: creates accounts regardless of the rules of registration.
+"""Shared-secret registration: creates accounts even if registration is closed, and without the
+UIA stages of `/register`.
 
-A nonce is stored in the database, so that every node accepts it. It is valid for a minute, and for
-one request, even if that request fails. The error texts "HMAC incorrect" and "User ID already
-taken" never change, because scripts that use this API search for them.
+A script requests a nonce. Then it sends the registration with an HMAC over the nonce and the
+account's fields, made with the shared secret. The nonce is stored in the database, so that every
+node accepts it. It is valid for a minute and for one request, even if that request fails. The error
+texts "HMAC incorrect" and "User ID already taken" never change, because scripts that use this API
+search for them.
 """
 
 import hmac

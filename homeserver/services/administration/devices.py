@@ -1,9 +1,9 @@
 """Administration of devices: list, create, rename and remove.
 
 Laws:
-- Removing a device has the same effect as a sign-out by its user: sessions and data per device are
-  gone on every node before the response. The audit record contains the administrator and their IP
-  address.
+- Removing a device has the same effect as a sign-out by its user: the sessions, keys and other
+  data of the device are gone on every node before the response. The audit record contains the
+  administrator and their IP address.
 - A created device has no session and no keys; signing in on it needs authentication as usual.
 - Creating an existing device and removing an unknown one succeed, for tools that synchronise two
   servers.
@@ -77,7 +77,7 @@ class DeviceAdministration:
         self._last_seen = last_seen
 
     async def get_devices(self, user_id: UserID) -> AccountDevices:
-        """Return all devices, with the time and address of the last sighting."""
+        """Return all devices, with the time and IP address of their last use."""
         await self._check_user(user_id)
         dehydrated = await self._dehydrated.get_device(user_id)
         return AccountDevices(

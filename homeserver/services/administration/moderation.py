@@ -1,5 +1,5 @@
-"""Moderation of accounts by administrators: lock and suspend accounts, and list when and from which
-address their devices were last seen.
+"""Moderation of accounts by administrators: lock and suspend accounts, and list the last use of
+each device (time and IP address). Users may list their own devices.
 
 spec: client-server-api#server-administration, client-server-api#account-locking,
 client-server-api#account-suspension
@@ -69,7 +69,7 @@ class AccountModeration:
     async def get_last_seen_devices(
         self, caller: Requester, user_id: UserID
     ) -> Sequence[DeviceRow]:
-        """Return the devices of a user, with the time and address of the last sighting.
+        """Return the devices of a user, with the time and IP address of their last use.
 
         Raises `Forbidden` unless the caller is the user or an administrator, `InvalidParam`,
         `NotFound`.

@@ -5,8 +5,8 @@ Laws:
   never acts for the user of another application service, or for accounts in an exclusive namespace
   of another one.
 - Nobody else can create an account or alias in an exclusive namespace, whatever API they use.
-- A namespace is a regular expression that has to match from the start of a name, but not to its
-  end.
+- A namespace is a regular expression that has to match from the start of a user ID or alias, but
+  not to its end.
 
 The server sends no transactions to application services.
 

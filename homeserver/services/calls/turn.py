@@ -1,8 +1,9 @@
 """Credentials for the operator's TURN servers, which relay a call if its devices cannot connect
 directly.
 
-With a shared secret the credentials are made for one user and expire. The TURN server checks them
-with the same secret.
+If the operator configures a shared secret, the credentials are for one user and expire; the TURN
+server checks them with the same secret. Otherwise all users get the same configured user name
+and password.
 
 spec: client-server-api#get_matrixclientv3voipturnserver
 """

@@ -1,10 +1,10 @@
 """Cache of the devices of local users, so that a to-device message to all devices in a large room
 needs no query.
 
-The stream invalidates an entry when a device changes. A change at another node may not have arrived
-yet when a message is written. So the write checks whether any node added or removed a device after
-the position of the cached devices. If so, it reads the devices again
-(`ToDeviceStore.get_recipients`).
+The stream invalidates an entry when a device changes. When a message is written, a change on
+another node may not have arrived yet. So the write checks whether a device was added or removed, on
+any node, after the position up to which this node has read the stream. If so, it reads the devices
+again (`ToDeviceStore.get_recipients`).
 
 The cache is used only on the reactor thread.
 """

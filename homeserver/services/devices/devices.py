@@ -1,5 +1,8 @@
-"""Lists, creates, renames and removes the devices of a user. The account data with a device's
-settings is deleted with the device. spec: client-server-api#device-management"""
+"""Lists, creates, renames and removes the devices of a user. Removing a device also removes its
+notification settings, which are entries of the account data (MSC3890).
+
+spec: client-server-api#device-management
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -117,7 +120,8 @@ class Devices:
 
 
 class DeviceSettings:
-    """Removes account data of a single device, which is deleted with it. Proposal: MSC3890."""
+    """Removes the settings of a device, stored as account data, with the device. Proposal:
+    MSC3890."""
 
     def __init__(self, store: AccountDataStore) -> None:
         self._store = store

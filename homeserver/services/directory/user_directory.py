@@ -4,10 +4,10 @@ A search finds users who share a room with the caller, users in public rooms and
 local users. It never finds the caller, deactivated users or (unless configured) locked users.
 
 Laws:
-- A result does not reveal a name that a user has only in some of their private rooms. A local user
-  has the name in their profile. A remote user has the name in the latest of their memberships of
-  public rooms. A remote user who is in no public room has a name only if it is the same in all
-  their rooms on this server.
+- A result does not reveal a name that a user has only in some of their private rooms. For a local
+  user it shows the name from the profile. For a remote user in public rooms, it shows the name from
+  their latest membership in such a room. For any other remote user, it shows a name only if the
+  user has the same name in all their rooms on this server.
 - A search makes a fixed number of queries and reads a bounded number of users.
 
 spec: client-server-api#user-directory

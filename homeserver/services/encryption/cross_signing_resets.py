@@ -1,8 +1,9 @@
-"""Permissions to replace cross-signing keys. Users give them on the account page. A permission is
-valid once, for ten minutes.
+"""Permissions to replace cross-signing keys. Users give permission on the account page. A
+permission is valid for all clients of the account, for ten minutes or until one of them replaces
+the keys.
 
-A client that signed in by the OAuth 2.0 API needs such a permission, because the user gave it no
-password with which the replacement could be confirmed.
+A client that signed in by the OAuth 2.0 API cannot replace keys without a permission, because it
+cannot ask for the user's password to confirm the replacement.
 
 spec: client-server-api#oauth-authentication
 """

@@ -2,13 +2,14 @@
 in.
 
 Laws:
-- A user has at most one. One write stores a new one with its keys, and deletes the old one with its
-  keys and pending messages. A device is new if its device ID or its identity keys differ from those
-  stored. Only a repeated upload of the same device keeps the pending messages.
-- It appears as an ordinary device in device lists and to other servers, but nobody can sign in on
-  it.
-- Reading its messages deletes none of them. So after an interruption, the same or another device
-  can read them from the beginning.
+- A user has at most one dehydrated device. If an upload has another device ID or other identity
+  keys, it replaces the stored device: the same write stores the new device with its keys, and
+  deletes the old device with its keys and pending messages. If an upload repeats the stored device,
+  the pending messages stay.
+- A dehydrated device appears as an ordinary device in device lists and to other servers, but nobody
+  can sign in on it.
+- Reading the messages of a dehydrated device deletes none of them. So if a client is interrupted
+  while it reads them, it or another client can start again.
 
 spec: MSC3814
 """

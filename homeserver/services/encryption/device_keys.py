@@ -1,11 +1,10 @@
-"""Upload of device keys, and the form in which readers see them.
+"""Upload of device keys, and the responses that contain users' keys.
 
 Laws:
 - Keys are stored and returned as canonical JSON, so that signatures on them stay valid. The server
-  adds its own data only in `unsigned`. Signatures that are uploaded later are returned together
-  with those in the uploaded keys.
-- Of the signatures uploaded later, a reader sees those by the owner of the keys and those by the
-  reader.
+  adds its own data only in `unsigned`.
+- A response adds signatures that were uploaded later to the signatures in the uploaded keys. It
+  adds only those by the owner of the keys and by the user who requests them.
 - The number and the size of keys are bounded, per upload and per device.
 
 spec: client-server-api#end-to-end-encryption

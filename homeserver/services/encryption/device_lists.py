@@ -8,18 +8,18 @@ from memory (`RecentChanges`). If the client was offline for longer than this me
 few queries read them.
 
 A response may end before the current position (when to-device messages are left for the next
-response). So memberships are looked up as they were at the response's position, not only as they
-are now. Otherwise, if a user joined before that position and left after it, the join would be in
-neither this response nor the next one.
+response). So the code looks up both the current memberships and those at the position where the
+response ends. Otherwise, if a user joined before that position and left after it, the join would be
+in neither this response nor the next one.
 
 This server gets no device updates of remote users who share no room with it, and may delete their
 device lists. So a remote user who left a room and came back between two responses is in `changed`.
 If the client's own user left and came back, all remote members are in `changed`.
 
-When a room's partial state becomes complete, all its members are in `changed`. A user who was a
-member only in the partial state has to be in `left`. The completion also corrects the room's past
-states, so this user is in none of them any more. The user is found by the stored end of the
-membership (`left_position`), which has the position of the completion.
+When a room's partial state becomes complete, all members of the room are in `changed`. Users who
+were members only in the partial state are in `left`. A comparison with an earlier state of the room
+does not find them, because the completion corrects the earlier states too. So they are found by the
+stored end of their membership: its position (`left_position`) is the position of the completion.
 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
