@@ -1,6 +1,6 @@
-"""A complete server: its parts by topic, how it starts, reloads and stops.
+"""Starts, reloads and stops a complete server, and contains all its objects, grouped by topic.
 
-`homeserver.app` builds it.
+`homeserver/app.py` creates the server.
 """
 
 from collections.abc import Coroutine
@@ -58,7 +58,7 @@ from storage.engine.database import Database
 
 
 class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """A complete server: its parts by topic, and how to start and stop it."""
+    """A complete server: its objects, grouped by topic (`homeserver/wiring/`)."""
 
     log: ClassVar[Logger] = Logger()
 

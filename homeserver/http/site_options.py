@@ -1,4 +1,5 @@
-"""The options of one listener's site."""
+"""Options of a site, the protocol factory of one listener: served endpoints, proxy headers,
+compression and limits."""
 
 from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
@@ -14,7 +15,7 @@ from storage.media.spool import Spool
 
 
 class SiteOptions(msgspec.Struct, frozen=True):
-    """The options of one listener's site."""
+    """The options of the site of one listener."""
 
     resources: frozenset[str] | None = None
     """The groups of endpoints that are served; None means all."""

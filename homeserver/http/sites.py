@@ -1,4 +1,4 @@
-"""The listeners of a server, and the site of each."""
+"""Makes a site, which is a protocol factory, for each configured listener, and listens."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,8 +37,8 @@ ALWAYS_SERVED = frozenset({"client", "health"})
 
 
 class Sites:
-    """Makes the site of a listener. All sites share the router, the metrics and the memory for
-    bodies."""
+    """Makes the site of a listener. All sites share the router, the metrics and the memory budget
+    for bodies."""
 
     def __init__(
         self,

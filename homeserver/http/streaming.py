@@ -1,7 +1,9 @@
-"""Streams a long response, with at most one piece and the connection's buffer in memory.
+"""Streams a long response body piece by piece. Only one piece and the connection's write buffer are
+in memory.
 
-A client that needs more than `STALL_SECONDS` to read what the connection's buffer holds is
-disconnected; otherwise it could keep a file open forever.
+When the write buffer is full, the stream waits until the client has read it. If that takes longer
+than `STALL_SECONDS`, the client is disconnected. Otherwise a client that reads nothing could keep a
+file of the server open forever.
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -1,8 +1,8 @@
 """Runs the coroutine of a request without wrapping it in a Deferred.
 
 The coroutine runs synchronously until it has to wait for a Deferred, and resumes when this Deferred
-fires. `Deferred.fromCoroutine` would cost a tenth of the CPU time of a small
-request. It is not needed, because no code waits for the result of a request.
+fires. `Deferred.fromCoroutine` would cost a tenth of the CPU time of a small request. It is not
+needed, because no code waits for the result of a request.
 """
 
 from collections.abc import Callable, Coroutine

@@ -1,5 +1,7 @@
-"""Dynamic client registration. spec: client-server-api#dynamic-client-registration-flow, RFC
-7591"""
+"""Dynamic client registration.
+
+spec: client-server-api#dynamic-client-registration-flow, RFC 7591
+"""
 
 from http import HTTPStatus
 

@@ -1,5 +1,7 @@
-"""Token endpoints: issue, revoke and introspect. A request is a form. A form that contains a
-parameter twice is refused.
+"""OAuth 2.0 endpoints that issue, revoke and introspect tokens, and begin a device authorization.
+
+Request bodies are forms (`application/x-www-form-urlencoded`). A form that contains a parameter
+twice is refused.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009,
 RFC 7662, RFC 8628

@@ -1,5 +1,5 @@
-"""The access log: one line for each request. If a request that is no long poll is slow, its line is
-a warning. If `log.level` is above `info`, only these warnings are logged. Secrets, e-mail addresses
+"""The access log: one line for each request. The lines of slow requests, except long polls, are
+warnings. If `log.level` is above `info`, only these warnings are logged. Secrets, e-mail addresses
 and telephone numbers in URLs are masked."""
 
 import re

@@ -1,8 +1,7 @@
-"""The request for which the running code works.
+"""Stores the current request in a context variable (`contextvars`).
 
-A context variable holds the request. The value survives every `await`, is separate for each
-coroutine, and is visible in threads that run in a copy of the context. Logs take their fields from
-it.
+The value survives every `await`, is separate for each request, and is visible in threads that run
+in a copy of the context. Log events get the ID, endpoint and caller of the request from it.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import msgspec
 
 
 class RequestInfo(msgspec.Struct):
-    """The request. `caller` is set when it is authenticated."""
+    """The current request. `caller` is set when the request is authenticated."""
 
     request_id: str
     endpoint: str

@@ -1,7 +1,7 @@
 """Metrics of the database, and the log of slow transactions.
 
-Every transaction is counted, so counting must be cheap. Results are queued, and added up when
-metrics are read or the queue is long.
+Every transaction is measured, so measuring must be cheap. Times and statement counts are queued.
+They are added up when metrics are read, or when `BATCH_SIZE` transactions or commits are queued.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Writes log events: for machines as JSON, one line each, or for people as text, with tracebacks on
-further lines.
+"""Writes log events as JSON for machines, or as text for people.
 
+A JSON event is one line. A text event is also one line, but a traceback follows on further lines.
 The fields of the current request (`homeserver/observe/context.py`) are added to every event.
 Twisted's own messages, such as those about factories and ports, are dropped, except warnings and
 errors.

@@ -1,8 +1,8 @@
 """Metrics of HTTP, jobs, e-mails, text messages, search and retention, in the registry of one
 server.
 
-Names follow Prometheus' conventions: seconds, `_total` for counters. Labels are declared names,
-never text from clients.
+Names follow Prometheus' conventions: seconds, `_total` for counters. Label values, such as
+names of endpoints and jobs, are defined in the code. They are never text from clients.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Generates the page of all metrics from the metrics themselves."""
+"""Generates `docs/operators/metrics.md`, the list of all metrics, from the metrics themselves."""
 
 from prometheus_client import CollectorRegistry
 

@@ -2,7 +2,7 @@
 users.
 
 A blocked invite is refused when it is sent. An ignored invite is sent, but its target does not see
-it. If a user blocks a sender, earlier invites from that sender are hidden in the same way.
+it. If a user blocks a sender later, earlier invites from that sender are hidden too.
 
 spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
 """

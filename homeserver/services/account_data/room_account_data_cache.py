@@ -1,12 +1,12 @@
-"""Cache of users' account data, global and by room.
+"""Cache of users' account data: the global data, and the data of each room.
 
 An entry holds all account data of a user, because many clients first read all of it and then the
 data of one room after another.
 
-A change of account data in one room invalidates only that room of the user: the other rooms stay
-cached. A change of global account data invalidates only the global data. The whole entry of a user
-is evicted in three cases: more than `MAX_CHANGED_ROOMS` rooms have changed, a device of the user is
-deleted (its settings are account data), or all data of the user is deleted.
+A change of a user's account data in one room invalidates only the data of that user and room. A
+change of global account data invalidates only the user's global data. The whole entry of a user is
+evicted in three cases: the data of more than `MAX_CHANGED_ROOMS` rooms is invalid, a device of the
+user is deleted (settings of the device are account data), or all data of the user is deleted.
 
 The cache is used only on the reactor thread.
 """
@@ -23,7 +23,8 @@ from storage.engine.streams import Change, Streams, Topic
 ENTRY_BYTES: Final = 200
 """Approximate overhead in bytes of an entry, of a room and of a user."""
 MAX_CHANGED_ROOMS: Final = 200
-"""Changed rooms of a user; a user with more is evicted."""
+"""The largest number of rooms with invalid data in a user's entry. An entry with more is
+evicted."""
 MAX_SHARE: Final = 16
 """A user whose data would take more than this fraction (1/16) of the capacity is not cached."""
 

@@ -1,11 +1,12 @@
 """Auto-join rooms: the configured rooms that new accounts join, except guests and accounts of
 application services.
 
-The write that stores the account also stores a row for the pending joins. The row is removed after
-the attempt. If the server stops before that, the joins are retried: after the restart if there is
-one node, otherwise by any node when the lease of the row has expired. A refused join is logged for
-the operator and does not fail the registration. Unresponsive servers delay a registration by at
-most `JOIN_WAIT_SECONDS`.
+The write that stores the account also stores a row with a lease for the pending joins. The node
+joins the rooms, then removes the row. If it stops or fails earlier, any node retries the joins when
+the lease has expired. If the server has a single node, it also retries them at its next start.
+
+A refused join is logged for the operator and does not fail the registration. Unresponsive remote
+servers delay a registration by at most `JOIN_WAIT_SECONDS`.
 """
 
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ class AutoJoinRooms:
         )
 
     def start(self) -> None:
-        """Retry the joins that were pending when the server stopped. Only for a single node."""
+        """Retry the joins that were pending when the node stopped. Only for a single node."""
         Deferred.fromCoroutine(self.do_resume(MAX_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure("auto-joins are retried later", failure)
         )

@@ -4,11 +4,12 @@ Pure: values in, values out.
 
 Laws:
 - No provider removes an address that the user has validated or another provider asserts.
-- No account loses its last address without getting another one. If the provider asserts no address
-  for an account, or only addresses of other accounts, the account keeps the old ones.
-- If the provider asserts addresses of several accounts at the same time, an address that one of
-  these accounts gives up is free for the others. So two accounts can swap addresses, and any number
-  of accounts can rotate them in a ring.
+- No account loses its last address without getting another one. If the provider now asserts no
+  address for an account, or only addresses of other accounts, the account keeps the addresses that
+  the provider asserted earlier, unless it also has others.
+- The changes of several accounts can be computed together. An address that one of them loses is
+  then free for the others. So two accounts can swap addresses, and any number of accounts can
+  rotate them in a ring.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -6,8 +6,10 @@ Laws:
   registration token, and the result in the session of user-interactive authentication (UIA).
 - A UIA session creates one account, however many requests use it at the same time: the first write
   claims it.
-- A repeated request in that session, after a lost response, gets the existing account.
-- The rate limit of registrations counts accounts, not the requests that lead to one.
+- If a response is lost and the client repeats the request in the same UIA session, it gets the
+  account that exists already.
+- The rate limit of registrations counts created accounts. A registration with several UIA stages
+  takes several requests, but counts once.
 - A user name is checked before the UIA stages, and again in the write.
 
 spec: client-server-api#post_matrixclientv3register

@@ -1,5 +1,5 @@
 """Expiry and renewal of accounts: set expiry times, e-mail the owners before the expiry, and renew
-accounts by the link in the e-mail or for an administrator.
+accounts when an owner uses the link in the e-mail or an administrator requests it.
 
 Laws:
 - A job e-mails the owner of an account once about each expiry. The write that queues the e-mail
