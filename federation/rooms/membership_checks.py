@@ -1,7 +1,8 @@
-"""Checks that a membership is still the expected one when a draft is written.
+"""Checks that a user's membership is still one of the expected ones when an event is written.
 
-Authorization does not detect such a change. A kick that is written after a ban would lift the ban,
-and a new display name that is written after a leave would join a public room again.
+If the membership has changed meanwhile, authorization may still allow the event. A kick that is
+written after a ban would lift the ban. A new display name that is written after a leave would let
+the user join a public room again.
 """
 
 from collections.abc import Callable, Collection, Sequence

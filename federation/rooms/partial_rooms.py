@@ -1,8 +1,8 @@
-"""Tells which rooms were joined with partial state, and lets requests wait for their completion.
+"""Lists rooms that were joined with partial state, and lets requests wait for their complete state.
 
-The head of a room says only whether its state is partial now. `PartialRooms` also has the rooms
-whose state has been completed since, with the position of the completion. A client that was not
-shown a room while its state was partial gets the complete room when it syncs past that position.
+The head of a room says only whether its state is partial now. `PartialRooms` also lists rooms whose
+state is complete by now, with the position of the completion. Some clients do not get a room while
+its state is partial. They get the complete room when they sync past this position.
 """
 
 from collections.abc import Mapping

@@ -1,15 +1,16 @@
 """Asks a room's policy server about our events before they are sent, and about remote events
-without its signature.
+that it has not signed.
 
 Laws:
 - A room has a policy server if its state names one and a user of that server is in the room. The
-  event that names it needs no approval.
+  state event that names it needs no approval.
 - If the policy server refuses an event of our user, the event is not sent, and the user gets the
   policy server's own error text. If it refuses an event of another server, the event is
   soft-failed.
 - A policy server that does not respond, or responds with a server error (5xx), is not asked again
   for half a minute, so that the room is delayed little. During this pause, new events count as
-  refused. Past events are not urgent, so they wait until the policy server responds.
+  refused. Older events that we fetch to fill a gap are not urgent, so they wait until the policy
+  server responds.
 - A policy server that responds 429 is not asked before the time that it names. Events from other
   servers wait in the inbox until then, and events of our users are refused with 429.
 - The policy server is asked about remote events before their turn in the room's queue, and about
@@ -150,8 +151,8 @@ class PolicyServers:
     async def find_refused(
         self, room_nid: int, events: Iterable[Event], named: Event | None
     ) -> set[EventID]:
-        """Return the past events from other servers that may not be shown. Raises RemoteError while
-        the policy server is unavailable."""
+        """Return which of the events that fill a gap may not be shown. Raises RemoteError while the
+        policy server is unavailable."""
         server = await self._find(room_nid, named)
         if server is None:
             return set()

@@ -2,7 +2,7 @@
 
 The checks read their inputs from `CheckSources`. An input is read only if no previous check has
 refused the event. The authorization rules are in `federation.protocol.event_auth`. Our own events
-pass the same rules (see `build.py`).
+are checked against the same rules (see `build.py`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """

@@ -1,16 +1,18 @@
-"""Stores invites and knocks of our users in rooms that this server is not in, with the stripped
-state.
+"""Stores invites to our users, and knocks by our users, for rooms that this server is not in.
 
-Nothing that another server states about such a room can be proved. So the first membership that
-arrived stays in force until it is ended legitimately:
+Each invite or knock is stored with the stripped state that came with it. This server cannot verify
+memberships in such a room. So the first invite or knock stays in force until it is ended
+legitimately:
 
-- An invite is ended by the user, by the server that sent it, or by any event that cites it. Only
-  servers in the room know the id of the invite.
+- An invite is ended by the user, by the server that sent it, or by an event that has the invite in
+  its `auth_events`. Only servers in the room know the invite's ID, so only they can make such an
+  event.
 - Further invites from other servers are queued. If the first invite is retracted, the next one is
-  shown. A user who accepts an invite joins through the servers of all these invites.
-- After a knock, any server may send an invite, and the invite need not cite the knock. If it does
-  not cite the knock, the server that received the knock may still replace it.
-- Each membership is stored with the room version that its server named.
+  shown. When the user accepts, the join is tried through the servers of all these invites.
+- After a knock, any server may send an invite. If the invite does not have the knock in its
+  `auth_events`, the server that received the knock may still replace the invite.
+- Each invite or knock is stored with the room version that the other server named for it. An event
+  that ends the invite or knock is parsed in this version.
 
 spec: server-server-api#inviting-to-a-room
 """
@@ -146,7 +148,8 @@ class OutOfRoomMemberships:
     ) -> RoomVersion:
         """Return the room version according to the first server that named it to this user.
 
-        If `cited` names another queued invite, its server counts.
+        If `cited`, the `auth_events` of an event, contains a queued invite, return the version that
+        the server of this invite named.
         """
         row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None:
@@ -163,14 +166,14 @@ class OutOfRoomMemberships:
         return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
     async def cites_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Return whether an event cites a queued invite."""
+        """Return whether an event has a queued invite in its `auth_events`."""
         return any(
             row.event_id in event.auth_events
             for row in await self._store.get_queued_invites(room.room_nid, user_id)
         )
 
     async def remove_queued_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Remove the queued invite that an event cites; return False if there is none."""
+        """Remove the queued invite in the event's `auth_events`. Return False if there is none."""
         return await self._store.remove_queued_invites(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:

@@ -1,8 +1,8 @@
 """Receives events that retract an invite or refuse a knock of a local user.
 
 This server is not in the room, so it cannot check the room's rules. It checks that the event is
-signed by its sender's server and cites the invite or knock that it ends. Only servers in the room
-know the id of that event.
+signed by its sender's server, and that its `auth_events` contain the invite or knock. Only servers
+in the room know the ID of the invite or knock, so no other server can end it.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#knocking-rooms
 """

@@ -6,11 +6,12 @@ limited time, and the remaining invites are sent afterwards.
 Laws:
 - The invites are written in the transaction that creates the room, so no crash loses any of them.
 - The invites of one room are sent one after the other. Concurrent invites would fork the room.
-- An invite is sent only while the room's creator may still invite. Their account is checked before
-  each invite, and the room's rules are checked with the event.
+- An invite is sent only while the room's creator may still invite. Before each invite, the state of
+  the creator's account is checked. Each invite is then authorized like any other event.
 - An invite that is refused or fails does not make the creation of the room fail, and does not
-  prevent the other invites. A user who has any membership but a knock is not invited again. They
-  may have been invited before a crash and have declined.
+  prevent the other invites.
+- A user who already has a membership other than a knock is not invited. For example, they may have
+  received the invite before a crash, and have declined it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

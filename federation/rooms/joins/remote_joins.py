@@ -4,10 +4,10 @@ Leaving such rooms is in `remote_leaves.py`.
 
 Laws:
 - A server's response is trusted only as far as its events prove it (`join_import.py`). If the
-  response is invalid, the user does not join here. We then try to let the user leave through the
-  same server, because other servers count them as joined.
-- If two of our users join the same room at the same time, the first joins through the other server.
-  The second then joins like any local user.
+  response is invalid, the user does not join here. Other servers already count the user as joined,
+  so we then try to send a leave through the same server.
+- If two of our users join the same room at the same time, only the first joins through a server in
+  the room. The second then joins like any user in a room that this server is in.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms

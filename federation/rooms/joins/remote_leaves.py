@@ -7,8 +7,8 @@ Laws:
   retried for a week with growing pauses, unless it refuses the leave with M_FORBIDDEN or
   M_NOT_FOUND. A server that responds 429 is not retried before the time that it names. If the user
   has a newer membership in the room, the leave is not sent any more.
-- Other local users may join the room before the leave is sent. Then the declined invite is still in
-  the room's state, and the user's leave is added to the room like that of a local member.
+- Other local users may join the room before the leave is sent. If the room's state then still
+  contains the invite or knock, the leave is added to the room like that of a local member.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
 """

@@ -1,4 +1,7 @@
-"""Restricted joins: finds a local user who can authorise the join of a member of an allowed room.
+"""Decides who may join a restricted room, and finds a local member who can authorise the join.
+
+A user may join without an invite if they are in one of the rooms that the join rule lists under
+`allow`. A member can authorise the join if their power level lets them invite.
 
 spec: client-server-api#restricted-rooms, server-server-api#restricted-rooms
 """

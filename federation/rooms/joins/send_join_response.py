@@ -1,4 +1,7 @@
-"""Builds the response to send_join: the state of a room, with or without most memberships.
+"""Builds the response to send_join: the state before the join, with its auth chain.
+
+If the request allows partial state (`omit_members`), most memberships are omitted, except in small
+rooms.
 
 spec: server-server-api#put_matrixfederationv2send_joinroomideventid
 """

@@ -2,8 +2,8 @@
 
 In room versions whose room id is the hash of the create event, the stripped state consists of full
 events. The create event is required, and the room id proves it. The other events need valid
-signatures. In older versions signatures are not required, because many servers send events with
-only four keys.
+signatures. In older versions signatures are not required, because many servers send only
+`type`, `state_key`, `sender` and `content`.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
 server-server-api#put_matrixfederationv1send_knockroomideventid

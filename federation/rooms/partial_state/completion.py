@@ -7,11 +7,12 @@ Laws:
 - Fetched events are stored as they arrive. So a later attempt fetches only the missing ones.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
   After each failed attempt the pause grows. Attempts continue as long as a local user is in the
-  room. If no server sends the rest any more (`state_sources.py`), requests stop waiting for it, and
-  we retry only once an hour.
-- Events that cannot be verified because keys are unavailable are left out and stored
-  (`unverified_events.py`). They are added once they are verified.
-- Requests that wait for the room continue after the last write (`PartialRooms`).
+  room.
+- Requests that need the complete state wait for the last write, for a limited time
+  (`PartialRooms`). If no server sends the rest any more (`state_sources.py`), the requests continue
+  with the partial state, and we retry only once an hour.
+- Events that cannot be verified because keys are unavailable are left out of the state, and stored
+  separately (`unverified_events.py`). They are added to the state once they are verified.
 """
 
 from collections.abc import Coroutine, Iterable, Sequence

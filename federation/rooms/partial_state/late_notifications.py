@@ -1,12 +1,12 @@
 """Decides which late messages count as new, and whom they notify.
 
-A late message is one that the partial state refused and the complete state allows. When it becomes
-visible, local users may have joined who were not in the room when it was sent. These users are not
-notified.
+A late message was refused by the partial state of a room, and is allowed by the complete state. It
+becomes visible when the state is complete. Users who joined after the message arrived are not
+notified of it.
 
-Law: a message that counts as new is shown to all local members of the room and counts as unread. So
-if one of the users who joined later may not see the late message, it counts as new for nobody, and
-becomes part of the history.
+Law: a message counts as new for all local members of the room or for none, because new messages are
+shown to all of them as unread. So if one of the users who joined later may not see the message, it
+does not count as new. It is then only part of the room's history.
 """
 
 from collections.abc import Mapping, Sequence

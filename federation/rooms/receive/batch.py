@@ -1,7 +1,8 @@
 """Parses the events of one request, orders them, and collects their outcomes.
 
-Each event comes after the events of the batch that it refers to. Events on a cycle, or that depend
-on one, are dropped. Only room versions 1 and 2 allow cycles of ids.
+Each event comes after the events of the batch that it refers to. Events that refer to each other in
+a cycle are dropped, and so are events that refer to them. Such cycles are possible only in room
+versions 1 and 2, where servers choose the event IDs.
 """
 
 from collections import deque
@@ -133,7 +134,7 @@ async def parse_events(
 
 
 def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], list[Event]]:
-    """Return the events in reference order, and those that are on a cycle or depend on one."""
+    """Return the events in reference order, and those that are part of a cycle or refer to one."""
     sorting = _sort(events)
     while True:
         try:

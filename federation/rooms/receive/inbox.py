@@ -8,18 +8,21 @@ Laws:
 - The inbox is in the database, so it survives a restart. `start` continues the work.
 - A node makes one attempt for a room at a time. The number of rooms that are tried at the same time
   is limited. For the rooms whose next events come from servers of one registered domain, a lower
-  limit applies, because these servers may respond slowly. After an attempt without success the room
-  pauses, longer each time. New events that concern the room (`room_participants.py`) end the pause
-  early, because they may show that a server can be reached again.
+  limit applies, because these servers may respond slowly. The same lower limit applies to all rooms
+  whose next event came from a server outside the room.
+- After an attempt without success the room pauses, longer each time. New events from servers or
+  users in the room (`room_participants.py`) end the pause early, because they may show that a
+  server can be reached again.
 - The events of a room are tried server by server: first those of servers in the room, and among
-  these, first the ones with the fewest attempts. So events whose missing events no server has do
-  not delay other events. Among servers with equally many attempts, the one that has been in the
-  room for longest comes first. The time limit for the events of a server is short on the first
-  attempt and doubles on each further one. If new events for the room arrive during a long attempt,
-  the attempt ends early. The room then waits for a moment, so that other rooms have their turn.
-- For an event from a server outside the room no requests are sent, unless the event concerns the
-  room. Such an event waits until another server sends what it lacks. Rooms whose next event came
-  from a server outside the room share one such lower limit, as if from one registered domain.
+  these, first the ones with the fewest attempts. So an event does not delay the others if no
+  server has the events that it lacks. Among servers with equally many attempts, the one that has
+  been in the room for longest comes first. The time limit for the events of a server is short on
+  the first attempt and doubles on each further one. If new events for the room arrive during a long
+  attempt, the attempt ends early. The room then waits for a moment, so that other rooms have their
+  turn.
+- Any server can send events for a room. So for an event from a server outside the room, requests
+  are sent only in the cases of `room_participants.py`, for example if its sender is a member. In
+  other cases the event waits until another server sends what it lacks.
 - An event expires after two days. If a later event refers to it, it is fetched again like any
   missing event.
 """
