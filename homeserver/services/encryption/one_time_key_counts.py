@@ -1,7 +1,7 @@
 """Cache of the number of unused one-time keys of devices, which every /sync needs.
 
-The counts of a device are read once. Afterwards uploads set them and claims count them down. A
-write of another node empties the cache.
+The counts of a device are read once. Afterwards uploads set them and claims count them down. Any
+write of another node empties the whole cache, because that write may be a claim.
 
 Laws:
 - A count includes all changes that this process had seen when the count was requested. A claim at
@@ -9,9 +9,9 @@ Laws:
   the count is too high. When this node reads the claim from the stream, it wakes the device's
   /sync, so the client uploads new keys in time. Claims read the database, not this cache.
 - A claimed key is counted down once. A count that is read from the database may include claims that
-  the stream has not announced yet. So each entry holds the position at which its count is true, and
-  earlier claims are not subtracted. A count is not cached if a change at a later position arrived
-  during the read.
+  the stream has not announced yet. So each entry stores the position up to which its count includes
+  all claims, and only claims at later positions are subtracted. A count is not cached if a change
+  at a later position arrived during the read.
 - The cache holds a bounded number of users. It is not a `StreamCache`, since the stream announces a
   claim with the claimed keys, not with the counts that are left.
 

@@ -5,12 +5,15 @@ Laws:
   these. A user who begins to share a room counts as changed, since the user's server sent no
   updates before. The write of the join marks the list as stale
   (`storage/encryption/remote_devices.py`).
-- An update that does not follow the stored list makes the list stale. So does an update with an old
-  stream ID and unknown content: the server may have been restored from a backup. A stale list is
-  fetched again, immediately or by a job. If a query cannot fetch it, the stored list is returned,
-  together with the failure. Updates cause at most one immediate fetch of a list per minute.
-- If any node receives an update while a list is being fetched, the fetched list is stored as stale:
-  the write compares positions in the database.
+- An update makes the list stale if updates before it are missing, or if it cannot be understood. An
+  update with an old stream ID makes the list stale only if it contradicts the stored device: then
+  the server may have been restored from a backup.
+- A stale list is fetched again, immediately or by a job. If a key query cannot fetch it, the stored
+  list is returned, together with the failure. Updates cause at most one immediate fetch of a list
+  per minute.
+- If any node receives an update while a list is being fetched, the fetched list is stored as stale.
+  To detect this, the write compares the position of the user's last device change with the position
+  before the fetch.
 - A server may send updates only for its own users.
 
 spec: server-server-api#device-management

@@ -1,12 +1,13 @@
 """Typing notifications: in memory, each with a timeout.
 
 A user who leaves a room stops typing. Nodes send each other the changes. A node that starts asks
-the other nodes for the typing users that they received.
+the other nodes who is typing. Each of them answers with the notifications that it received itself,
+from clients or remote servers.
 
 Positions are ephemeral positions. A client with a position from before the start of the server gets
-all rooms with typing users. After a restart the server does not know in which rooms users have
-stopped typing, but clients have to be notified of these too. So a client's token names the rooms
-for which the client received typing users.
+all rooms with typing users. It must also be notified of rooms in which users have stopped typing,
+but after a restart the server does not know these rooms. So a client's token names the rooms for
+which the client received typing users.
 
 spec: client-server-api#typing-notifications
 """
@@ -66,7 +67,8 @@ class MissedStopMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TypingQuery(msgspec.Struct, frozen=True, array_like=True):
-    """A message of a starting node: each node sends it the typing users that it received itself."""
+    """A message of a starting node: each other node answers with the typing notifications that it
+    received itself."""
 
 
 class Typing:
@@ -94,7 +96,8 @@ class Typing:
         self._timers: dict[int, dict[UserID, IDelayedCall]] = {}
         """The timeouts of typing users by room."""
         self._from_this_node: set[tuple[int, UserID]] = set()
-        """The typing users (with rooms) that this node received itself."""
+        """Rooms and typing users whose notification this node received from a client or a remote
+        server, not from another node."""
         self._changed: LatestChanges[int] = LatestChanges(
             capacity=MAX_ROOMS, complete_from=counter.position
         )

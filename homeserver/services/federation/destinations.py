@@ -1,11 +1,13 @@
 """Federation destinations, for administrators: their state, retries, and their removal.
 
 Laws:
-- To-device messages wait for an unreachable server for `DEAD_DAYS`. If the server shares no room
-  with us, they wait for `UNKNOWN_SERVER_DAYS`: a client may have invented the server's name.
-- Other data waits for as long as the server shares a room with us, otherwise for `DEAD_DAYS`.
-- If a server shares no room with us and nothing waits for it, its row is deleted `QUIET_DAYS` after
-  the last attempt to reach it.
+- To-device messages for a server are deleted when it has been unreachable for `DEAD_DAYS`. If it
+  shares no room with us, they are deleted after `UNKNOWN_SERVER_DAYS`: a client may have invented
+  the server's name.
+- Other data for an unreachable server is kept for as long as the server shares a room with us. If
+  it shares none, the data is deleted when the server has been unreachable for `DEAD_DAYS`.
+- If a server shares no room with us and no data is pending for it, its row in the table
+  `destinations` is deleted `QUIET_DAYS` after the last attempt to reach it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +26,14 @@ from storage.federation.destination_lists import (
 )
 
 UNKNOWN_SERVER_DAYS: Final = 7
-"""The time for which to-device messages wait for an unreachable server that shares no room with
-us."""
+"""After this time, to-device messages for an unreachable server that shares no room with us are
+deleted."""
 DEAD_DAYS: Final = 90
-"""The time for which to-device messages wait for any unreachable server, and other data for one
-that shares no room with us any more."""
+"""After this time, to-device messages for any unreachable server are deleted. If the server shares
+no room with us, all other data for it is deleted too."""
 QUIET_DAYS: Final = 1
-"""The time for which the state of such a server is stored after the last attempt when nothing waits
-for it."""
+"""The time after the last attempt. Then the row of a server is deleted if the server shares no room
+with us and no data is pending for it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 

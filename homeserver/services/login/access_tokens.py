@@ -3,8 +3,9 @@
 Laws:
 - A cached token costs no query. A change of its account (`Topic.ACCOUNT`) invalidates it, on each
   node when the change arrives there.
-- On several nodes the cache is trusted only for a while after the last message of the other nodes
-  (`homeserver/cluster/peer_nodes.py`); after that each request reads the database.
+- With PostgreSQL, a node trusts its cache only for a few seconds after it last polled the database
+  for changes of other nodes (`homeserver/cluster/peer_nodes.py`). When the polls fail for longer,
+  each request reads the token from the database.
 - If a change of the account arrives while one of its tokens is being read, the token is not cached:
   the row may be outdated. The first use of a token from a refresh changes the account too, so that
   token is cached only at its second use.
@@ -13,7 +14,7 @@ Laws:
   cleared, so that the second map does not return it either.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
-- Unknown tokens are not cached, and damaged ones are refused without a query.
+- Unknown tokens are not cached. A token with a wrong checksum is refused without a query.
 - The first use of a token from a refresh ends the pair of tokens that the refresh replaced, before
   the request continues.
 - A request that has waited checks its token again before it returns new data (`recheck`).

@@ -1,8 +1,9 @@
 """Cookies of the server's own pages: for this host only, `HttpOnly`, `SameSite=Lax`.
 
 Laws:
-- This server signs a cookie together with its name. A cookie without a valid signature is ignored
-  without a query. So nobody can plant an invented cookie in a browser, or one under another name.
+- This server signs the value of a cookie together with the cookie's name, and ignores a cookie
+  without a valid signature. So nobody can invent a cookie, or use the value of one cookie under
+  another name. The check needs no query.
 - The key of these signatures is derived from the server's signing key and has no other use. A new
   signing key invalidates all cookies.
 - Over https the names of cookies start with `__Host-`: browsers accept them only from this host

@@ -7,10 +7,10 @@ account may be locked or deactivated. Each of these increments the credential ep
 (`AccountStore.advance_epoch`). So each write that signs a user in, or changes their credentials,
 receives the epoch of the authentication and compares it with the current one.
 
-A browser session can end alone. So can one sign-in at an identity provider, when the provider ends
-only that session. Neither increments the epoch, because the user's other sessions continue. So an
-operation in a browser session names the session too (`BrowserEpoch`), and one that depends on a
-sign-in at a provider checks that it has not ended (`check_provider_session`).
+A single browser session can end, and an identity provider can end a single sign-in. Neither
+increments the epoch, because the user's other sessions continue. So an operation in a browser
+session names the session too (`BrowserEpoch`). An operation that depends on a sign-in at a provider
+checks that the provider has not ended this sign-in (`check_provider_session`).
 """
 
 import msgspec
