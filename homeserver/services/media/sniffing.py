@@ -1,8 +1,11 @@
-"""Detects when a file does not match the type that its sender claims.
+"""Checks the type that a sender claims for a file, and replaces it if the file does not match.
 
-A picture, video or audio type that browsers display inline has to match the file. Otherwise the
-type becomes `application/octet-stream`, for example for an encrypted file that is claimed to be a
-picture. HTML is not served as plain text. All other types stay as claimed.
+The check uses the first bytes of the file. It covers plain text, and the picture, video and audio
+types that browsers display inline. A picture type stays if the file begins like a picture. A video
+or audio type stays unless the file is known to be something else. Otherwise the type becomes
+`application/octet-stream`, for example for an encrypted file that is claimed to be a picture. Plain
+text that begins like HTML becomes `text/html`, which is served as an attachment. All other types
+stay as claimed.
 
 spec: client-server-api#get_matrixclientv1mediadownloadservernamemediaid (the bounds of a reasonable
 `Content-Type`)

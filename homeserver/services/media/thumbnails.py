@@ -1,14 +1,15 @@
-"""Thumbnails: made on request, and stored with the content.
+"""Makes thumbnails on request, and stores them with the content.
 
-A few thumbnails are made at the same time. Turns are fair among the owners of files, because
-crafted pictures may take long. Turns are also fair among the requesters, because one may request
-many thumbnails. One owner or requester uses at most all slots but one. All owners whose pictures
-were slow recently count as one owner here, so a slot stays free for the others.
+A thumbnail is made in one of a few slots. Owners of files get slots in fair turns, because crafted
+pictures may take long. Requesters also get them in fair turns, because one requester may ask for
+many thumbnails. If there are several slots, one owner or requester never gets all of them. All
+owners whose pictures were slow recently are limited together like one owner, so a slot stays free
+for other owners.
 
-A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or to one of the
-configured sizes. So the many sizes that clients request share a few files. A thumbnail is never
-larger than the original. Up to that limit and the largest of these sizes, it is at least as large
-as requested. A stored thumbnail is streamed, not read into memory as a whole.
+A requested size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or to one of
+the configured sizes. So the many sizes that clients request share a few files. A thumbnail is at
+least as large as requested, unless the original or the largest of the few sizes is smaller. It is
+never larger than the original. A stored thumbnail is streamed, not read into memory as a whole.
 
 spec: client-server-api#thumbnails
 """
@@ -130,9 +131,9 @@ class Thumbnails:
         sizes: Sequence[ThumbnailSize] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`max_concurrent`: the number made concurrently. `programs`: whether external programs may
-        extract pictures from videos and documents; `sizes`: the only sizes to make, if any are
-        given. `now`: the clock of the folder's disk."""
+        """`max_concurrent`: the number of slots. `programs`: whether external programs may extract
+        pictures from videos and documents; `sizes`: the only sizes to make, if any are given.
+        `now`: the clock of the folder's disk."""
         self._now = now
         self._sizes = sizes
         self._contents = contents

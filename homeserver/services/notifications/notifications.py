@@ -1,14 +1,15 @@
-"""The list of a user's notifications. It is computed from the same push flags and push action rows
-as unread counts; nothing is stored for it alone.
+"""Lists a user's notifications. The list is computed from the push flags and push action rows that
+are stored for unread counts. Nothing else is stored for it.
 
 Laws:
-- The newest notifications come first. A page reads the user's rooms in the order of their newest
-  events, and stops when all other rooms are older than its results.
-- It leaves out events that the user may no longer see: from rooms that they left, from before they
-  last joined, redacted, expired by retention, or sent by ignored users.
-- The flags *notify* and *highlight* of an event are fixed when it arrives. Other actions, such as
-  the sound, come from the user's current rules. An invite to a room that this server was not in has
-  no flags: the current rules decide everything.
+- The newest notifications come first. For a page, rooms are read in the order of their newest
+  events. Reading stops when the page is full and all events of the remaining rooms are older.
+- The list leaves out events that the user may no longer see: events of rooms that they left, events
+  from before they last joined, events that are redacted or expired by retention, and events that
+  ignored users sent.
+- The flags *notify* and *highlight* of an event are fixed when the event arrives. Other actions,
+  such as the sound, come from the user's current rules. An invite has no flags if this server was
+  not in the room when the invite arrived: then the current rules decide everything.
 
 spec: client-server-api#listing-notifications
 """

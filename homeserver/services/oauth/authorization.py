@@ -2,14 +2,15 @@
 makes the redirect back to the client.
 
 Laws:
-- If the client, the redirect URI or the length of `state` is not valid, there is no redirect: a
-  page shows the error. For any other error in a request, a user who already uses the client is
-  redirected to it. Any other user gets a page with a link to the client: anybody can register a
-  client, so a redirect without the user's consent could lead to any site.
-- A code is valid for two minutes, for one attempt, and only for the client, redirect URI and PKCE
-  challenge of its request.
-- The redirect back has the parameter `iss`, so that a client that uses several servers does not
-  confuse them.
+- If the client is unknown, the redirect URI is not registered or `state` is too long, a page shows
+  the error. There is no redirect and no link to the client.
+- For any other error, a user who has a session with the client is redirected to it. Any other user
+  gets a page with a link to the client. Anybody can register a client, so a redirect that the user
+  did not ask for could lead to any site.
+- A code is valid for two minutes and for one attempt to redeem it, even a failed one. It is valid
+  only for the client, redirect URI and PKCE challenge of its request.
+- The redirect back has the parameter `iss`, so that a client that uses several servers knows which
+  of them responded.
 
 spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700
 section 4.11.2

@@ -1,14 +1,14 @@
 """Dynamic client registration: clients register themselves and are looked up by ID.
 
 Laws:
-- Metadata are bounded, and URIs belong to the host of `client_uri` or to a subdomain of it. A logo,
-  terms or privacy URI of another host is dropped. A redirect URI of another host makes the server
-  refuse the registration. Only native apps may also have redirect URIs of another kind
-  (`redirect_uris.py`).
-- The same metadata give the same ID: an app on a thousand phones needs one row.
+- Metadata are limited in size, and URIs belong to the host of `client_uri` or to a subdomain of it.
+  A logo, terms or privacy URI of another host is dropped. A redirect URI of another host makes the
+  server refuse the registration. Only native apps may also have redirect URIs with a private scheme
+  or on the loopback interface (`redirect_uris.py`).
+- The same metadata give the same ID, so an app on a thousand phones needs one row.
 - Registrations must not accumulate, since anybody can register. So a client without sessions, codes
-  and device grants is removed when it was not used for 30 days, or for seven days if no user ever
-  allowed it. At most `MAX_NEVER_USED` clients that no user allowed are kept.
+  and device grants is removed 30 days after its last use, or after seven days if no user ever
+  allowed it. Of the clients that no user allowed, at most `MAX_NEVER_USED` are kept.
 
 spec: client-server-api#client-registration, RFC 7591
 """

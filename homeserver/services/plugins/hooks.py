@@ -1,10 +1,13 @@
-"""Plug-ins, with which operators adapt the server: they check passwords, refuse registrations and
+"""Loads plug-ins and calls their hooks. Plug-ins can check passwords, refuse registrations and
 logins, check captchas, send text messages and scan files.
 
-A plug-in is a class named in `plugins` of the configuration. It is created with its `config` and
-has methods marked with `hookimpl` and named as in `Hooks`. A method may be `async`. An exception is
-logged with its traceback. In a hook about files, an exception means that the file cannot be scanned
-now. In any other hook, an exception fails the request with 500, so that nobody is let in.
+A plug-in is a class that the operator names in `plugins` of the configuration. The class is called
+with the plug-in's `config`. A method that is marked with `hookimpl` implements the hook of the same
+name in `Hooks`. It may be `async`.
+
+An exception is logged with its traceback. In a hook about files, an exception means that the file
+cannot be scanned now. In any other hook, an exception fails the request with 500, so that nobody is
+let in.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

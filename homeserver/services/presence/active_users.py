@@ -1,7 +1,10 @@
-"""Presence of users who are, or were recently, present. It is kept in memory. The presence of local
-users is also written to the database periodically, so that a restart does not lose it.
+"""Keeps the presence of local users who are, or recently were, online or unavailable. It is in
+memory, and written to the database periodically, so that a restart does not lose it.
 
-Local users who are offline are evicted when `MAX_BROADCASTS` other users had later broadcasts.
+The module also keeps the position of the latest broadcast about a user, for at most
+`MAX_BROADCASTS` users, local and remote. A local user who is offline and has no such position is
+removed from memory.
+
 `remote_users.py` caches the presence of remote users. Use this module only on the reactor thread.
 """
 
@@ -113,7 +116,7 @@ class PresenceTable:
             self.evict_idle(oldest)
 
     def evict_idle(self, user_id: UserID) -> None:
-        """Evict a user who is offline and has no recent broadcast."""
+        """Remove a local user from memory who is offline and has no recent broadcast."""
         presence = self.local_users.get(user_id)
         if (
             presence is None

@@ -1,7 +1,9 @@
 """Computes a user's presence from the states of their devices. Times are in seconds.
 
-- A device that syncs, or did so recently, has the state that it requested; otherwise it is absent.
-- A user has the best state of all their devices, but is online only while recently active.
+- A device counts while it syncs, and for a grace time after its last sync. Its state is the one
+  that it requested.
+- A user is online if one of these devices is online and the user was active recently. Otherwise the
+  user is unavailable if one of these devices is online or unavailable, else offline.
 
 spec: client-server-api#presence
 """
@@ -97,7 +99,8 @@ class LocalPresence(msgspec.Struct, eq=False):
         }
 
     def local_state(self, now: float, times: PresenceTimes) -> State:
-        """Return the best state of the devices on this node."""
+        """Return `online` if a present device on this node requested it, else `unavailable` if one
+        requested that, else `offline`."""
         wanted = {
             device.requested
             for key, device in self.devices.items()

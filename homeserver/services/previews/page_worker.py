@@ -3,9 +3,12 @@ hostile HTML may crash, hang or use too much memory.
 
 It runs as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. It cannot write files or start processes, and
-its memory is limited. A job has `kind` (`page` or `oembed`), `size`, `url` and `charset` (from the
-headers), and is followed by the page or document. A result has `properties` (Open Graph), `image`
-and `oembed`, which are absolute URLs or null, and `problem` if the parser failed.
+its memory is limited.
+
+A job is a line of JSON with `kind` (`page` or `oembed`), `size`, `url` and `charset` (from the
+headers). The page or oEmbed document follows it. A result has `properties` (Open Graph), `image`
+and `oembed`. `image` and `oembed` are absolute URLs or null. If the parser failed, the result also
+has `problem`.
 """
 
 import codecs

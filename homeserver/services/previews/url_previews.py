@@ -1,10 +1,12 @@
 """URL previews: made on the first request, cached for a while, and shared by all users.
 
-If an oEmbed provider is configured for a page, the preview comes from the provider's document.
-Otherwise, or if that document cannot be fetched or says nothing, it comes from the page: from its
-Open Graph metadata, else from other metadata, its title and its first words. What is still missing
-comes from the oEmbed document that the page links to. The image becomes a media file of this server
-without an owner. The image is deleted some time after its preview.
+If an oEmbed provider is configured for a page, the preview comes from the provider's document. If
+there is no provider, or its document cannot be fetched or is empty, the preview comes from the
+page: from its Open Graph metadata, else from other metadata, its title and its first words. If the
+page links to an oEmbed document, what the page lacks comes from that document.
+
+The image becomes a media file of this server without an owner. It is deleted when no stored preview
+uses it, at the earliest two days after it was stored.
 
 spec: client-server-api#get_matrixclientv1mediapreview_url
 """
