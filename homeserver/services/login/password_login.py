@@ -3,14 +3,15 @@
 Laws:
 - An unknown user, a user without a password and a wrong password get the same answer in the same
   time.
-- Failures count against the account and the IP address; above the limit even the right password has
-  to wait. An attempt counts against the account from its start
-  (`homeserver/services/login/password_attempts.py`).
+- Failures count against the account and the IP address. Above the limit, even a client with the
+  right password has to wait. An attempt in progress counts against the account like a failure, so
+  concurrent attempts allow no more guesses (`homeserver/services/login/password_attempts.py`).
 - Only a client that has shown the right password learns that an account is locked, deactivated,
   expired or awaiting approval.
 - An application password (`homeserver/services/login/application_passwords.py`) begins a session in
-  the client-server API and does nothing else: it opens no page and confirms no operation. It is
-  never sent to an LDAP directory, or to a plug-in that checks passwords.
+  the client-server API and does nothing else. It is refused on the server's web pages, and when a
+  user confirms an operation. It is never sent to an LDAP directory, or to a plug-in that checks
+  passwords.
 
 spec: client-server-api#legacy-login, client-server-api#identifier-types
 """

@@ -1,4 +1,4 @@
-"""Buttons of the sign-in page that lead to identity providers, such as an institution's sign-in."""
+"""Buttons on the sign-in page. Each starts the sign-in with an identity provider."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -2,12 +2,12 @@
 
 Laws:
 - The payload is encrypted between the two devices; the server passes it on and does not trust it.
-- A writer names the etag that it saw last. If the payload has changed since, the write is refused.
-  A write of the payload that is stored already, repeated after a lost response, succeeds without a
-  new etag.
+- A client that writes names the etag that it saw last. If the payload has changed since, the write
+  is refused, except if the new payload equals the stored one. Then the client is repeating a write
+  whose response was lost: the write succeeds, and the etag stays.
 - A session ends after five minutes, and the number of sessions is bounded.
 
-spec: MSC4388, MSC4108 in its form of 2024
+spec: MSC4388, MSC4108 (version of 2024)
 """
 
 from typing import Final, Literal

@@ -4,16 +4,17 @@ Laws:
 - Tokens are generated outside the transaction and leave the server once, in the response.
 - A session begins only while the authentication behind it is valid: the write compares the
   credential epoch of the account (`homeserver/services/login/credential_epoch.py`).
-- A sign-in on an existing device ends its previous session and keeps the device's name and keys.
-- A refresh leaves the old pair of tokens usable until one of the new pair is used.
-  `session_lifetime` bounds all refreshes.
-- A refresh token that is shown after its successor was used is refused with `soft_logout`, so that
-  the client keeps the device and its keys. For a minute after that use nothing else happens, since
-  two tabs of a client may refresh at the same time. Later we assume that the token was stolen, and
+- A sign-in on an existing device ends the device's previous session and keeps its name and keys.
+- A refresh issues a new access token and a new refresh token. The old pair stays usable until a
+  token of the new pair is used; then the old refresh token is spent. A session ends after
+  `session_lifetime`, however often it is refreshed.
+- A spent refresh token is refused with `soft_logout`, so that the client keeps the device and its
+  keys. In the first minute after it was spent, the refusal is the only effect, because two tabs of
+  a client may refresh at the same time. After this minute we assume that the token was stolen, and
   cannot tell which of its two holders is the user. So all tokens of the session expire, and the
   user signs in again on the device. All refresh tokens of a session share a prefix (their family),
-  so a used token is recognised without being stored. OAuth 2.0 has no soft logout: there the
-  session ends, if that use was more than ten seconds ago.
+  so a spent token is recognised without being stored. OAuth 2.0 has no soft logout: an OAuth
+  session ends if somebody sends a refresh token that was spent more than ten seconds before.
 - Stores that hold data per device (keys, to-device messages) delete it in the write that removes
   the device.
 

@@ -4,15 +4,14 @@ Laws:
 - A session is bound to one operation: method, path, further details and user. For any other
   operation it counts as unknown.
 - A confirmation is valid for one operation, once. Usually `check` ends the session. A caller that
-  must answer a repeated request in the same way keeps the session, and calls `claim` in the write
-  of the operation, which stores the result.
+  must answer a repeated request in the same way keeps the session instead. In the write of the
+  operation it calls `claim`, which stores the result for the repeated request.
 - An ended session is never restored, whatever requests were in progress.
 - A request without `auth` is never confirmed.
 - A stage may reserve something, such as one use of a registration token. The reservation is part of
-  the write that completes the stage. The operation that claims the session consumes the
-  reservations of the stages that its confirmation names. It releases all others: a concurrent
-  request may have completed a stage that this flow does not need. If the session expires unused,
-  all are released.
+  the write that completes the stage. `claim` consumes the reservations of the stages in the
+  confirmation. It releases the reservations of other stages, which a concurrent request may have
+  completed in the meantime. If the session expires unused, all its reservations are released.
 - The session ID is a secret, as its holder may continue the session: only its hash is stored.
 
 spec: client-server-api#user-interactive-authentication-api

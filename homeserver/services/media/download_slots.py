@@ -5,13 +5,14 @@ Laws:
 - A download starts in a fast slot. Fast slots are shared fairly among users and servers. One user
   holds at most half of them, one server at most `MAX_FAST_PER_SERVER`.
 - A download that receives less than `MIN_FAST_BYTES` in `CHECK_SECONDS` is slow. If a slow slot is
-  free, it moves there from its fast slot. In a slow slot it costs a connection but no memory.
+  free, the download moves there from its fast slot. In a slow slot it costs a connection but little
+  memory, because `remote_downloads.py` writes all but small files to disk as they arrive.
 - While a server has slow downloads, its waiting downloads start one at a time. While it has
   `MAX_SLOW_PER_SERVER` slow downloads, none of them starts.
 - The number of slow slots is bounded. If none is free, a slow download stays in its fast slot until
-  a file of another server waits for that slot. Then the slowest download in the slow slots is
-  cancelled, and its slot is used. So fast slots become free, however slow the servers are. Neither
-  a few servers nor a user with many requests can take all fast slots.
+  a download from another server needs that slot. Then the slowest of the downloads in slow slots is
+  cancelled, and the slow download moves to its slot. So fast slots become free, however slow the
+  servers are. Neither a few servers nor a user with many requests can take all fast slots.
 """
 
 from collections import Counter

@@ -1,8 +1,9 @@
-"""Thumbnails that are made before they are requested: in the background, with fair turns among the
-uploaders.
+"""Makes thumbnails of new uploads in the background, before they are requested. Uploaders get fair
+turns.
 
-If the queue is full or a thumbnail cannot be made now, it is made on request. spec:
-client-server-api#thumbnails
+If the queue is full or an attempt fails, the thumbnails are made on request.
+
+spec: client-server-api#thumbnails
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""The freeze of the media endpoints without authentication.
+"""The freeze of the media endpoints without authentication: they serve old files, but no new ones.
 
-While `enable_authenticated_media` is on, these endpoints do not serve files that arrived while the
-option was on, or that arrived since the date in `legacy_media_freeze_date`.
+While `enable_authenticated_media` is on, these endpoints do not serve files that arrived while it
+was on. They also refuse files that arrived since the date in `legacy_media_freeze_date`, even if
+the option was off at that time.
 
 spec: client-server-api#content-repository
 """

@@ -1,5 +1,5 @@
-"""Headers of files: type, name, whether a browser may display the file, and security headers such
-as `Content-Security-Policy`.
+"""HTTP headers of responses with files: type, name, whether a browser may display the file, and
+security headers such as `Content-Security-Policy`.
 
 spec: client-server-api#serving-inline-content, client-server-api#content-repository
 """

@@ -1,11 +1,11 @@
-"""Removes the location from photos before they are stored, in worker processes that run
-`location_worker`.
+"""Removes the location from photos before they are stored. Worker processes, which run
+`location_worker.py`, find it; this module overwrites it.
 
-The picture is not encoded again and no byte moves; the location is overwritten. Encrypted files do
-not look like pictures and stay as they are.
+The picture is not encoded again and no byte moves. Encrypted files do not look like pictures and
+stay as they are.
 
-An upload waits for the removal. So uploaders get fair turns, and each picture has a time limit:
-crafted pictures delay nobody else.
+An upload waits for the removal. Uploaders get fair turns and each picture has a time limit, so that
+crafted pictures do not delay other users.
 """
 
 import re

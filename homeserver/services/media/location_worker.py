@@ -1,5 +1,5 @@
 """A worker process that finds the location in the metadata of a photo, so that the server can
-remove it. It is a process because a crafted file may crash or hang the parser.
+remove it. It runs in a separate process because a crafted file may crash or hang the parser.
 
 It is run as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. The process cannot write files or start
@@ -13,11 +13,11 @@ Laws:
   JPEG) stay valid.
 - A file is read in pieces; memory depends on the size of the metadata, not of the picture.
 - Metadata that may have a location but cannot be parsed is overwritten as a whole. If the metadata
-  is too large or cannot even be found, the response says that the file was not understood, and the
-  upload is refused.
+  is too large, or the worker fails to search the file for metadata, the response says that the file
+  was not understood, and the upload is refused.
 
 Supported: Exif (CIPA DC-008), XMP (ISO 16684-1) and IPTC, in JPEG, PNG, WebP, and in HEIC and AVIF
-(ISO 23008-12). The proprietary maker notes of cameras are left.
+(ISO 23008-12). The proprietary maker notes of cameras stay unchanged.
 """
 
 import binascii

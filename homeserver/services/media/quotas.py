@@ -1,8 +1,8 @@
-"""Upload quotas of users: per period, in total, and by type.
+"""Upload quotas: bytes of a user per period and in total, and the size of one file by its type.
 
-They are checked before a file is stored, as a refusal then costs nothing. Those per period and in
-total are checked again in the write that stores the file, because of concurrent uploads of the same
-user.
+All are checked before the server starts to store a file, so that a refusal costs little. The quotas
+per period and in total are checked again in the write that stores the file, because the same user
+may upload several files at once.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,11 +4,12 @@ A job reads the stored events in small steps and records their references. Clien
 attachments of encrypted messages.
 
 Laws:
-- Tracking does not delay sending: events are read after they are stored. A message without files
-  needs no write of its own, and the contents of encrypted messages are not read.
-- A file of a local user never counts as unreferenced if no reference to it by its uploader was ever
-  seen: an encrypted message may use it. (Its uploader, administrators and limits of its age may
-  still delete it.)
+- Tracking does not delay sending: events are read after they are stored. Messages without files
+  cause no write, except that the job stores its progress from time to time. The job does not read
+  encrypted messages.
+- A local user's file may count as unreferenced only after a reference by its uploader was seen.
+  Before that, an encrypted message may refer to it. (Its uploader, administrators, and the jobs
+  that delete old or unused files may still delete it.)
 """
 
 from collections.abc import Callable, Collection

@@ -4,8 +4,8 @@ bounded number of downloads (`download_slots.py`).
 Laws:
 - A file of more than `SPOOL_BYTES` is written to disk as it arrives. Memory and time are bounded: a
   download that is too large, too slow or does not end is cancelled.
-- A request waits for the first bytes for at most its timeout. When these have arrived, it waits
-  until the end of the download.
+- A request fails if the first bytes do not arrive within its timeout. Once they have arrived, the
+  request waits until the download ends.
 - Failures are cached for a while, so that a room full of pictures from an unreachable server causes
   one request.
 """

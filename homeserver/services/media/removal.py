@@ -2,8 +2,8 @@
 old files, and files that a user or an administrator deletes.
 
 Laws:
-- A new reference keeps an unreferenced file if its event is stored before the deletion: the write
-  that deletes unreferenced files first reads the references of events that the job of
+- An unreferenced file is kept if an event that refers to it is stored before the deletion. To
+  ensure this, the write that deletes unreferenced files first reads the events that the job of
   `references.py` has not read yet.
 - Quarantined and protected files are deleted only when an administrator explicitly includes them.
 - Files with the same content share their bytes and thumbnails, which are deleted with the last of

@@ -1,8 +1,8 @@
-"""The API of matrix-content-scanner, for clients that ask before they display a file whether it is
-harmful. The file may be encrypted.
+"""Implements the API of matrix-content-scanner, a proxy for media: clients ask it whether a file is
+harmful, or download files through it and get only harmless ones.
 
-A client sends the key of an encrypted file, and the plaintext is scanned. The client gets the
-encrypted file; the plaintext is only streamed to the scanners.
+For an encrypted file, the client sends the key, and the server decrypts the file to scan it. The
+client gets the encrypted file. The plaintext is only streamed to the scanners.
 
 source: the API of matrix-content-scanner, in its docs/api.md
 """
