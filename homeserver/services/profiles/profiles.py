@@ -2,8 +2,8 @@
 
 Laws:
 - A profile has at most 64 KiB as JSON.
-- Membership events contain display name and avatar. The write that changes one of these also queues
-  the change for the user's rooms, unless the client asks not to (MSC4069).
+- The user's membership events contain the display name and the avatar. The write that changes the
+  name or the avatar also queues an update of these events, unless the client asks not to (MSC4069).
 - The response to a request for a field of a local user does not reveal whether the user is unknown
   or only lacks the field.
 - Profile changes by a shadow-banned user are visible only to that user, also in rooms that they

@@ -1,7 +1,7 @@
 """The properties of an event by path, and the data of its room that push rules need.
 
-One object serves the rules of many users on an event, so it caches the texts that the rules look
-up.
+The rules of all users are evaluated on one `EvaluatedEvent`, so it caches the strings that they
+look up.
 
 spec: client-server-api#conditions-1, appendices#dot-separated-property-paths
 """

@@ -5,12 +5,11 @@ Laws:
 - The predefined rules are evaluated once for all users, and the result is stored as flags of the
   event.
 - A user gets a push action row only if their actions differ from what the flags and the user's
-  notification level give. This can be a mentioned user, or a user with rules of their own
-  (`room_rules.py`).
-- Users with equal rules form a class, and the rules of a class are evaluated once. Users are
-  evaluated one by one only if the event mentions them or changes their membership, if their rules
-  look at display names, or if their rules look at thread subscriptions (MSC4306) and they subscribe
-  to the event's thread.
+  notification level give. Examples are mentioned users and users with rules of their own.
+- Users with equal rules in the room form a class (`room_rules.py`), and the rules of a class are
+  evaluated once. The rules of a single user are evaluated only in three cases: the event mentions
+  the user or changes their membership; the rules look at display names; or the rules look at thread
+  subscriptions (MSC4306), and the user subscribes to the event's thread.
 - Nobody is notified of their own events. Events of ignored users are left out when counts are read.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules

@@ -1,5 +1,8 @@
-"""Deletes push action rows of old events that the user of the row has read, so that the table stays
-bounded."""
+"""Deletes old push action rows, so that the table stays small.
+
+A row is deleted if its event is older than `RETENTION_DAYS` and the user has read the room up to
+the event. Only unthreaded receipts count for this.
+"""
 
 from collections.abc import Callable
 from typing import Final

@@ -1,11 +1,11 @@
 """Reads and changes users' push rules.
 
 Laws:
-- Only changes of a user are stored: own rules by kind, and changes of predefined rules. So a
-  predefined rule of a later version of the specification applies to all users.
-- The changes are stored together as the account data `m.push_rules`. Each change takes a stream
-  position, like any change of account data. Clients always see the complete rules, including
-  predefined ones.
+- Predefined rules are not stored, only a user's own rules and the user's changes to predefined
+  rules. So a predefined rule that a later version of the specification adds applies to all users.
+- A user's own rules and changes are stored together as the account data `m.push_rules`. Each change
+  takes a stream position, like any change of account data. Clients always see the complete rules,
+  including predefined ones.
 
 spec: client-server-api#push-rules
 """

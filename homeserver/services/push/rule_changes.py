@@ -1,8 +1,8 @@
-"""Stores push rules, and the history of the notification levels that they give to rooms, in one
-transaction.
+"""Stores a user's changed push rules. The same transaction records the new notification levels of
+rooms in the user's history of levels.
 
-Unread counts depend on the history: the push actions of an event are computed by the rules that
-applied when it arrived (docs/developers/push.md). Use this module only on the writer's thread.
+Unread counts need this history, because an event counts by the rules that applied when it arrived
+(docs/developers/push.md). Use this module only on the writer's thread.
 """
 
 from collections import Counter

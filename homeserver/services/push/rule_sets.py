@@ -1,12 +1,12 @@
 """Compiles a user's push rules and evaluates them on events.
 
 Laws:
-- The code does no I/O and has no state but caches.
+- The code does no I/O and keeps no state except caches.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
   the predefined rules are one object for all. So an event is evaluated once for each different set.
-- The result of a set for `UNMENTIONED`, which stands for no particular user, holds for all users
-  whom the event does not mention (`mentioned_users`) and who do not subscribe to its thread, unless
-  the set looks at display names (`uses_display_names`).
+- `UNMENTIONED` stands for no particular user. The result for it holds for every user of the set
+  whom the event does not mention (`mentioned_users`) and who does not subscribe to the event's
+  thread. A set that looks at display names (`uses_display_names`) is evaluated for each user.
 
 spec: client-server-api#push-rules
 """

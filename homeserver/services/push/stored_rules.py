@@ -1,5 +1,5 @@
-"""The stored form of push rules: only a user's changes, which are own rules by kind and changes of
-predefined rules.
+"""The stored form of a user's push rules: the user's own rules by kind, and their changes to
+predefined rules. The predefined rules themselves are not stored.
 
 spec: client-server-api#push-rules
 """
@@ -15,15 +15,15 @@ PUSH_RULES: Final = "m.push_rules"
 
 
 class DefaultChange(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A user's changes of a predefined rule."""
+    """A user's changes to a predefined rule."""
 
     enabled: bool | None = None
     actions: list[Action] | None = None
 
 
 class StoredRules(msgspec.Struct, omit_defaults=True):
-    """The differences from the predefined rules: own rules by kind, most important first, and
-    changes by rule ID."""
+    """A user's own rules by kind, most important first, and their changes to predefined rules by
+    rule ID."""
 
     own: dict[str, list[PushRule]] = {}
     changed: dict[str, DefaultChange] = {}

@@ -1,10 +1,10 @@
 """The number of unread messages and highlights of a user in a room and in each of its threads.
 
-A new message writes nothing per member. Instead the event has push flags, and a user for whom the
-flags and the notification level are wrong has a push action row. A count combines the flags and
-rows of the events that the user has not read (docs/developers/push.md). A cached count is updated
-with the events that arrive later, so an ordinary message needs no query for an open client. Use
-this module only on the reactor thread.
+A new message does not write a row for each member. Instead the event has push flags, and a user
+has a push action row only if their actions differ from what the flags and the user's notification
+level give. A count combines the flags and rows of the events that the user has not read
+(docs/developers/push.md). Cached counts are updated with the events that arrive later, usually
+without a query. Use this module only on the reactor thread.
 
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """

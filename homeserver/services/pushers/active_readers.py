@@ -1,4 +1,4 @@
-"""Finds users who are reading a room right now, and delays the pushes to their other devices.
+"""Finds users who are reading a room right now, so that pushes to their other devices are delayed.
 
 A gateway gets a push within milliseconds, and a client sends its read receipt some moments later.
 Without a delay the phone of a user who is reading the room on a desktop would buzz at every
@@ -10,8 +10,8 @@ Laws:
   read during one delay is no active reader until they read again.
 - Only the memory of this node is used, and no query is made. Syncs at another node do not delay a
   push, and nothing is delayed just after a start.
-- Calls are never delayed, unless the event is encrypted: then the server cannot see that it is a
-  call.
+- Pushes about calls (voice or video) are never delayed, unless the event is encrypted: then the
+  server cannot see that it is a call.
 
 Use this module only on the reactor thread.
 """

@@ -1,10 +1,11 @@
-"""The badge on an app's icon: the number of a user's unread messages, or of rooms with unread
-messages, and of invites.
+"""The badge on an app's icon: the number of the user's invites and unread messages. With the option
+`group_unread_count_by_room`, rooms with unread messages count instead of messages.
 
 The first badge of a user counts all rooms. For later badges, only the rooms in which something
 changed for the user are counted again. The code that reads the stream marks these rooms
-(`invalidate_room_of_user`, `invalidate_user`). One count of a user runs at a time; a request for
-another device waits for it. Use this module only on the reactor thread.
+(`invalidate_room_of_user`, `invalidate_user`). If pushes for several devices of a user need the
+badge at once, the counts run one after the other, so later ones find the rooms already counted. Use
+this module only on the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """

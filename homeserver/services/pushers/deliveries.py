@@ -1,17 +1,19 @@
 """Queues the pushes of each pusher and sends them to its gateway.
 
 Laws:
-- Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
-  because its user is reading the room, delays no other push.
+- Each pusher has one push in flight at a time, in the order of the stream. Later pushes may be sent
+  before a push that is held because its user is reading the room.
 - When its turn comes, a push is dropped if it was queued more than a day ago, if the event has been
   read or redacted, or if the user has left the room or ignores the sender.
 - A failed push is retried after a pause that grows to an hour. It is dropped if a retry is useless,
   for example because the address policy forbids the gateway. If more than `MAX_WAITING` pushes of a
   pusher wait, the least important one is dropped.
-- The failure of a push removes the pusher only if the gateway rejects the pushkey (`rejected`).
-- A push that the gateway refuses is sent once more without the event's content. If the gateway
-  refuses it again, it is dropped. One refused push delays no other push, but two in a row cause the
-  same pause as a failure.
+- A gateway refuses the content of a push with status 400, 413 or 422. Then the push is sent once
+  more without the event's content. If the gateway refuses it again, it is dropped. The next push is
+  sent without a pause, but if two pushes in a row are dropped this way, the pusher pauses as after
+  a failure.
+- Failed and refused pushes never remove their pusher. A pusher is removed if its gateway rejects
+  the pushkey (`rejected` in a response).
 - For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
   is read again from there. So a push that waits has no row of its own, and a failing pusher does
   not hold back the position that is stored with the lease (`stream_reader.py`).

@@ -1,7 +1,7 @@
 """Texts of an e-mail about missed messages: names, bodies and links, in the user's language.
 
-An edited message is shown as it is now. An encrypted message is only mentioned. If the operator
-allows no content in e-mails, every message is only mentioned, with its sender and time.
+An edited message is shown with its latest text. An encrypted message is listed with its sender and
+time, but without text. If the operator allows no content in e-mails, this holds for every message.
 """
 
 from collections.abc import Callable, Mapping, Sequence

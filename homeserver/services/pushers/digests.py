@@ -1,18 +1,19 @@
-"""Sends e-mails about missed messages: decides when an e-mail is written.
+"""Writes e-mails about missed messages: decides when one is due, and adds it to the outbox.
 
 Laws:
 - An e-mail is written when a message has been unread for the configured delay. Its content is
   computed at that time, so it leaves out what was read during the delay.
-- The pauses between e-mails about one room grow to a day, until the user reads something in the
-  room again or the last e-mail about the room is two days old.
+- The pauses between e-mails about one room grow to a day. If the user reads something in the room,
+  the pause ends. The next pause is then the shortest one again, as it is after two days without an
+  e-mail about the room.
 - An e-mail that is to be sent and the state of its pusher are stored in one write: a restart
   neither loses an e-mail nor writes it again.
-- The sender has the name that the operator configured for the server. The app's name is never the
-  sender, and is in the subject only if the operator configured no name.
+- The `From` header comes from the configuration, never from the pusher. The name of the app that
+  set the pusher (`brand`) is in the subject only if the operator configured no `app_name`.
 - An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next
   e-mail contains the other events.
-- An event changes at most one row per pusher, the time of its next e-mail, and nothing if that
-  e-mail is due at least as early anyway.
+- A new event writes at most one row for each pusher: the time of the next e-mail. It writes nothing
+  if the next e-mail is already due at that time or earlier.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,9 +1,9 @@
-"""Finds the messages a user has missed: unread events that match a push rule, by room.
+"""Finds what a user has missed, by room: invites and unread messages that push rules notify about.
 
-They are computed from the unread counts at each call. So nothing is stored for them, and read
-messages are left out. Events that do not count as unread are not examined, however many there are.
-Events that the current push rules would not push are left out. So are encrypted events that are
-pushed only because a client wants to decrypt all of them (MSC4028).
+Nothing is stored for this: each call starts from the unread counts, so it finds no read messages.
+Events that do not count as unread are not examined, however many there are. Events that the current
+push rules do not notify about are left out. So are encrypted events that are pushed only because a
+client wants to decrypt all of them (MSC4028).
 """
 
 from collections.abc import Mapping, Sequence
