@@ -1,4 +1,4 @@
-"""Pages of an event's children, and of the threads of a room.
+"""Returns pages of the events that relate to an event, and of the threads of a room.
 
 spec: client-server-api#relationships-api, client-server-api#querying-threads-in-a-room
 """
@@ -19,10 +19,11 @@ from storage.events.timelines import START, Direction, TimelinePlace
 MAX_RELATIONS: Final = 100
 """The maximum number of events of a page."""
 MAX_LEVELS: Final = 3
-"""The maximum number of levels of children of children that are followed."""
+"""The maximum number of levels of relations that are followed: events that relate to the event,
+events that relate to those, and so on."""
 MAX_DESCENDANTS: Final = 10_000
-"""The maximum number of descendants of an event for recursion, as each page reads them all. If
-there are more, fewer levels are followed, and the response says so."""
+"""The maximum number of events on all levels together, as each page reads them all. If there are
+more, fewer levels are followed, and the response states how many."""
 ALL_EVENTS: Final = RoomEventFilter()
 
 
@@ -55,8 +56,8 @@ class RoomRelations:
         limit: int,
         recurse: bool | None,
     ) -> dict[str, Any]:
-        """Return a page of an event's children. Raises Forbidden, and NotFound also if the caller
-        may not see the event."""
+        """Return a page of the events that relate to an event. Raises Forbidden, and NotFound also
+        if the caller may not see the event."""
         reader = await self._reading.find_access(caller.user_id, room_id)
         await self._reading.get_visible_event(caller, reader, event_id)
         place = END if direction is Direction.BACKWARDS else START

@@ -1,4 +1,4 @@
-"""Cached data that both kinds of sync send with a room: receipts and the reader's account data."""
+"""The caches that `/sync` and sliding sync share: receipts of rooms, and users' account data."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from homeserver.services.rooms.receipt_cache import ReceiptCache
 
 
 class RoomCaches(msgspec.Struct, frozen=True):
-    """The caches that both kinds of sync read for a room that is new to a client."""
+    """The caches that `/sync` and sliding sync read for a room that is new to a client."""
 
     receipts: ReceiptCache
     account_data: AccountDataCache

@@ -1,8 +1,9 @@
 """Sends events: messages, state and redactions. A request that repeats a transaction ID sends no
 second event.
 
-Events of a shadow-banned user are checked and answered as usual, but not sent. Only changes of the
-user's own membership (join, knock, leave) are sent, without a reason that the user wrote.
+A request of a shadow-banned user is checked and answered as usual, but no event is sent. The
+exceptions are changes of the user's own membership (join, knock, leave): they are sent without
+their `reason` field.
 
 spec: client-server-api#sending-events-to-a-room
 """

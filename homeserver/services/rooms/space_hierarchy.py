@@ -4,9 +4,9 @@ Laws:
 - Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,
   which takes a few queries for each level. Any node can answer, and no token expires.
 - Each room is shown once, at its first place in the walk; so loops end.
-- Local rooms are read level by level, ahead of the walk. Other servers are queried only when the
-  walk reaches a room that needs it. Then up to `MAX_PER_QUERY` rooms are queried together: this
-  one, and the next ones that need it.
+- Rooms in the database are read level by level, ahead of the walk. Remote servers are queried
+  only for rooms without local members, when the walk reaches such a room. Then up to
+  `MAX_PER_QUERY` of these rooms are queried together: the one that was reached, and the next ones.
 
 spec: client-server-api#spaces
 """
@@ -248,8 +248,8 @@ class _Walk:
                 return
 
     async def _query(self, links: Sequence[_Link]) -> None:
-        """Query other servers for the first of these rooms, and for the next ones that will need
-        it."""
+        """Query other servers for the first of these rooms, and for the next ones without local
+        members."""
         queried: dict[RoomID, _Link] = {}
         for link in links:
             known = self._known.get(link.child_id)

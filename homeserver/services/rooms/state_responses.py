@@ -1,8 +1,13 @@
 """A cache of encoded responses about the state of a room that are the same for all readers.
 
-The key is the root of the state, and a state never changes under its root. But a redaction removes
-the content of an event, and display names come from the table of memberships. So a membership
-change invalidates the responses of its room. A redaction, which is rare, invalidates all responses.
+Responses are cached by room, state root and question. A state root always identifies the same
+events, but responses can change while it stays the same:
+
+- The joined members are read from the table of memberships, not from the state. So a membership
+  change invalidates the responses of its room.
+- A redaction removes the content of an event. So it invalidates all responses, as does an outlier
+  that is added to a room's graph. Both are rare.
+
 Use this module only on the reactor thread.
 """
 
@@ -25,7 +30,7 @@ StateQuestion = tuple[str | None, ...]
 """The name of a question about a state, and its parameters."""
 
 _Responses = dict[tuple[bytes | None, StateQuestion], bytes]
-"""Responses by root of the state, and question."""
+"""Responses by state root and question."""
 
 
 class StateResponses:

@@ -1,9 +1,10 @@
-"""Finds threads with new events in a user's rooms: for sliding sync, and for the endpoint that
-returns in pages those threads that a sync response omits.
+"""Finds threads with new events in a user's rooms, for sliding sync. If a response has no space for
+all of these threads, a separate endpoint returns the others in pages.
 
-A thread is reported once per range of positions, by its last event in the range; a token for
-`/relations` leads to its other events. A token for pages holds the start of the next page and the
-end of the range: later events are reported by the next sync.
+A response and its pages cover a range of positions. They list each thread that has events in the
+range, usually once. If it has several, its entry contains a token with which `/relations` returns
+those before the newest one. The token of the next page holds the position where that page starts,
+and the end of the range. Events after the range are left to the next sync.
 
 Proposal: MSC4360.
 """

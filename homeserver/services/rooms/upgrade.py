@@ -6,8 +6,9 @@ Laws:
 - Changes to other rooms (links of spaces), and data that is too large for that write (many bans),
   follow in later writes. A repeated request repeats these later writes, and returns the room that
   exists or that the first request is creating.
-- A shadow-banned account gets only the new room; aliases and the listing move only in its own view.
-  A repeated request of such an account also returns the existing room.
+- An upgrade by a shadow-banned account creates the new room, and changes nothing that other users
+  see. Only for this account, the aliases and the listing move to the new room. A repeated request
+  of the account returns the existing room, too.
 
 spec: client-server-api#room-upgrades
 """

@@ -1,4 +1,5 @@
-"""A blocking connection to a scanner, used in threads, with one time limit for everything."""
+"""A blocking connection to a scanner, used in threads. One time limit covers connecting, sending
+and receiving together."""
 
 import select
 import socket

@@ -1,17 +1,18 @@
 """Scans files before anybody can download them. Files with the same content share one verdict.
 
-A file is scanned when it arrives. If no scanner can do it then, a job scans the file later. A
-download of a file without a verdict starts the scan and waits for it. A harmful file is
-quarantined, as by an administrator. An encrypted file is quarantined for a finding in its decrypted
-content only if the finding is certain and an authenticated user sent the key.
+A file is scanned when it arrives. If the scan fails, or a scanner is unavailable, a job scans the
+file later. A download of a file without a verdict starts the scan and waits for it. A harmful file
+is quarantined, as if an administrator had requested it. An encrypted file is quarantined for a
+finding in its decrypted content only if the finding is certain and an authenticated user sent the
+key.
 
 Laws:
 - No file is served without a verdict, unless the configuration allows it.
 - A file is streamed to the scanners from its storage; it is not written anywhere else.
 - The number of concurrent scans is bounded, and each has a time limit. Scans are scheduled fairly
   among the owners of the files (users and servers). Scans of decrypted files have slots of their
-  own, which are shared fairly among the requesters. So nobody who sends or requests much delays
-  others. The job has at most half of the slots.
+  own, which are shared fairly among the requesters. So a user or server with many files or
+  requests does not delay the others. The job has at most half of the slots.
 - A file that could not be scanned is retried with increasing delays. Until the next attempt, a
   download does not start a scan.
 - The server stores neither keys of encrypted files nor anything that reveals their content: only a

@@ -1,5 +1,5 @@
-"""Indexes messages, room names and topics for the search: a job that processes events in the order
-of their numbers, in small batches, and sleeps while there are none.
+"""Indexes messages, room names and topics for the search. A job processes events in small batches,
+in the order of `event_nid`, and sleeps while there are no new ones.
 
 Laws:
 - Indexing does not delay a send: events are indexed after they are stored.

@@ -1,11 +1,12 @@
 """Full-text search in rooms.
 
 Laws:
-- A response reveals nothing that the caller may not see, not even that it exists. The index only
-  suggests events, and `RoomReading` decides about each, as for every other read. An edited message
-  is found by its latest text, by users who may see both events.
-- The work of a request is bounded: one index query with a limit of hits; a limited number of them
-  is examined. If more are left, the response has a token to continue.
+- A response does not reveal events that the caller may not see, nor that they exist. The index
+  only suggests events, and `RoomReading` decides about each, as for every other read. An edited
+  message is found by its latest text, by users who may see both the message and the edit.
+- The work of a request is bounded. It makes one index query, which returns at most `MAX_HITS` hits,
+  and reads the events of at most `MAX_EXAMINED` of them. If hits are left, the response has a token
+  for the next page.
 
 spec: client-server-api#server-side-search
 """

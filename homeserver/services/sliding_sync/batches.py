@@ -1,8 +1,8 @@
-"""Bounds the size of a response.
+"""Makes the rooms of a sliding sync response in batches, to bound the size of the response.
 
-The size of events is known only after they are read. So the entries of rooms are read in batches of
-bounded size: subscribed rooms first, then the rooms with the newest events. When the response is
-full, no further batch is read.
+The size of events is known only after they are read. So each batch has a limited number of events.
+Subscribed rooms come first, then the rooms with the newest events. When the response is full
+(`MAX_RESPONSE_BYTES`), no further batch is read.
 """
 
 from collections.abc import Iterator, Sequence

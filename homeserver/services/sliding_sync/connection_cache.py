@@ -1,8 +1,9 @@
-"""A cache with one value per connection, bounded per device and in weight for all.
+"""A cache with one value per sliding sync connection.
 
-The connection that was idle longest is evicted first. The values of a deleted device are removed. A
-client chooses the number of its connections and, by its requests, the size of each value. So the
-number of values per device and the weight of all values are bounded separately.
+A client chooses the number of its connections and, by its requests, the size of each value. So two
+limits apply: one to the number of values of a device, one to the weight of all values. Above the
+weight limit, the least recently used value is evicted; above the device's limit, the value of that
+device that was set longest ago. The values of a deleted device are removed.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
-"""The state of connections: what a client was sent, and how its `pos` is read.
+"""The state of sliding sync connections, which records what the server sent to a client. The `pos`
+of a request names the state.
 
 A `pos` is a sync token and the name of a state: `s<position>_<ephemeral>_<state>`. For each room,
-the state says whether everything up to the position was sent (*live*) or only up to an earlier
-position (*previously*). While the state does not change, responses name the same state with new
-positions, and nothing is written. A few added rooms cost no write either, because the name of the
-state lists them (`pos.py`).
+the state says whether everything up to this position was sent (*live*) or only everything up to an
+earlier position (*previously*). While the state does not change, responses name the same state with
+new positions, and nothing is written. A few added rooms cost no write either, because the name of
+the state lists them (`pos.py`).
 
 Lazily loaded members are not part of the state. They are only cached in memory (`lazy_members`),
 and sent again after a restart or an eviction.
