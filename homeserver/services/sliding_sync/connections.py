@@ -151,7 +151,7 @@ class ConnectionState:
         return self._complete_rooms[1]
 
     def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
-        """Return a state with more rooms, sent like the last room of this one."""
+        """Return a state with more rooms, which were sent like the last room in its list."""
         last, like = next(reversed(self.rooms.items()))
         rooms = {
             nid: SentRoom(LIVE, like.timeline_limit, like.required_state, is_direct)

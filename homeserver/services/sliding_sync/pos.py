@@ -1,14 +1,16 @@
-"""The name of a connection's state in a `pos`: the number of a stored state, and the rooms added
-since.
+"""The last part of a `pos`: it names the state of the connection, by the number of a stored state
+and the rooms that were added to this state later.
 
-The form is `<number>.<room>.<room>…`. An added room was sent in the same way as the last room of
-the stored state: up to the position in the `pos`, with the same timeline limit and required state.
-So a room that comes into view for the first time usually causes no write. Nothing can get lost,
-because the client sends the name with its next request.
+The form is `<number>.<room>.<room>…`. A stored state lists its rooms in the order in which they
+were first sent. An added room has the timeline limit and the required state of the last room in
+this list, and was sent up to the position in the `pos`. So a room that comes into view for the
+first time usually causes no write. Nothing can get lost, because the client sends the name with its
+next request.
 
 Laws:
 - A name means the same forever and on every node: a stored state never changes under its number.
-- A name is short, since it is part of a URL. After MAX_ADDED rooms a state is stored that has them.
+- A name is short, since it is part of a URL. If it would get more than MAX_ADDED rooms, a new state
+  is stored instead.
 - A client that invents a name harms only itself: it does not get what it claims to have. Only rooms
   that its user is or was in are accepted (`connections.py`).
 """

@@ -1,8 +1,10 @@
 """The profiles extension: profiles of users in the rooms in view, and their changes.
 
-It has the profiles of local users only. A full profile is sent when its owner comes into view: with
-an entry of a room, or, for lazily loaded members, with the event or membership that needs it.
-Later, changes are sent for all users who share a room with the client's user, in view or not.
+The extension has the profiles of local users only. The full profile of a user is sent when the user
+comes into view. Without lazy loading, all members come into view with their room. With lazy
+loading, a member comes into view when a response has an event that they sent, has their membership,
+or names them as a hero. Later, changes are sent for all users who share a room with the client's
+user, in view or not.
 
 Proposal: MSC4262.
 """

@@ -2,9 +2,11 @@
 
 If a room is new to the client, or the client gets older events of it, the response has the receipts
 on the events in the timeline, and the user's own receipts. Later responses have new receipts,
-including those from the time when the room was out of view. An m.receipt event can hold one receipt
-of each type of a user on an event. If a user has several, for several threads, the others are in
-the next response, which is sent immediately.
+including those from the time when the room was out of view.
+
+In an m.receipt event, a user can have only one receipt of each type on the same event. If the user
+has one for each of several threads, the oldest is sent first. The others are in the next response,
+which is sent immediately.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,8 +1,8 @@
-"""Reads required state: first everything that the client asks for, later what changed or was added
-to the request.
+"""Reads required state: first everything that the client asks for; later only the changes, and
+entries that the client did not ask for before.
 
-Changes are found by comparing two states of the room, not by the state events that arrived. So
-state that state resolution restored is sent too.
+Changes are found by comparing the state that the client has with the state now, not by looking at
+the state events that arrived. So state that state resolution restored is sent too.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

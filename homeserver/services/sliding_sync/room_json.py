@@ -1,4 +1,5 @@
-"""The JSON of a room in a response: timeline, required state, name, heroes, counts."""
+"""Makes the JSON of a room in a response from the data that `room_entries.py` has read: timeline,
+required state, name, heroes, counts. Shortens timelines that are too large."""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter

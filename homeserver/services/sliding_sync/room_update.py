@@ -1,6 +1,6 @@
-"""Two structures with which sliding sync makes the entry of a room. One collects, step by step,
-what has changed in the room since the client had it. The other has the services that entries are
-read from."""
+"""Two structures from which sliding sync makes the entry of a room. `SlidingRoomUpdate` collects,
+step by step, what is new to the client in the room. `RoomParts` has the services that provide this
+data."""
 
 from collections.abc import Sequence, Set
 
@@ -33,10 +33,10 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
     own: MembershipRow
     config: RoomConfig
     sent: SentRoom | None
-    """The part of it that the client has; None if it was never sent."""
+    """The part of the room that the client has; None if the room was never sent."""
     is_direct: bool
     since: int = 0
-    """The position up to which the client has it; 0 if it has nothing."""
+    """The position up to which the client has the room; 0 if it has nothing of it."""
     initial: bool = False
     """The client starts over with the room."""
     may_have_changes: bool = False
@@ -48,9 +48,9 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
     """The client wants more of the past than it has."""
     limited: bool = False
     is_new_timeline: bool = False
-    """The timeline is not just what arrived since the client had the room."""
+    """The timeline does not simply continue the timeline that the client has."""
     state_unchanged: bool = False
-    """Nothing that arrived since the client had the room changed its state."""
+    """None of the events that are new to the client changed the state of the room."""
     newest: StoredEvent | None = None
     """The newest event of the range, shown or not, if any arrived."""
     shown: Sequence[VisibleEvent] = ()
@@ -126,7 +126,7 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
 
 
 class RoomParts(msgspec.Struct, frozen=True, kw_only=True):
-    """The services that room entries are read from."""
+    """The services from which room entries are read."""
 
     events: RoomEvents
     current_states: CurrentStates

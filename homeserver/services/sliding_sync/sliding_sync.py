@@ -1,9 +1,9 @@
 """Sliding sync: returns what is new in the rooms in a client's view; waits until something is new.
 
 Laws:
-- A response covers a range of the stream, like one of /sync. Its content depends on the request and
-  on the stored state of the connection. Only lazily loaded members and typing users also depend on
-  what this node remembers: they may be sent again.
+- Like a response of /sync, a response covers a range of the stream. Its content depends on the
+  request and on the stored state of the connection. Only lazily loaded members and typing users
+  also depend on what this node remembers: they may be sent again.
 - A response has a bounded size. Rooms that do not fit are treated like rooms outside the windows;
   the next response, which is sent at once, continues with them.
 - The state of the connection after a response is stored before the response is sent. No write is

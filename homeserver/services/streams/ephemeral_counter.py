@@ -1,11 +1,15 @@
 """The ephemeral counter: positions of typing and presence changes, which are not durable.
 
 A position is a time in microseconds, greater than the previous position. So the counter does not
-run backwards after a restart, and a client's position from before a restart, or from another node,
-still says which changes it has seen. If possible, all nodes give a change the same position, and a
-node advances to the position of a client that comes from another node. Otherwise a client that
-moves between nodes would get the same changes repeatedly. A client can send any position, so it can
-advance a node only by the permitted clock difference, which the other nodes accept too.
+run backwards after a restart. If a client has its position from before a restart, or from another
+node, the position still says which changes the client has seen.
+
+A client that moves between nodes should not get the same changes repeatedly:
+- A typing change gets the same position on every node, except on nodes whose counter has already
+  reached that position. These assign a new one.
+- A node advances its counter to the position that a client sends. Since a client can send any
+  number, the node advances at most MAX_CLOCK_SKEW_US beyond its clock. The other nodes accept the
+  positions that it then assigns.
 """
 
 from typing import Final

@@ -4,15 +4,14 @@
   position. After an initial sync, `~<position>` follows until the device has received all to-device
   messages that were waiting. The device has received those up to this position. `-<room>.<room>…`
   follows if the client shows somebody typing in these rooms.
-- The `pos` of sliding sync is a sync token and the name of a connection state. /messages and
-  similar endpoints accept it too.
-- A room token `t<depth>_<event number>` is a position in the topological order of one room. While
-  the DAG of the room is forked, events that arrived earlier may come after a new event in that
-  order. So if a timeline is limited, `~<position>` is added to its `prev_batch`. A client that
-  pages back from this token starts with all events that had arrived by that position.
+- The `pos` of sliding sync is a sync token and the name of a connection state.
+- A room token `t<depth>_<event number>` is a place in the topological order of one room. While the
+  DAG of the room is forked, events that arrived earlier may come after a new event in that order.
+  So if a timeline is limited, `~<position>` is added to its `prev_batch`. A client that pages back
+  from this token also gets such events, if they had arrived by that position in the stream.
 
-If an endpoint of a room receives a sync token, the token stands for the position directly after all
-events that had arrived by then.
+/messages and similar endpoints of a room also accept a sync token or a `pos`. Such a token stands
+for the place directly after the last event that had arrived by the token's position.
 """
 
 import re

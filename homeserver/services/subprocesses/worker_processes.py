@@ -1,13 +1,14 @@
 """A pool of worker processes for jobs that may crash, hang or use too much memory, such as decoding
 untrusted files. Kills processes that take too long.
 
-The time limit of a job counts CPU time: elapsed time says little on a busy machine. A job that does
-not finish within a multiple of the limit in elapsed time is killed too, with an error of its own.
+The time limit of a job counts CPU time: elapsed time says little on a busy machine. A second,
+higher limit counts elapsed time. If a job exceeds it, the process is killed too, and the error is
+`WorkerStarved`.
 
 A process is a script that imports nothing of the server. Each job on its standard input is a line
 of JSON, followed by as many bytes as the job says. Each result on its standard output is a line of
 JSON with `size`, followed by that many bytes. A process is started when a job finds no idle one. It
-ends with the server, or after a number of jobs.
+ends after JOBS_PER_PROCESS jobs, or when the server stops.
 """
 
 import os

@@ -1,12 +1,12 @@
-"""The endpoints that preceded /sync: `/events`, `/initialSync`, and `/rooms/{room_id}/initialSync`,
-by which clients still preview rooms.
+"""The endpoints that preceded /sync: `/events`, `/initialSync`, and `/rooms/{room_id}/initialSync`.
+Clients still preview rooms with the last of them. The initial sync of /sync is in `sync.py`.
 
 Laws:
-- Their tokens are those of /sync.
-- No event is omitted between two responses of `/events`: if there are many changes, a response ends
-  earlier.
-- The response of `/initialSync` has no pages. It has the rooms with the latest changes, as many as
-  fit; a client gets the others one by one, or by /sync.
+- These endpoints use the tokens of /sync.
+- No event is omitted between two responses of `/events`. If there are more than fit, the response
+  ends at the last event that fits, and the next response continues there.
+- `/initialSync` has no pages. It returns invites and the rooms with the latest changes, as many as
+  fit. A client gets another room with `/rooms/{room_id}/initialSync`, or all rooms with /sync.
 
 spec: client-server-api#room-previews, client-server-api#get_matrixclientv3roomsroomidinitialsync,
 client-server-api#get_matrixclientv3initialsync, client-server-api#get_matrixclientv3events

@@ -1,4 +1,4 @@
-"""The rooms that a user is in, or has left: timeline, state and summary.
+"""The joined and the left rooms of a /sync response: timeline, state and summary.
 
 The rooms of a response are read together, usually in one batch, so the number of queries does not
 grow with the number of rooms. A client that is up to date usually costs no query, because what it
