@@ -1,9 +1,9 @@
-"""Bodies of requests to push gateways, built from plain values.
+"""Builds the bodies of requests to push gateways, from values that the caller has read.
 
 Laws:
 - A pusher of the format `event_id_only` gets IDs and counts, and nothing that a user wrote. It gets
-  no tweaks either: they show whether the event mentions the user, and contain whatever the user's
-  rules say. The device fetches the event and evaluates the rules itself.
+  no tweaks either: tweaks show whether the event mentions the user, and may contain any text from
+  the user's push rules. The device fetches the event and evaluates the rules itself.
 - The content of an encrypted event is never sent: a gateway cannot use it, and the push services of
   phone vendors transport only 4 KB.
 

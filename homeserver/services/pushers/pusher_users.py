@@ -1,5 +1,5 @@
-"""Users with enabled pushers: all user IDs in memory, and a cache of the pushers themselves. Use
-this module only on the reactor thread.
+"""The users with enabled pushers. Holds the IDs of all these users in memory, and caches their
+pushers. Use this module only on the reactor thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

@@ -1,8 +1,9 @@
-"""The queue of one pusher: the pushes that wait, in the order of the stream.
+"""The queue of one pusher: the pushes that are not sent yet, in the order of the stream.
 
-A push may be held for a moment, because its user seems to be reading the room
+A push may be held for a moment, because the user seems to be reading the room
 (`active_readers.py`). Then later pushes may be sent before it. `first` is the lowest position of
-all pushes that are waiting, held or in flight.
+all unsent pushes, including those that are held or in flight. The pusher's stored position stays
+below `first`, so that a restart loses no push.
 """
 
 from collections import deque

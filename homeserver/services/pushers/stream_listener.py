@@ -1,4 +1,5 @@
-"""Collects the changes of the stream that concern users with pushers, until they are pushed.
+"""Collects the changes of the stream that concern users with pushers, until `stream_reader.py`
+processes the changes.
 
 Laws:
 - A node that does not hold the lease for pushes collects nothing: the next holder reads the changes

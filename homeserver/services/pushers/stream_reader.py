@@ -6,12 +6,11 @@ Laws:
 - One node pushes at a time: the holder of the lease. On SQLite, which serves only one node, a node
   takes the lease even if it has not expired. The row of the lease stores a position: everything up
   to it was sent, except to failing pushers, which have positions of their own (`deliveries.py`).
-- An event that notifies nobody costs nothing (its flags say so). Neither does an event in a room
-  where nobody has a pusher. Any other event is evaluated for all members with pushers, in several
-  turns of the reactor if there are many.
+- An event is skipped without being loaded if its flags say that it notifies nobody, or if nobody
+  whom it could notify has a pusher. Any other event is evaluated for all members with pushers, in
+  several turns of the reactor if there are many.
 - The changes of the stream come from memory (`stream_listener.py`). They are read from the database
-  only after a start or an error, if there are too many for the memory, and for writes of other
-  nodes.
+  only after a start or an error, when too many wait in memory, or when another node wrote them.
 - A node that stops or loses the lease creates no further pushes. When events are read again after a
   database error, they are pushed only to users who have not received them.
 

@@ -1,4 +1,4 @@
-"""The link that ends the e-mails about missed messages without signing in.
+"""The unsubscribe link in e-mails about missed messages. It works without signing in.
 
 Laws:
 - A link is signed, and valid for one pusher as long as that pusher exists: nobody can end another

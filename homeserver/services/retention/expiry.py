@@ -1,8 +1,8 @@
-"""Purges messages that exceed the retention of their rooms. Each configured interval has a job of
-its own.
+"""Purges messages that are older than the retention policy of their room allows.
 
-Expired messages are hidden already (`federation/rooms/history/retention.py`), so it does not matter
-when the job runs.
+Each entry of the option `purge_jobs` is a job, with its own interval, for rooms of some lifetimes.
+One more job purges all other rooms. Expired messages are hidden already
+(`federation/rooms/history/retention.py`), so it does not matter when a job runs.
 
 Proposal: MSC1763
 """

@@ -1,10 +1,10 @@
-"""Purges the history of rooms, as a job that continues after a restart: on request of an
-administrator, or because all local users have forgotten the room.
+"""Purges the history of a room if an administrator requests it, or some time after all local users
+have forgotten the room. A job runs the purges and continues them after a restart.
 
 Laws:
-- State stays. A purge by an administrator also keeps the newest visible message, with its edits,
-  reactions and votes, and the root of its thread. It keeps the redactions of remaining events,
-  which explain the missing content.
+- State events stay. A purge by an administrator also keeps the newest visible message, with its
+  edits, reactions and poll votes, and the root of its thread. Such a purge also keeps redactions
+  whose target stays, because they explain the missing content.
 - Purged content is gone for all local users; other servers keep their copies. Only messages of a
   forgotten room may be fetched again, for a user who rejoins.
 - Events that arrive after the start of a purge stay. The purge of a forgotten room ends if a local

@@ -1,5 +1,5 @@
-"""The record of purged messages: how many, when, in which room and why. Also removes the last
-remains of these messages' words from SQLite's search index, at most a day later."""
+"""Reads the record of purged messages: how many, when, in which room and why. Also removes words of
+purged messages that remain in SQLite's search index, at most a day after the purge."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

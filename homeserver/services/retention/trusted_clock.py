@@ -1,13 +1,14 @@
-"""The clock that decides which messages are purged, and checks whether it can be trusted.
+"""Returns the time for purges by age, unless the wall clock cannot be trusted.
 
-If the clock is wrong, hidden messages reappear when it is corrected, but purged messages do not. So
-nothing is purged by age for a day after the clock jumped forward. During this pause an operator can
-correct a wrong clock. If the clock was right, messages are purged a day late.
+A clock that is ahead makes messages expire too early. When it is corrected, messages that were only
+hidden reappear, but purged messages are lost. So nothing is purged by age for a day after the clock
+jumped forward. During this pause an operator can correct a wrong clock. If the clock was right,
+messages are purged a day late.
 
 Laws:
 - While the server runs, the monotonic clock shows whether the wall clock jumped.
-- Over a restart, the time of the last stored check shows it: a server that was down for more than a
-  day waits too.
+- After a restart, the wall clock is compared with the time of the last stored check. The pause also
+  begins if the server was down for more than a day.
 - A pause that has begun continues after a restart.
 """
 

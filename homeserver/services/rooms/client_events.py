@@ -1,8 +1,8 @@
-"""The client format of events: stored bytes with an `unsigned` that is made for the reader.
+"""The client format of events: the encoded event, with an `unsigned` that is made for the reader.
 
-While an event is cached, its bytes are encoded once, when they are first needed. The parts that
-differ between readers are spliced in: age, membership, the reader's transaction ID, the event that
-was replaced, the redaction. The data for these parts is read once for a whole page.
+The event without `unsigned` is encoded when it is first needed, and cached. `unsigned` contains
+what depends on the reader and the time: age, membership, the reader's transaction ID, the state
+event that was replaced, the redaction. The data for it is read once for a whole page.
 
 spec: client-server-api#room-event-format
 """

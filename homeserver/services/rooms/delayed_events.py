@@ -1,13 +1,15 @@
-"""Delayed events: the server sends them after a delay, which the client can restart, unless the
-client cancels them. So the end of a call is sent even if the client disappears.
+"""Delayed events: the server sends them after a delay. Until then, the client can restart the
+delay, cancel the event, or send it immediately. So the end of a call is sent even if the client
+disappears.
 
 Laws:
 - An event is sent at most once: the write that sends it records the `delay_id` as the transaction
   ID. It is sent as soon as possible when its time has come, also after a restart.
-- Authorization is checked when the event is sent. `rc_message` is charged when it is scheduled: the
-  end of a call must not be refused because the user sent messages.
-- A client that knows the `delay_id` may manage the event, with or without an access token. A
-  repeated or concurrent request gets success if the event has the outcome that it asks for.
+- Authorization is checked when the event is sent. The rate limit `rc_message` applies when the
+  event is scheduled: the end of a call must not be refused because the user sent messages.
+- A client that knows the `delay_id` may manage the event, with or without an access token. If the
+  event is already sent, a request to send it succeeds; if it is already cancelled, a request to
+  cancel it succeeds. So repeated and concurrent requests are safe.
 
 Proposal: MSC4140, the text of December 2025 that released clients use, and that of July 2026.
 """

@@ -1,4 +1,4 @@
-"""The interface through which readers of a room request history that this server lacks."""
+"""The interface by which `reading.py` fetches history that this server lacks."""
 
 from typing import Protocol
 

@@ -1,9 +1,9 @@
 """Copies a changed name or avatar into the user's rooms.
 
 The change and a task to propagate it are one write (`storage.profiles.profiles`). The task is
-removed when each room shows the profile of that change, or has refused it. So a restart loses
-nothing, and a room that already shows the profile gets no event. A job (`do_resume`) retries what
-failed; a failure does not delay other users.
+removed when each room has the new profile or has refused the membership event with it. So a restart
+loses nothing. A room that already shows the new profile gets no event. A job (`do_resume`) retries
+what failed; a failure does not delay other users.
 
 spec: client-server-api#server-behaviour-1 (profiles)
 """

@@ -1,10 +1,10 @@
 """Reading rooms: pages of the timeline, single events with their context, state, members.
 
 Laws:
-- Access to one room is decided here: `find_access` finds how a user may read it, `Visibility`
-  filters events. Anyone may read world readable rooms. A former member who has not forgotten the
-  room may read it as it was when they left, whatever their membership became since. The returned
-  state is `ReadAccess.state`, or the state at a visible event from before they left.
+- `find_access` decides whether a user may read a room, and which state they may see. `Visibility`
+  filters the events. Anyone may read world readable rooms. A former member who has not forgotten
+  the room may read it as it was when they left, even if they were banned or invited later.
+- Returned state is `ReadAccess.state`, or the state at a visible event from before the user left.
 - A page costs a bounded number of queries, whatever the size of the room.
 
 spec: client-server-api#getting-events-for-a-room

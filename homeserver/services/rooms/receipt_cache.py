@@ -5,8 +5,8 @@ receipts as members. For a room with more than `MAX_CACHED_PER_ROOM`, the cache 
 that it has many.
 
 The cache follows the stream. Only one kind of change is not on the stream: if a user has receipts
-for more than `storage.rooms.receipts.MAX_THREADS` threads of a room, the oldest are deleted. The
-receipts of such a room are too many to be cached.
+for more than `storage.rooms.receipts.MAX_THREADS` threads of a room, the oldest are deleted. This
+does not make the cache wrong: such a room has more receipts than the cache holds for a room.
 
 Use this module only on the reactor thread.
 """

@@ -221,10 +221,10 @@ def _on_shown(
 
 
 def _fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
-    """Select as many receipts as one event has room for; also return the position of the first one
-    left out.
+    """Select the receipts that fit into one m.receipt event; also return the position of the first
+    one left out.
 
-    It has room for one receipt of a user on an event: the unthreaded one, which includes the
+    One receipt of each type of a user on an event fits: the unthreaded one, which includes the
     others; otherwise the oldest.
     """
     fit: dict[tuple[str, str, str], ReceiptRow] = {}
