@@ -1,8 +1,9 @@
 """The account page: name, sessions, password, e-mail addresses, phone numbers, cross-signing keys,
 audit log, data export, deactivation.
 
-`?action=…&device_id=…` opens the views of the specification. Other sites may link to them, so
-nothing happens before the user presses a button on a page that describes its effect.
+The query `?action=…&device_id=…` opens one of the views that the specification defines. Other sites
+may link to these views, so opening a view changes nothing. It describes the operation, which starts
+only when the user presses a button.
 
 spec: client-server-api#oauth-20-account-management
 """

@@ -1,7 +1,8 @@
 """Fallback pages for stages of user-interactive authentication that a client does not know.
 
-A page names the operation and the account before it asks for anything. The page of single sign-on
-is in `homeserver/web/upstream.py`, and that of the terms of service in `homeserver/web/terms.py`.
+A page names the operation and the account before it asks for anything. Two stages have their pages
+elsewhere: single sign-on in `homeserver/web/upstream.py`, and the terms of service in
+`homeserver/web/terms.py`.
 
 spec: client-server-api#fallback
 """

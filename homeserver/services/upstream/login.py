@@ -1,14 +1,14 @@
-"""Runs a sign-in with an identity provider: redirect to it, callback, account, and redirect to
-where the sign-in began.
+"""Runs a sign-in with an identity provider: redirects to the provider, handles the callback, finds
+or creates the account, and redirects to where the sign-in began.
 
 Laws:
 - A login token is sent only to a URL that the configuration allows, or to one that the user has
   seen and accepted.
 - A user with outstanding terms of service accepts them before a token is sent, on every path.
-- The provider's answer is valid only while the account keeps the credential epoch that it had when
-  the answer arrived, also if the user has to continue on a page first.
-- Before a user goes to the provider to confirm an operation of a client, a page describes the
-  operation. The provider authenticates the user again, even with an existing session there.
+- The provider's answer becomes invalid when the account's credential epoch changes. This also holds
+  while a page waits for the user to continue.
+- If a user confirms an operation of a client with the provider (UIA), a page first describes the
+  operation. The provider then authenticates the user again, even if a session exists there.
 
 spec: client-server-api#sso-client-loginauthentication
 """

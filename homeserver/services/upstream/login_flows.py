@@ -1,13 +1,15 @@
 """Pending upstream sign-ins: stored in the database, bound to a browser by a cookie, used once.
 
 Laws:
-- Each step of a sign-in is a row. Continuing deletes the row, so a form that is sent twice is
-  refused the second time.
-- A flow in which the provider has identified the user ends if the account's credential epoch
-  changes or the session at the provider ends. If a browser signs out, all its flows end.
+- Each step of a sign-in is stored as a row. The request that continues the sign-in deletes the
+  row, so a form that is sent twice is refused the second time.
+- Once the provider has identified the user, the flow ends if the account's credential epoch changes
+  or the session at the provider ends. If a browser signs out, all its flows end.
 - A sign-in continues only with the cookie of the browser that began it. So nobody can sign a user
-  in to another account by sending them a link. (An answer that a provider's page posts comes
-  without the cookie. So the answer is stored, and the next request must have the cookie.)
+  in to another account by sending them a link.
+- A form that a provider's page posts arrives without the cookie, which is `SameSite=Lax`. The
+  server checks the answer in the form, stores it, and redirects the browser. The sign-in continues
+  only if the redirected request has the cookie.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """

@@ -1,5 +1,5 @@
-"""Signs in users whose password a plug-in checks. Their accounts are found, linked and created as
-those of users in an LDAP directory."""
+"""Signs in users whose password a plug-in checks. Their accounts are found, linked and created in
+the same way as accounts of users in an LDAP directory."""
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID, localpart_of

@@ -2,9 +2,10 @@
 
 Laws:
 - User input is escaped before it becomes part of a filter or a DN.
-- An empty password is wrong: a directory accepts a bind without a password as anonymous.
-- A result is complete or a failure: an entry never counts as missing because a listing was
-  incomplete.
+- An empty password is rejected without a query: directories accept a bind with an empty password
+  as an anonymous bind.
+- A search returns all matching entries or raises `DirectoryError`. So an entry never seems to be
+  missing because a search was incomplete.
 - Passwords are sent over TLS with a verified certificate, unless the configuration says otherwise.
   Referrals are not followed.
 """

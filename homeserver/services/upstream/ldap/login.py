@@ -1,10 +1,12 @@
-"""Checks passwords with LDAP directories, in the same login as local passwords.
+"""Checks passwords with LDAP directories. Users log in as with a local password.
 
 Laws:
-- For a linked account, only the directory entry of its subject counts, not an entry with its name:
-  another person may get the same name later.
-- The queue for threads is bounded, so a directory that hangs does not block the server. Client IP
-  addresses take turns, and one address gets only a share of the threads.
+- If an account is linked to a directory, the password is checked against the entry with the linked
+  subject. Another entry with the account's name is not accepted: the directory may later give the
+  name to another person.
+- Queries run in threads, and the queue for the threads is bounded. So a directory that does not
+  answer does not block the server. The threads serve client IP addresses in turn, and one address
+  gets only a share of the threads.
 """
 
 from collections.abc import Sequence

@@ -1,18 +1,19 @@
-"""Checks a directory for removed and changed users, at intervals: removed users lose access, and
-changed names and addresses are imported.
+"""Checks an LDAP directory for removed and changed users, at intervals. Removed users lose access,
+and changed names and e-mail addresses are imported.
 
 Laws:
 - A failure removes no user: only a complete listing counts, and each missing user is queried again
   by subject.
 - If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
-  directory counts as faulty: the server only logs an error, until an administrator acts.
-- The directory never unlocks an account that an administrator locked.
-- A user's name is imported when it differs from the last known name, and the addresses when they
-  differ from the last known ones, for at most `MAX_CHANGED` users per check, besides those that are
-  retried (see below). Unchanged values write nothing, so users keep the names they chose. If the
-  last value is unknown, it is recorded and nothing changes.
-- The import of an address that another account still has is retried at each check, together with
-  all other changes, so that users who swap addresses, in pairs or rings, all get theirs.
+  directory counts as faulty. The check then logs an error, and neither removes nor restores users.
+- When a user returns to the directory, the account is unlocked only if the check had locked it. An
+  account that an administrator had locked before stays locked.
+- A check imports a user's name or addresses only if they changed in the directory since the server
+  last recorded them. So a name that the user chose is not overwritten at each check. If no earlier
+  value is recorded, the check only records the current one.
+- A check handles at most `MAX_CHANGED` changed users, not counting retries.
+- If an address still belongs to another account, its import is retried at the next check. Each
+  check imports all changed addresses at once, so users can swap addresses, in pairs or rings.
 """
 
 from collections.abc import Callable, Mapping, Sequence

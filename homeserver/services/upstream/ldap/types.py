@@ -1,5 +1,7 @@
-"""The interface of a directory and its results, without the LDAP library, which is loaded only if
-it is used."""
+"""The interface of an LDAP directory, and the types of its results.
+
+This module does not import the LDAP library, which is loaded only if a directory is configured.
+"""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Protocol

@@ -1,12 +1,15 @@
-"""Ends sessions when a provider reports that a user signed out there.
+"""Ends sessions when an OpenID Connect provider reports that a user signed out there.
 
 Laws:
-- Only devices that signed in with this provider end, and only if the configuration allows it.
-- A token with `sid` ends that session: its devices and browser sessions, unused tokens, and pending
-  flows (`homeserver/services/upstream/ended_sessions.py`). A token with only `sub` ends all of the
-  user's devices that signed in with this provider, and everything that would let the user in
-  without authentication, such as browser sessions.
-- A logout token is used once, so a stolen one cannot end later sessions.
+- A provider can remove only devices that signed in with it, and only if the configuration allows
+  it to end sessions.
+- A logout token with `sid` names one session at the provider. It ends all that came from this
+  session: devices, browser sessions, unused login tokens and codes, and pending flows
+  (`homeserver/services/upstream/ended_sessions.py`).
+- A logout token with only `sub` names a user. It ends all of the user's devices that signed in with
+  this provider, and everything that would let the user in without authentication, such as browser
+  sessions.
+- A logout token is accepted once, so a stolen token cannot end later sessions.
 
 spec: openid-connect-backchannel-1_0
 """

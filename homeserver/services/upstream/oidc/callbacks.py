@@ -1,9 +1,11 @@
 """Redirect URIs for OpenID Connect providers, as registered at each of them.
 
-Law: with several providers each has its own redirect URI, unless the configuration sets another. So
-none receives the codes of another provider (RFC 9700 section 4.4). If the URI of the only provider
-is not configured, it changes when a second provider is added. The log at start and `config check`
-show the URIs in use.
+Law: if several providers are configured, each has its own redirect URI, unless its option
+`redirect_uri` sets a different one. So no provider receives codes that another provider issued
+(RFC 9700 section 4.4).
+
+A single provider uses the shared path by default. Its redirect URI changes when a second provider
+is added. The log at start and `config check` show the URIs in use.
 """
 
 from collections.abc import Sequence

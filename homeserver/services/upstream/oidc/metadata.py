@@ -1,8 +1,8 @@
 """Fetches and caches a provider's discovery document and keys.
 
 Laws:
-- Endpoints that are not configured are accepted only from a document with the configured issuer,
-  and all endpoints only with https. The option `skip_verification` turns these checks off.
+- A discovery document is accepted only if it names the configured issuer. All endpoints must be
+  https URLs, including configured ones. The option `skip_verification` turns both checks off.
 - If the signature of a token does not verify, the server fetches the keys again. It does so at most
   once a minute, also while the provider is down, because anybody can send such tokens.
 

@@ -4,9 +4,10 @@ browser brings back.
 It uses the authorization code flow, with PKCE if the provider supports it. Each sign-in has its own
 state and nonce.
 
-Law: a code is sent only to the provider that issued it. So a callback is accepted only at the
-redirect URI registered at this provider; if providers share one, only with `iss`. Otherwise a
-malicious provider could obtain the codes of another (mix-up attack).
+Law: a code is sent only to the provider that issued it. Otherwise a malicious provider could obtain
+the codes of another one (mix-up attack). So a callback is accepted only at the redirect URI
+registered at this provider. If providers with different issuers share a redirect URI, the callback
+must also have the parameter `iss`.
 
 spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207, RFC 9700 section 4.4.2
 """

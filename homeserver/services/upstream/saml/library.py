@@ -1,13 +1,13 @@
-"""Adapts pysaml2 to `provider.py`: this server as a SAML service provider. Loaded only if SAML is
-configured.
+"""Implements the SAML service provider with pysaml2, behind the interface in `provider.py`. Loaded
+only if SAML is configured.
 
 Laws:
 - Whatever the settings are, unsigned assertions, unsolicited assertions and unsigned logout
   requests are refused.
-- The library fetches nothing. Metadata come from files, or from `metadata.py`, which fetches
-  them with the server's HTTP client.
-- The library remembers each user who signs in. That record is removed immediately, because nothing
-  needs it.
+- pysaml2 fetches nothing. The provider's metadata come from files, or from `metadata.py`, which
+  fetches them with the server's HTTP client.
+- pysaml2 stores a record of each user who signs in. The record is removed immediately, because
+  nothing needs it.
 """
 
 import time

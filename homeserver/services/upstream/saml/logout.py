@@ -1,13 +1,14 @@
 """Single logout with a SAML provider: a logout here ends the session there, and the reverse.
 
 Laws:
-- A provider's request is accepted once, and only if the provider signed it, for this server, and it
-  has not expired.
-- An accepted request ends the devices and browser sessions of the sign-in that it names, with
-  unused tokens and pending flows. If the provider does not distinguish the user's sessions (the
-  request or the sign-in has no index), the request ends everything that would let the user in
-  without authentication.
-- The response to a request of ours changes nothing.
+- A logout request takes effect once, and only if the provider signed it, it is addressed to this
+  server, and it has not expired.
+- The request ends the devices, browser sessions, unused login tokens and codes, and pending flows
+  of the sign-in that it names.
+- If the request or the sign-in has no `SessionIndex`, the user's sessions cannot be told apart. The
+  request then also ends everything that would let the user in without authentication.
+- The provider's response to our own logout request is not evaluated: the logout here is already
+  done.
 
 spec: saml-profiles-2.0-os section 4.4
 """

@@ -1,8 +1,8 @@
 """Fetches the metadata of a SAML identity provider, when first needed and then at intervals.
 
 Laws:
-- The server's HTTP client fetches them over https only: the certificate of the URL's host decides
-  which provider we trust.
+- The server's HTTP client fetches them over https only. Their signature is not checked, so only
+  the host's TLS certificate proves that they come from the provider.
 - The last good metadata are stored in the database. If a provider is down or returns unusable
   metadata, they stay in use, also after a restart, until their own expiry.
 - Concurrent sign-ins share one fetch. If no usable metadata are left after a failure, there is a

@@ -4,7 +4,8 @@ browser brings back.
 Laws:
 - An assertion is accepted once, and only if it is signed, for this server, not expired, and the
   response to a pending request of ours.
-- The library runs in threads: it starts a program for each signature.
+- The library runs in threads, because it starts the program `xmlsec1` for each XML signature and
+  waits for it.
 
 spec: saml-profiles-2.0-os section 4.1
 """
