@@ -1,8 +1,9 @@
-"""The `presence` section of /sync: the users who share a room with the caller, if their presence
-has changed or they have begun to share one.
+"""The `presence` section of /sync: the presence of users who share a room with the caller.
 
-An initial sync has all of them who are not offline. It has the offline ones too if the operator
-wants that.
+It contains the users whose presence has changed, and those who have begun to share a room with the
+caller. When the caller joins a room, only its local members are added. An initial sync contains all
+users who are not offline. With the option `presence.include_offline_users_on_sync` it also contains
+offline local users.
 
 spec: client-server-api#presence
 """
@@ -43,8 +44,8 @@ class PresenceSection:
         server_name: ServerName,
         includes_offline: bool,
     ) -> None:
-        """`includes_offline`: an initial sync includes offline users, at the cost of reading all of
-        them."""
+        """`includes_offline`: an initial sync includes offline local users, at the cost of reading
+        all of them."""
         self._presence = presence
         self._memberships = memberships
         self._store = store
@@ -96,8 +97,8 @@ class PresenceSection:
     async def _find_changed(
         self, user_id: UserID, since: int, span: SyncRange, rows: MembershipRows
     ) -> People:
-        """Return the users who share a room and whose presence changed, or who came to share
-        one."""
+        """Return the users whose presence changed, and those who have begun to share a room with
+        the user."""
         changed = self._presence.table.get_changed(since)
         new_joins = await self._find_new_joins(span, rows)
         if not changed and not new_joins:
@@ -129,10 +130,11 @@ class PresenceSection:
         return [row for row in recent if row.membership == "join" and row.room_nid in joined]
 
     async def _find_newly_sharing(self, user_id: UserID, row: MembershipRow) -> People:
-        """Return the users who come to share a room by a join: all members if the user joined,
-        otherwise the new member.
+        """Return the users who share a room because of a join: the local members whose presence is
+        known if the user joined, otherwise the new member.
 
-        A new member who is offline is included: the client may have an outdated presence of theirs.
+        An offline new member is included, because the client may have an outdated presence for
+        them.
         """
         if row.user_id != user_id:
             other = UserID(row.user_id)

@@ -1,10 +1,11 @@
-"""The state that is sent with a timeline: the complete state, or the changes before the timeline,
-or the changes up to its end.
+"""The state that /sync sends with a room's timeline: the full state, or the entries that changed.
 
-Clients get the room's resolved state at the end of the range. If the DAG of the room is forked,
-state resolution may have changed that state without an event, or contrary to one. The state before
-a timeline differs from it only in the entries that the timeline sets. Each state event is stored
-with the event that it replaced, so these entries are known without reading another state.
+It is the state before the timeline, or the state at its end if the request has `use_state_after`.
+The state at the end is the room's resolved state. If the room's DAG is forked, state resolution may
+have changed an entry without an event, or may have overruled an event that sets it. The state
+before the timeline has different values only for the entries that the timeline sets. Each state
+event is stored with the event that it replaced, so the former values are known without reading
+another state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,4 +1,4 @@
-"""The changes of one room, while a response of /sync is made."""
+"""A structure that collects the changes of one room while /sync builds a response."""
 
 from collections.abc import Iterable, Sequence, Set
 from operator import attrgetter

@@ -1,8 +1,8 @@
 """The `rooms` section of a /sync response: join, leave, invite and knock.
 
-It decides which rooms have changes, and puts each into its part of the section. The contents come
-from `joined_rooms.py` (timeline, state, summary), `ephemeral.py`, `account_data.py`,
-`sticky_events.py` and `invited_rooms.py`.
+This module finds the rooms with changes, and sorts them by the user's membership. Other modules
+read the content of each room: `joined_rooms.py` (timeline, state, summary), `ephemeral.py`,
+`account_data.py`, `sticky_events.py` and `invited_rooms.py`.
 
 A room with partial state is sent only to clients that load members lazily. Other clients get it
 when the state is complete. Clients with lazy loading then get the state again, since it may have

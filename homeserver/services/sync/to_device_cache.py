@@ -5,9 +5,9 @@ another node clears the cache, because such a write may have added messages. Use
 the reactor thread.
 
 Laws:
-- When the messages of a request are added, they are not sorted by recipient yet. That is done
-  later, for several requests together. A request to many recipients is kept apart and has an index
-  of its own. An event is built only when it goes into a response.
+- The messages of a request are not sorted by recipient when they enter the cache, but later, for
+  several requests together. A request with `LARGE_REQUEST` messages or more is never sorted: it
+  gets an index of its own by user. The JSON of a message is built only for a response.
 - For each device, the cache records a position. Messages up to it were delivered, or were for a
   deleted device with the same ID, and are never returned again.
 """

@@ -1,7 +1,7 @@
-"""Rooms whose unread counts may have changed although no event, receipt or other change says so.
+"""Finds rooms whose unread counts may have changed without an event or receipt in the room.
 
-Either the user changed whom they ignore, or unread messages were purged. Purges by another node are
-read from the database.
+This happens when the user changes the list of ignored users, and when unread messages are purged.
+Purges that are not in memory (`RecentChanges`) are read from the database.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ class UnreadChanges:
     async def find(
         self, user_id: UserID, since: int, rows: Mapping[int, MembershipRow], data: UserAccountData
     ) -> set[int]:
-        """Return those of the joined rooms. `data`: the user's account data that changed since the
-        position."""
+        """Return the joined rooms whose unread counts may have changed. `data`: the user's account
+        data that changed since the position."""
         joined = {nid: row for nid, row in rows.items() if row.membership == "join"}
         found: set[int] = set()
         if IGNORED_USERS in data.global_data:

@@ -6,8 +6,8 @@ Laws:
   consent.
 - The link to the page is signed for one user and the current versions: it cannot be used to accept
   for another user, or to accept a later version.
-- After the consent the user may continue immediately on every node, because the consent is stored
-  as a change of the account.
+- The write of a consent returns only after every node has invalidated its cache of the account. So
+  the user may continue immediately on every node.
 
 spec: client-server-api#terms-of-service-at-registration
 """

@@ -1,8 +1,8 @@
 """Parses search queries into terms, ranks texts by them, and finds words to highlight.
 
-A text has to contain all words, in any order. A word of three or more characters also matches as a
-prefix, which languages with many endings need. Words in quotes, and runs of characters of scripts
-without spaces, have to match as a phrase.
+A text matches if it contains all words of the query, in any order. A word of three or more
+characters also matches as a prefix, which languages with many endings need. Words in quotes have to
+match as a phrase. So do consecutive characters of a script without spaces, such as Chinese.
 """
 
 import re

@@ -6,9 +6,10 @@ of its Latin spelling. In Russian ё becomes е. Scripts without spaces (Chinese
 Thai, …) are split into overlapping pairs of characters.
 
 Laws:
-- Keys contain only alphanumeric characters and combining marks, at least one: no space, quote or
-  punctuation.
-- If two languages have the same keys for the complete text, these keys are listed only once.
+- A key consists of at least one alphanumeric character, and possibly combining marks. It contains
+  no space, quote or punctuation.
+- `TextFolding.lines` returns a list of keys for each language. If two languages have the same keys
+  for the complete text, it returns their list only once.
 - The same text always has the same keys while `TextFolding.name` is the same.
 
     folding = TextFolding(("uz", "ru"))

@@ -1,10 +1,10 @@
 """Validation of e-mail addresses by a link in an e-mail.
 
 Laws:
-- Opening the page of the link validates nothing, since programs open links in e-mails; the button
-  on the page does.
-- If the operator hides which addresses belong to accounts, the response does not reveal it. Only
-  the e-mail to the address does.
+- Opening the link does not validate the address, because programs such as virus scanners open links
+  in e-mails. The user has to press the button on the page.
+- If the operator hides which addresses belong to accounts, the response is the same whether or not
+  an account has the address. Only the e-mail to the address reveals this.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#email-associations

@@ -1,15 +1,16 @@
 """Bindings of e-mail addresses and telephone numbers to users at an identity server.
 
-Below, an address is either of the two.
+Below, an address is an e-mail address or a telephone number.
 
 Laws:
 - New bindings are made only at the configured identity server. An unbind request goes to the server
   where the binding was made.
 - A binding is stored until it is unbound. It is unbound when its owner requests that, or when the
   address is removed from the account, or when the account is deactivated. The write that removes
-  the address or account also schedules the unbind, before the identity server is asked. A failed
-  unbind is retried with back-off for a month. After that, the binding of a deactivated account is
-  deleted. That of an active account stays, so that the owner can request the unbind again.
+  the address or deactivates the account also schedules the unbind, before the identity server is
+  asked. A failed unbind is retried with back-off for a month. After that, the binding of a
+  deactivated account is deleted. The binding of an active account stays, so that the owner can
+  request the unbind again.
 - Clients receive only those errors of the identity server that concern the address. Its other error
   codes have another meaning in our response: `M_UNKNOWN_TOKEN` would end the session here.
 

@@ -5,8 +5,8 @@ Laws:
   a hash.
 - Messages cost money: they go to mobile numbers only, with limits per number, per client address
   and per day in total.
-- If the operator hides which numbers belong to accounts, neither the response nor its time reveals
-  it. Only the text message to the number does.
+- If the operator hides which numbers belong to accounts, neither the response nor the time that it
+  takes reveals whether an account has the number. Only the text message to the number does.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#phone-number-associations

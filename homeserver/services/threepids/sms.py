@@ -2,7 +2,7 @@
 
 Laws:
 - The gateway receives a number and a text, and nothing else about the person.
-- A message is tried once, without retries: the user requests another.
+- A failed message is not retried: the user can request another one.
 """
 
 import re

@@ -1,10 +1,10 @@
-"""Validation of e-mail addresses and telephone numbers: the part common to both.
+"""Common code for the validation of e-mail addresses and telephone numbers.
 
-Below, an address is either of the two.
+Below, an address is an e-mail address or a telephone number.
 
 Laws:
-- A validation counts only for the purpose that its message named.
-- A validation is valid once, within the lifetime that is configured for its medium (`EMAIL` or
+- A validation counts only for the purpose for which it was requested, such as a password reset.
+- A validation can be used once, within the lifetime that is configured for its medium (`EMAIL` or
   `MSISDN`).
 
 spec: client-server-api#adding-account-administrative-contact-information

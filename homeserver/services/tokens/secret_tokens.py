@@ -1,13 +1,13 @@
-"""Secrets that this server issues: access and refresh tokens, device and session IDs, generated
-names.
+"""Generates the random texts that this server issues: tokens, application passwords, codes, IDs,
+and local parts for users who chose none.
 
-A token has a prefix and a checksum:
-- access token: `mha_`, 33 random characters, 6 characters of CRC-32;
+Three kinds have a prefix and a checksum (6 characters of CRC-32):
+- access token: `mha_`, 33 random characters, the checksum;
 - refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
-  refresh tokens of a session; 24 of its own; the checksum;
-- application password: `mhp_`, an ID of 12 characters, 24 secret ones, the checksum.
-So scanners for leaked secrets recognise tokens. A truncated token, or one that was invented without
-a right checksum, costs no query.
+  refresh tokens of a session; 24 random characters; the checksum;
+- application password: `mhp_`, an ID of 12 characters, 24 secret characters, the checksum.
+Scanners for leaked secrets recognise them by prefix and checksum. The server refuses one with a
+wrong checksum without a query.
 """
 
 import hashlib

@@ -1,14 +1,15 @@
-"""Ends what began with a sign-in at an identity provider, when the provider ends its session. The
-devices of the sign-in are ended by the callers (`oidc/backchannel_logout.py`, `saml/logout.py`).
+"""Ends sign-ins of users whose session at the identity provider has ended. The callers also sign
+out the devices of the sign-in (`oidc/backchannel_logout.py`, `saml/logout.py`).
 
 Laws:
-- Unused login tokens and codes, pending flows and the browser session of that sign-in end in one
-  write.
-- A request in progress, on any node, may have read the sign-in before that write. So it checks
-  again in its own write (`check_provider_session` of
-  `homeserver/services/login/credential_epoch.py`), and ended sign-ins stay stored for as long as a
-  request can take.
-- The account's credential epoch stays: other sign-ins of the same user are not affected.
+- Unused login tokens and codes, pending flows and browser sessions of the sign-in end in one write.
+- A request in progress, on any node, may have read the sign-in before that write. So the
+  request checks in its own write that the sign-in has not ended (`check_provider_session` of
+  `homeserver/services/login/credential_epoch.py`). For this check, ended sign-ins stay stored for
+  as long as a request can take.
+- The end of one session at the provider does not change the account's credential epoch, because the
+  user's other sign-ins continue. If the provider ends all sessions of a user, the caller increments
+  the epoch.
 """
 
 from collections.abc import Sequence

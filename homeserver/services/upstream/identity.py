@@ -1,7 +1,7 @@
 """Types that all identity providers share: identities, purposes of a sign-in, and refusals.
 
-Law: the subject identifies a person. It never changes and is never reassigned. Local part, display
-name and addresses are suggestions.
+Law: only the subject identifies a person. The provider must never change or reassign it. The local
+part, display name and e-mail addresses only suggest values for the account.
 """
 
 import re

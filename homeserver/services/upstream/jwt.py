@@ -1,11 +1,12 @@
-"""Signs in users with a JSON Web Token that was signed by another program that the operator trusts,
-such as an intranet.
+"""Signs in users with JSON Web Tokens from a trusted program, such as an intranet portal.
 
 Laws:
-- Only the configured algorithm is accepted. Times are checked if the token has them, the issuer if
-  the configuration names one, and the audience if the token or the configuration has one.
-- The configured claim is the local part of the user ID. The signing program chooses it, so this
-  program can sign in to every account.
+- Only the configured algorithm is accepted. The claims `exp`, `nbf` and `iat` are checked if the
+  token has them, and the issuer if the configuration names one.
+- If the configuration lists audiences, the token must have one of them. Otherwise a token with an
+  audience is refused.
+- The configured claim is the local part of the user ID. The signing program chooses its value. So
+  the signing program can sign in to every account.
 
 This login is not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
 """
