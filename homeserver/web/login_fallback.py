@@ -1,9 +1,11 @@
 """The login fallback page, for clients that support none of this server's login types.
 
-The client opens it in a web view and defines `window.matrixLogin.onLogin`; the page calls this
-function with the response of `POST /login`. The parameters `device_id` and
-`initial_device_display_name` of the URL apply to this login. A user who returns from an identity
-provider presses one more button, so that a URL by itself does not sign a user in.
+The client opens the page in a web view and defines `window.matrixLogin.onLogin`. The page calls
+this function with the response of `POST /login`. The client can add `device_id` and
+`initial_device_display_name` to the URL of the page. They apply to the new device.
+
+After a sign-in at an identity provider, the browser returns to this page with a login token in the
+URL. The user must then press a button, so that opening a malicious link signs nobody in.
 
 spec: client-server-api#login-fallback
 """

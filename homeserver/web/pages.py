@@ -1,9 +1,11 @@
 """Renders HTML pages from templates in the user's language, with a strict Content-Security-Policy.
 
-A page loads images only from this server and from the address of the operator's logo. Its style is
-inline, and the policy allows no other style. It runs no script, except on the pages where the
-specification requires an inline one. A page with a captcha (`ThirdPartyScript`) also loads scripts,
-styles and images of the captcha's hosts.
+The policy allows only:
+- images from this server and from the address of the operator's logo;
+- the inline style of the page;
+- an inline script, on the fallback pages for which the specification requires one;
+- scripts, styles, images, frames and connections of a captcha's hosts, on a page with that captcha
+  (`ThirdPartyScript`).
 """
 
 from base64 import b64encode

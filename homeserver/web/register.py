@@ -2,8 +2,8 @@
 password: a registration token, a captcha, an e-mail address, a phone number, consent to policies.
 
 If the user enters an e-mail address, it is confirmed first. The link in the e-mail leads back to
-this page, in any browser. A required phone number is confirmed next, with a code. Last, the user
-chooses name and password.
+this page, and can be opened in any browser. If the server requires a phone number, the user
+confirms it next, with a code. Last, the user chooses name and password.
 
 The form contains the ID of the UIA session. So completed stages stay completed while the user
 corrects other fields. The session also reserves a use of the registration token.

@@ -1,7 +1,7 @@
-"""The sign-in page of the server's own pages, on which users allow clients and manage their
-accounts.
+"""The sign-in page of this server. Users sign in there before they allow a client to use their
+account, or manage the account in the browser.
 
-`GET /_mahalla/sign_in?next=PATH` continues to a path of this server after the sign-in.
+After the sign-in, `/_mahalla/sign_in?next=PATH` redirects to a path of this server.
 """
 
 from http import HTTPStatus

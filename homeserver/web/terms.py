@@ -1,8 +1,8 @@
 """Pages for terms of service: the documents, the consent page, and the consent stage of a
 registration.
 
-`GET /_mahalla/consent` is for users who are signed in on this server's pages, or who have a signed
-link from their client (`M_CONSENT_NOT_GIVEN`). Each document has a checkbox, and none is checked in
+`GET /_mahalla/consent` is for users who are signed in on this server's pages, or who open the
+signed link in an error `M_CONSENT_NOT_GIVEN`. Each document has a checkbox, and none is checked in
 advance.
 
 spec: client-server-api#terms-of-service-at-registration, client-server-api#fallback

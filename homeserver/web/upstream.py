@@ -1,5 +1,5 @@
-"""Pages of the sign-in with an identity provider: choosing a provider, choosing a name, continuing
-to the client, confirming an operation.
+"""Pages for users of identity providers: choose a provider, choose the name of a new account,
+continue to the client, confirm a request that needs UIA.
 
 spec: client-server-api#sso-client-loginauthentication,
 client-server-api#sso-during-user-interactive-authentication
@@ -95,8 +95,8 @@ class UpstreamPages:
         sessions: BrowserSessions,
         own_pages: str = "",
     ) -> None:
-        """`own_pages`: the path of this server's own SSO page for clients of the older API; empty
-        if it is not offered."""
+        """`own_pages`: the path of this server's own SSO page for clients of the legacy login
+        API; empty if it is not offered."""
         self._own_pages = own_pages
         self._own_sign_in = own_sign_in
         self._pages = pages

@@ -1,8 +1,9 @@
 """Callbacks to which identity providers redirect the browser, and endpoints for the providers
 themselves: logout requests and this server's SAML metadata.
 
-The paths are those of Synapse, so that a migration from Synapse needs no change at a provider.
-Exception: with several OpenID providers, each has its own path.
+The paths are those of Synapse, so a migration from Synapse usually needs no change at a provider.
+Exception: with several OpenID providers, each has its own path, which the operator must register at
+that provider. The option `redirect_uri` can keep Synapse's path instead.
 """
 
 from http import HTTPStatus

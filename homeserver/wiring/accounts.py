@@ -1,5 +1,6 @@
-"""Wires the stores of accounts and devices, sessions, access tokens, the audit log, and the
-connection to the other nodes."""
+"""Wires the account services that do not need rooms: sessions, access tokens, passwords, renewal
+of expiring accounts, audit log. Also wires the connection to the other nodes, because a node may
+trust its cache of access tokens only while it is connected."""
 
 from collections.abc import Callable, Sequence
 

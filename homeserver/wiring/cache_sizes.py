@@ -1,7 +1,7 @@
 """Computes cache capacities from the option `caches.global_factor`.
 
-The numbers below apply to its default, 0.5. The event cache has an option of its own,
-`event_cache_size`, which is multiplied by the factor."""
+The numbers in this module apply if the option has its default, 0.5. The event cache has an option
+of its own: its capacity is `event_cache_size` times `caches.global_factor`."""
 
 from homeserver.config.memory import MemoryOptions
 

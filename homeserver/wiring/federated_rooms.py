@@ -1,5 +1,5 @@
 """Wires memberships across servers: local users in remote rooms, remote users in local rooms. Also
-wires queries about users and rooms, to and from other servers."""
+wires queries for profiles, aliases and public rooms, to and from other servers."""
 
 from collections.abc import Mapping, Sequence
 

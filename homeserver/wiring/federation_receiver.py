@@ -1,5 +1,5 @@
-"""Wires incoming federation: transactions, events with missing predecessors, and the queries of
-other servers."""
+"""Wires incoming federation: transactions, missing events, backfill, completion of partial-state
+rooms. Also wires the service that gives other servers events and states of rooms."""
 
 from collections.abc import Sequence
 
@@ -43,8 +43,8 @@ from storage.rooms.served_states import ServedStateReader
 
 
 class FederationReceiverParts:
-    """Processes transactions and queries of other servers. Public attributes are for the other
-    parts and the router."""
+    """Receives transactions, fetches missing events, and serves rooms to other servers. Public
+    attributes are for the other parts and the router."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Wires sign-in and registration, and the proofs that they ask for."""
+"""Wires sign-in, registration, and user-interactive authentication with its stages."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,5 @@
-"""Wires the maintenance of media: references, deletion, administration."""
+"""Wires the maintenance of media: tracking which files are in use, deletion, users' lists of their
+uploads, administration."""
 
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ from storage.media.usage import MediaUsageStore
 
 
 class MediaMaintenanceParts:
-    """Tracks references to files, and deletes files."""
+    """Tracks references to files, and lists and deletes files."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Wires the storage of media: the local folder, or also an object store."""
+"""Wires the storage of media: the local folder, and an object store if one is configured."""
 
 from base64 import b64decode
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def make_media_storage(
     reading: Executor,
     writing: Executor,
 ) -> MediaStorage:
-    """Return the storage: the folder alone, or with an object store. The executors `reading` and
-    `writing` call the object store. Raises ObjectStoreFailed."""
+    """Return the storage: the folder, and the object store if one is configured. The executors
+    `reading` and `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
         return MediaStorage(
             LocalContents(database=database, files=files), (_sweep_job(database, files),)

@@ -1,4 +1,5 @@
-"""Wires unread counts, push decisions and the list of notifications."""
+"""Wires unread counts, the list of notifications, and the decision which pushes and e-mails to
+send."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ from storage.rooms.recency import RoomRecencyStore
 
 
 class NotificationParts:
-    """Unread counts, decisions about pushes, and the list of notifications."""
+    """Unread counts, the list of notifications, and the decision which pushes to send."""
 
     def __init__(
         self,

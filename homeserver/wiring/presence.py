@@ -1,4 +1,4 @@
-"""Wires the notifier, which wakes long polls, and typing notifications and presence."""
+"""Wires presence, typing notifications, and the notifier that wakes long polls."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Wires the evaluation of push rules."""
+"""Wires the push rules of users and their evaluation on new events."""
 
 from collections.abc import Mapping
 

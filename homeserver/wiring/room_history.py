@@ -1,4 +1,5 @@
-"""Wires the rules of visibility and retention: the events that a user may see, and for how long."""
+"""Wires visibility and retention: which past events a user may see, and how long messages are
+kept."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
-"""Wires what users look up about rooms: summaries, spaces, events by time, mutual rooms and
-reports."""
+"""Wires lookups about rooms: summaries, spaces, events by time, mutual rooms. Also wires reports
+of events, rooms and users."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ from storage.rooms.summaries import RoomSummaryStore
 
 
 class RoomLookupParts:
-    """The services that look up rooms. The federation endpoints need `spaces` too."""
+    """The services for lookups and reports. The federation endpoints need `spaces` too."""
 
     def __init__(
         self,
