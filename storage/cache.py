@@ -1,12 +1,12 @@
-"""Bounded caches. Two of them are kept current by the stream of changes.
+"""Bounded caches: an LRU map, and two caches that the stream of changes keeps current.
 
 - `LRU`: a map that evicts the least recently used entries. Nothing invalidates it.
 - `StreamCache`: values of the database by key. A commit that changes a value invalidates it,
   whichever node made the commit.
 - `StreamValue`: a `StreamCache` of one value, such as a complete small table.
 
-All of them are for the reactor thread. Other threads use `immutable_cache`. Its values never
-change, so it needs no stream.
+All of them are for the reactor thread. Other threads use `storage.engine.immutable_cache`.
+Its values never change, so it needs no stream.
 
 `cachetools` does not fit: its caches have one bound, weigh values without their keys, do not count
 hits, and cost four calls of Python functions for each key of a batch.
@@ -35,17 +35,19 @@ A pure function of few arguments uses `functools.lru_cache`. A small dictionary 
 value uses `drop_oldest`. Ordered maps from which each entry is taken once, as in
 `federation.sender`, are queues and not caches.
 
-Some caches do not use these classes, because a change does not simply invalidate a key:
+Some caches follow the stream but are no `StreamCache`, mostly because a change does more than
+invalidate a key:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
   remove all their entries, even if its changes are unknown. They ask the database what has changed,
   or compare a version.
 - `Timelines`, `RecentChanges`, `UnreadCounts`, `NoRelationsCache`: these collect the newest
   changes. Each records the position from which it is complete.
-- `RoomRuleClasses`: changes are applied when the next event of the room arrives.
+- `RoomRuleClasses`: a change of one user moves this user to another class of the room. The cache
+  does this when the room's next event is evaluated.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
-- `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, so readers get the mapping
-  itself. The mapping is emptied when it is full.
+- `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, and a method call for each
+  would be slow. So readers get the whole dictionary. It is emptied when it is full.
 """
 
 from collections import OrderedDict, deque

@@ -1,4 +1,4 @@
-"""Wires the services that change rooms: create, join, send, list and upgrade them."""
+"""Wires the services that create, join, list and upgrade rooms, and send events to them."""
 
 from collections.abc import Sequence
 

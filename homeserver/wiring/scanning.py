@@ -1,4 +1,4 @@
-"""Wires the scanning of files."""
+"""Wires the checks of media files: virus scanners, forbidden file types, plug-ins."""
 
 from collections.abc import Sequence
 

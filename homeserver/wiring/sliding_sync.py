@@ -1,4 +1,4 @@
-"""Wires sliding sync."""
+"""Wires the caches and readers of sliding sync, for `sync.py`."""
 
 from homeserver.services.sliding_sync.connections import SlidingConnections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader

@@ -1,5 +1,4 @@
-"""Wires the three forms of sync: `/sync`, the older endpoints that it replaced, and sliding
-sync."""
+"""Wires `/sync`, sliding sync, and the older endpoints `/events` and `/initialSync`."""
 
 from collections.abc import Mapping, Sequence
 

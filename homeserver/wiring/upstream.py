@@ -1,4 +1,4 @@
-"""Wires sign-in through external systems: identity providers, directories, JSON Web Tokens."""
+"""Wires external sign-in: OpenID, CAS, SAML, LDAP, JSON Web Tokens, and plug-ins."""
 
 from collections.abc import Sequence
 from importlib import import_module

@@ -4,8 +4,8 @@ Tags are the room account data of type `m.tag`.
 
 Laws:
 - Contents are stored and returned as bytes.
-- Each change takes a position (`Topic.ACCOUNT_DATA`, with its room). An entry stores only the
-  position of its latest change.
+- Each change takes a position (`Topic.ACCOUNT_DATA`, with the room ID unless the entry is global).
+  An entry stores only the position of its latest change.
 - A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Other
   reads skip deleted entries. The newest `MAX_DELETED` deleted entries of each user are stored. The
   entries of an erased account leave no such rows.

@@ -1,8 +1,8 @@
-"""Registration tokens, with optional limits on the number of uses and on the time.
+"""Registration tokens. Each may have a maximum number of uses and an expiry time.
 
 A use is first *pending* and then *completed*. If the registration is abandoned, the pending use is
-released. Pending and completed uses count against the allowed number, so that a token for one
-account never creates two.
+released. Pending and completed uses both count against the maximum, so a token with one allowed use
+never creates two accounts.
 
 spec: client-server-api#token-authenticated-registration
 """

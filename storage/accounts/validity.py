@@ -1,8 +1,8 @@
 """Expiry of accounts: expiry times, the e-mails about them, and renewal links.
 
 Laws:
-- The transaction that queues an e-mail about an expiry time also records that in the account's row.
-  If it is recorded already, no e-mail is queued. So two nodes send only one e-mail.
+- The transaction that queues an e-mail about an expiry time also marks the account's row. If the
+  row is marked already, it queues no e-mail. So two nodes send only one e-mail.
 - A new expiry time sets a new `position` of the account, so that nodes invalidate their caches.
 """
 

@@ -1,14 +1,15 @@
-"""Takes and renews a lease, and starts and stops the work that needs it.
+"""Takes and renews a lease in regular rounds, and starts and stops the work that needs it.
 
 Laws:
-- Usually one node works at a time: from `begin` until `on_lease_lost` or `finish`.
+- Usually one node works at a time. The loop starts the work with `LeasedWork.begin`, and ends it
+  with `on_lease_lost` or `finish`.
 - In each round, the node that has the lease renews it and stores the position up to which all work
   is done. (On SQLite it writes only if the position has changed.) The node that takes the lease
   next continues from that position.
 - A node that loses the lease ends the work in its next round. Until then two nodes may work. So
   repeated work must do no harm (`node_lease.py`).
 - If a round fails, the work neither starts nor stops. The next round tries again.
-- `stop` ends the work, stores the position, and releases the lease.
+- `LeaseLoop.stop` ends the work, stores the position, and releases the lease.
 """
 
 from collections.abc import Awaitable, Callable

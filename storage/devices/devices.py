@@ -1,4 +1,5 @@
-"""Devices of users: names, last use and address, and the position of the last device list change.
+"""Devices of users: display name, time and IP address of the last use. Also the position of each
+user's last device list change.
 
 Laws:
 - A change of the list (a device added or deleted, a new name, new keys) takes a position

@@ -1,6 +1,7 @@
 """Aliases, room directory entries and room upgrades by shadow-banned users.
 
-Only the user who made such a change sees it. So these changes take no position.
+Only the user who made such a change sees it. Requests of this user read these tables, and no cache
+holds the rows. So these changes take no position.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ShadowRoomStore:
-    """Stores these changes."""
+    """Stores the changes that only a shadow-banned user sees."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,8 +1,8 @@
 """The user directory: names and avatars of users. A search matches prefixes of words.
 
 A job updates the entries. A change of a name or avatar queues the user for the job
-(`storage.directory.user_directory_queue`). Which users may find a user is not stored. It is
-computed from the current memberships, so joins and leaves take effect immediately.
+(`storage.directory.user_directory_queue`). The directory does not store who may find a user. Each
+search computes this from the current memberships, so joins and leaves take effect immediately.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

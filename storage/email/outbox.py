@@ -4,8 +4,8 @@ A sender that takes e-mails postpones their due time, so that no other sender ta
 sender dies, they become due again.
 
 A notification e-mail contains the text of messages. When one of these messages is redacted or
-purged, the same transaction deletes the e-mail. It also sets the pusher back to the end of the
-previous e-mail, so that another e-mail reports the other messages.
+purged, the same transaction deletes the e-mail. It also moves the pusher's position back to
+where the previous e-mail ended. So a new e-mail reports the remaining messages.
 """
 
 from collections.abc import Collection, Sequence
