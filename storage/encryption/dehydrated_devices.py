@@ -1,8 +1,8 @@
-"""Dehydrated devices: one for each user, with the data that the user's clients need to rehydrate
-it.
+"""Dehydrated devices: at most one for each user, with the data that the user's clients need to
+rehydrate it.
 
-A dehydrated device has no session. The device itself, its keys and its messages are stored as for
-any device.
+Nobody is signed in on a dehydrated device, so it has no access token. The device itself, its keys
+and its messages are stored as for any device.
 
 spec: MSC3814
 """

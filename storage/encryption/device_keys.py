@@ -5,9 +5,10 @@ Laws:
   fallback key is given out (`storage/encryption/fallback_keys.py`).
 - A claim of up to `CLAIM_CHUNK` keys is one write. On PostgreSQL it has a fixed number of
   statements. A larger claim is several writes.
-- The announcement of changed key counts contains the new counts or, after a claim, the device and
-  algorithm of each claimed key. So subscribers need not read the counts. There is one exception:
-  the announcement of a used fallback key names only the users.
+- When key counts change, the announced change (`Topic.KEY_COUNT`) contains the new counts. After a
+  claim it contains the device and algorithm of each claimed key instead, and the cache of counts
+  subtracts one for each. So the cache needs no query. There is one exception: when a fallback key
+  is used for the first time, the change names only the users, and the cache drops their counts.
 - A change of identity keys is a change of the user's device list.
 - If a device publishes new identity keys, all its other keys are deleted. Its one-time and fallback
   keys were signed with the old keys and are useless. Signatures on its old keys and signatures made

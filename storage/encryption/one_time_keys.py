@@ -6,9 +6,10 @@ mark. So a claim writes only a few bytes, and the marks of hundreds of devices s
 database.
 
 A claimed key stays in its block until all keys of the block are claimed. The device's next upload
-then replaces the block by digests of its keys. Digests are stored for some time, or until many
-other keys were claimed. So if a response is lost and the upload is repeated, a claimed key does not
-become claimable again, even after other uploads.
+then replaces the block by digests of its keys. A digest is deleted after some time, or earlier if
+the device has more than `MAX_USED_DIGESTS` newer ones. So if the response to an upload is lost and
+the client repeats the upload, a claimed key does not become claimable again, even after other
+uploads.
 
 Laws:
 - A key is given out once: the write that claims it moves the mark of the block past the key. Writes

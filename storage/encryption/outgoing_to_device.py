@@ -1,7 +1,8 @@
-"""To-device messages between servers: a queue to remote devices, and the IDs of received messages.
+"""The queue of to-device messages to remote servers, and the IDs of messages received from them.
 
-The IDs serve to discard repeated messages. The queue for an unreachable server is bounded: the
-oldest messages are dropped. The number of IDs stored for a server is bounded too.
+The server discards a received message if its ID is stored already. The queue for a server is
+bounded: if the server is unreachable for long, the oldest messages are dropped. The number of IDs
+stored for a server is bounded too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ TRIM_INTERVAL: Final = 256
 
 
 class OutgoingToDeviceStore:
-    """Stores to-device messages between servers."""
+    """Stores to-device messages to remote servers, and the IDs of received ones."""
 
     def __init__(
         self, *, database: Database, max_queued: int = MAX_QUEUED, max_received: int = MAX_RECEIVED

@@ -1,7 +1,7 @@
 """Reads the published keys of local and remote users together, with a fixed number of queries.
 
-For local users it reads the positions of their latest changes first. So the keys are never older
-than these positions.
+For local users it first reads the position of the latest change of each device list, then the
+keys. So the keys are never older than these positions.
 
 Of the signatures on the keys, only those by the keys' owners are read with them. So any number of
 signatures by other users costs nothing. The signatures that the requesting user made are read
@@ -64,8 +64,8 @@ class PublishedKeyStore:
     async def get_positions_and_signatures(
         self, local_users: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
-        """Return the positions of the latest changes of local users, and the signatures of `signer`
-        on keys of other users, by user. One query each."""
+        """Return the positions of the latest changes of local users' device lists, and the
+        signatures of `signer` on keys of other users, by user. One query each."""
         return await self._database.read_quickly(
             "get_newest_published_keys", _select_newest, tuple(local_users), signer
         )

@@ -4,21 +4,24 @@ The queue of a device that never syncs is bounded: the oldest messages are dropp
 were refused instead, senders would be harmed, because their requests include other devices. A
 device that returns after a long time needs the newest keys most.
 
-Messages are stored by the number of the device, which no later device with the same ID gets. So
-index entries are small and share pages. Messages that are sent in bulk are first stored in the log
+Messages are indexed by `device_nid`, an internal number of the device, so index entries are small
+and many share a page. A later device with the same ID has another number, so it never gets
+messages of the earlier one. Messages that are sent in bulk are first stored in the log
 (`to_device_log`). After some minutes a job moves the undelivered ones out of the log, oldest first.
 A message is always either in the log or stored by device, never in both.
 
 A device may have a *floor*: a position up to which neither the queue nor the log is read. A floor
 is set when the device has received messages that are in the log, and when many messages are to be
-deleted. A job deletes the messages below a floor in small steps, and then the floor. A floor is
-never above the latest position of the sequence, whatever token a client sends.
+deleted. A job deletes the messages below a floor in small steps, and then the floor. If a client
+sends a sync token with a future position, the floor is set to the latest position instead.
+Otherwise the floor would hide later messages.
 
 Laws:
 - A read returns each message once, in order of position, whether it is in the log or stored by
   device. If a row leaves the log during the read, the read runs again.
-- A reader knows all messages in the log up to the latest position at its read, because rows are
-  committed in order of position, and a position is never reused.
+- After a read, `ToDeviceLogIndex` contains all messages in the log up to the latest position at
+  the time of the read. Later commits add no messages below it, because rows are committed in order
+  of position, and a position is never reused.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

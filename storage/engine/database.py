@@ -5,10 +5,10 @@ Laws:
   more than once, after a lost connection or a conflict.
 - Writes of many callers run in one database transaction, each in its own savepoint. A write that
   fails does not affect the others. A write is acknowledged after the commit.
-- Changes are announced through the transaction and published after the commit, in order of
-  position.
-- Positions of the one sequence become visible in order. A reader at position N sees everything up
-  to N.
+- A write announces its changes with `txn.announce`. After the commit, `Streams` passes them to its
+  subscribers, in order of position (`storage/engine/streams.py`).
+- All changes take their positions from one sequence, and become visible in this order. A reader at
+  position N sees everything up to N.
 """
 
 import time

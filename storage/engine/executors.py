@@ -1,8 +1,9 @@
 """Executors run database work in threads, or on the calling thread.
 
-An executor starts jobs in the order of submission. With a single thread, jobs run one after the
-other. Results are delivered on the reactor thread in the order in which the jobs handed them over.
-Jobs must not raise.
+In this module a job is a function that is passed to `submit`. An executor starts jobs in the order
+in which they were submitted. With a single thread, jobs run one after the other. A job passes its
+result to `deliver`. Results arrive on the reactor thread in the order of these calls. Jobs must not
+raise.
 """
 
 import os

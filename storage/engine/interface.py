@@ -3,13 +3,14 @@
 `storage/engine/sqlite.py` and `storage/engine/postgres.py` implement it. SQL is written once, with
 `?` for arguments. The two databases may differ only in what this module declares.
 
-Rules for SQL that runs on both:
+Properties of both databases, and rules for SQL that runs on both:
 - `INSERT … ON CONFLICT … DO UPDATE` and `RETURNING` behave the same. Text compares and sorts by
   code point (a PostgreSQL database with another collation is refused).
 - Truth values are stored as 0 or 1. Bytes are passed and returned as `bytes`.
 - A write cannot continue after one of its statements has failed (a PostgreSQL limitation).
-- PostgreSQL cannot store U+0000 in text. A text with U+0000 can be looked up by the same text, but
-  is returned with U+10FFFF in its place. Text that has to be exact is stored as bytes.
+- PostgreSQL cannot store U+0000 in text, so each U+0000 in an argument is replaced by U+10FFFF. A
+  lookup with the original text finds the row, but the returned text contains U+10FFFF. Text that
+  has to be exact is stored as bytes.
 - Integers have 64 bits.
 """
 
@@ -30,8 +31,8 @@ SAVE_COUNTER: Final = (
 
 CUSTOM_PLAN: Final = "/* planned for its arguments */ "
 """Prefix of a statement that PostgreSQL has to plan each time, because the best plan depends on the
-arguments: a join that stops at its LIMIT, a match by LIKE. `DELETE … LIMIT ?)` is planned each time
-without this prefix."""
+arguments: a join that stops at its LIMIT, a match by LIKE. A DELETE that has a subquery with
+`LIMIT ?` is planned each time without this prefix."""
 
 
 def get_prefix_end(prefix: str) -> str:

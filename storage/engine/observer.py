@@ -1,6 +1,7 @@
-"""Reports reads, writes and batches of the database, for metrics, the slow log, and tests.
+"""The interface to which the database reports its reads, writes and group commits (batches).
 
-All times are in seconds. All calls are made on the reactor thread.
+Metrics, the slow log and tests implement it. All times are in seconds. All calls are made on the
+reactor thread.
 """
 
 from typing import Protocol

@@ -3,8 +3,8 @@
 Connections are in autocommit mode and this module sends BEGIN itself. So BEGIN, SAVEPOINT, RELEASE
 and statements whose result is not needed travel in the same message as the next statement.
 
-A writer holds an advisory lock from begin to commit. So nodes write one after the other, positions
-of the one sequence are committed in order, and writers cannot deadlock on row locks.
+A writer holds an advisory lock from begin to commit. So nodes write one after the other, changes
+are committed in order of position, and writers cannot deadlock on row locks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

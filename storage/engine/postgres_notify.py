@@ -1,9 +1,12 @@
 """Notifications between nodes that share a PostgreSQL database, by LISTEN and NOTIFY.
 
-A write that must take effect on all nodes before it is acknowledged notifies them with its commit.
-Each node responds after it has applied the write. Each node holds an advisory lock while its
-connection for notifications is open. The locks show which nodes are running. Ephemeral messages,
-such as typing, are sent as notifications only and are not stored.
+Some writes must take effect on all nodes before they are acknowledged. The commit of such a write
+notifies the other nodes. Each of them responds after it has applied the write. The writing node
+waits for the responses, for a limited time. Each node holds an advisory lock while its connection
+for notifications is open. The locks show which nodes are running, and thus which responses to wait
+for.
+
+Ephemeral messages, such as typing, are sent as notifications only and are not stored.
 """
 
 import os

@@ -7,8 +7,8 @@ not cost the others their statements.
 
 Laws:
 - A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same holds
-  for `DELETE … LIMIT ?)`: with an unknown limit PostgreSQL would estimate a tenth of the table and
-  scan all of it.
+  for a DELETE that has a subquery with `LIMIT ?`. In a prepared statement the limit is unknown, so
+  PostgreSQL would expect a tenth of the table, and scan all of it.
 - Arguments have the types that literals would have, so that a prepared statement means the same as
   the statement with literals.
 - The number of prepared statements in a session is bounded. The least recently used one is

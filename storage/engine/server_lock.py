@@ -2,8 +2,10 @@
 changes of the first, so its caches would be stale.
 
 The lock is on a separate file beside the database, because closing any handle of the database file
-releases SQLite's own locks. The kernel releases the lock when the process ends. Command-line tools
-do not take it, because they may write while a server runs.
+releases SQLite's own locks. The kernel releases the lock when the process ends.
+
+Most command-line tools do not take the lock, so that operators can use them while the server runs.
+The server learns of their changes at its next write.
 """
 
 import fcntl
