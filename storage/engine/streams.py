@@ -1,15 +1,15 @@
-"""The one sequence of changes, and its subscribers.
+"""Publishes all durable changes to their subscribers, in the order of their positions.
 
-A change takes its position in the transaction that makes it. It is published on the reactor thread
-after the commit, in order of position. Readers (sync, notifier, push, the sender to other servers,
-application services, other nodes) subscribe to `Streams` and import no writer.
+A change takes its position in the write transaction that makes it. After the commit, the change is
+published on the reactor thread. Readers (sync, notifier, push, the sender to other servers,
+application services, other nodes) subscribe to `Streams`. So they need not import the modules that
+make the changes.
 
 Laws:
-- All of this runs on the reactor thread.
+- The methods of `Streams` are called on the reactor thread, and call the subscribers there.
 - `current()` never decreases. A read of the database at `current()` sees everything up to it.
-- Subscribers are called for commits of this process, watchers for positions that another process
-  wrote. The watchers are called when such positions become visible, and before anything with a
-  higher position is published.
+- Subscribers are called for commits of this process. Watchers are called for positions that another
+  process wrote: when these positions can be read, and before any higher position is published.
 - Every subscriber and watcher names its `Stage`. All of one stage are called before any of the
   next, so the order of subscription does not matter. Therefore a subscriber uses only its own data
   and the data of objects that subscribe in earlier stages.
@@ -123,7 +123,7 @@ _stage = itemgetter(0)
 
 
 class Streams:
-    """The latest published position of the sequence, and its subscribers."""
+    """The latest published position, and the subscribers."""
 
     _log = Logger()
 

@@ -1,13 +1,15 @@
 """Full-text indexes: find the texts that contain certain words.
 
-SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller splits text into words and passes a
-normalized form of each word, its key (`homeserver/services/text/text_folding.py`). Both databases
-index the keys unchanged, so they give the same results. A text is a string of keys, with a space
-before and after each. Two spaces separate words that are not adjacent in the text (`" one two
-three "`).
+SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller splits each text into words. It passes
+a normalized form of each word, the *key* (`homeserver/services/text/text_folding.py`). Both
+databases index the keys unchanged, so they give the same results.
 
-The room of a text is indexed as one more key, so that a search in a few rooms reads only their
-index entries.
+The caller passes the keys of a text as one string, such as `" one two  three "`. It begins and ends
+with a space. One space separates the keys of adjacent words, and two spaces separate the keys of
+words that are not adjacent.
+
+The room of a text is indexed as one more key. So a search in a few rooms reads only the index
+entries of these rooms.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -12,7 +12,7 @@ from storage.engine.interface import MAX_CHUNK, Connection, Row, SQLValue
 from storage.engine.streams import Change
 
 POSITION = "position"
-"""The counter of the one sequence."""
+"""The counter of stream positions."""
 
 
 class Transaction:
@@ -187,7 +187,7 @@ class WriteTransaction(Transaction):
             self._connection.insert_rows(table, columns, rows)
 
     def next_position(self, count: int = 1) -> int:
-        """Take `count` consecutive positions of the one sequence. Return the first."""
+        """Take `count` consecutive positions of the stream. Return the first."""
         return self.allocate(POSITION, count)
 
     def allocate(self, counter: str, count: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""The one writer: writes of many callers share a transaction and its fsync (group commit).
+"""The writer of a node: writes of many callers share a transaction and its fsync (group commit).
 
 Writes queue up while a batch runs. The next batch takes all queued writes. On an idle server a
 write is committed immediately.
@@ -9,18 +9,19 @@ Laws:
   until the commit.
 - Each write has a savepoint. If a write raises, or the database refuses its statement, only this
   write is undone. The undone write takes no positions or other numbers, publishes nothing, and does
-  not affect other writes. Its caller gets the error.
-- A write is acknowledged on the reactor thread after the commit, after the streams and its own
-  callbacks have run. Nothing is acknowledged that is not durable.
+  not affect other writes. If the batch is committed, the caller of the undone write gets its error.
+- A write is acknowledged on the reactor thread after the commit. Before that, its changes are
+  published to the subscribers, and its callbacks are called. So only durable writes are
+  acknowledged.
 - A batch that fails before its COMMIT is sent has changed nothing. After a conflict or a lost
   connection it runs again, at most MAX_ATTEMPTS times. So a write function may run more than once.
 - When the COMMIT fails, its outcome is unknown. The batch never runs again, and its callers get
-  `DatabaseUnavailable`. There is one exception: PostgreSQL may report that the transaction
-  has failed and is still open. Then a statement sent with the COMMIT failed, so the batch failed
+  `DatabaseUnavailable`. There is one exception: PostgreSQL may report that a statement that was
+  sent together with the COMMIT failed. Then nothing was committed, so the batch counts as failed
   before its COMMIT.
-- When a batch fails and does not run again, all its writes get `DatabaseUnavailable`, including
-  those that had failed on their own. Their error may have been caused by another write that is
-  undone too.
+- When a batch fails and does not run again, the callers of all its writes get
+  `DatabaseUnavailable`. This includes writes that raised an error of their own, because another
+  write, which is undone now, may have caused that error.
 - When a transaction cannot begin (no connection, or another process holds the lock for too long),
   all queued writes get `DatabaseUnavailable`, because the same would happen to them.
 - After a failed batch the next one uses a new connection.

@@ -1,21 +1,25 @@
-"""Auth chains of state events, indexed by a chain cover, so that no query follows them event by
-event.
+"""Auth chains of state events, indexed by a chain cover, so that no query follows auth events one
+by one.
 
-The index works as follows. The auth events of all events form a directed acyclic graph. It is cut
-into chains. In a chain, every event has all earlier events of the chain in its auth chain, and a
-*place* (the column `sequence_number`) numbers them from 1. A *link* leads from a place of one chain
-to a place of another chain. It says: the auth chain of each event from the first place on contains
-the other chain up to the second place. So the auth chain of any set of events is, in each chain,
-everything up to one place. These few numbers are a *reach*. They are found by following links from
-chain to chain, with one query for each step. A room of 50,000 members has about as many chains. But
-the state events of other users do not cite the membership of an ordinary member, so most chains are
-never followed.
+State events and their auth events form a directed acyclic graph. The index divides these events
+into *index chains*. The auth chain of each event contains all earlier events of its index chain.
+The events of an index chain are numbered from 1 (the column `sequence_number`). A *link* leads from
+event m of an index chain A to event n of an index chain B. It says: every event of A from m on has
+all events of B up to n in its auth chain.
+
+So the part of an auth chain that lies in one index chain is described by one number, the last
+sequence number that it contains. These numbers, by index chain, are the *reach* of an event or of
+several events. A reach is found by following links from one index chain to the next, with one query
+for each step. A room of 50,000 members has about as many index chains. But few state events have
+the membership of an ordinary member among their auth events, so most index chains are never
+followed.
 
 Laws:
 - An event is not in its own auth chain, as the specification defines it (spec:
   rooms/v2#definitions).
-- The index only grows. Places and links of an event are written with it, in the same transaction.
-- A link that follows from others need not be written. The reach over all links is still exact.
+- The index only grows. An event and its links are added to it in the transaction that stores the
+  event, or in which a partial-state resync accepts the event.
+- A link that follows from other links need not be written. The reach is still exact.
 - Methods named `…_in` run inside a read or a write.
 """
 

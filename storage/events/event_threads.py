@@ -1,8 +1,10 @@
-"""Finds the thread of an event, by its own relation or through the events that it relates to.
+"""Finds the thread of an event: from its relation to a thread root, or from its parent's thread.
 
-A redaction or a purge removes the relation of an event. So the transaction that removes the
-relation stores the thread with the event (`events.thread_root`). The thread is also stored with
-every event that has push flags or push action rows.
+A redaction has the thread of the event that it redacts.
+
+A redaction or a purge of an event removes the event's relation. So the same transaction stores the
+thread root with the event (`events.thread_root`). The thread root is also stored with every event
+that has push flags or push action rows, because unread messages are counted by thread.
 
 spec: client-server-api#threaded-read-receipts
 """

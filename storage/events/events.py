@@ -1,14 +1,15 @@
-"""Stored events: rows of plain values, read in batches.
+"""Reads stored events in batches, as rows of plain values.
 
 A stored event changes only in these cases:
 
 - A redaction or a purge removes its content, or the content is restored.
-- It is an outlier and is added to the room's graph. Before that, if it is the join with which this
-  server enters a room, the state that is imported in several writes is stored with it.
+- It is an outlier, and is added to the room's graph.
+- It is the join by which this server enters a room, and the room's state is imported in several
+  writes. Each write extends the state that is stored with the join. The join is still an outlier.
 - A partial-state resync recomputes some of its columns.
-- State events that were left out of the state after it are verified, and added to that state
-  (`storage/partial_state/unverified_events.py`).
-- The flag `FORGOTTEN` is cleared, because the content is no longer to be fetched.
+- It is a forward extremity, and events that could not be verified before are added to the state
+  after it (`storage/partial_state/unverified_events.py`).
+- The flag `FORGOTTEN` is cleared, because the purged content will not be fetched again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +84,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     room_nid: int
     position: int | None
-    """Arrival in the one sequence; None for an event that is not shown as new."""
+    """The position of its arrival in the stream; None for an event that is not shown as new."""
     depth: int
     type: str
     state_key: str | None

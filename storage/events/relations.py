@@ -1,11 +1,11 @@
 """Relations between events: the children of an event, their aggregations, the threads of rooms.
 
 Laws:
-- A row stands for a child that is in its room's timeline and not redacted. It is written with the
-  event, and removed when the event is redacted or purged. An event without a relation needs no row.
+- Each row of the table `relations` is a child that is in its room's timeline and not redacted. The
+  row is written with the child, and removed when the child is redacted or purged.
 - A child counts only for a parent in its own room. Readers compare the rooms.
-- Conditions on the parent (may this event replace it?) are checked when reading, because a child
-  may arrive before its parent.
+- Readers also check whether the parent may have such a child, for example whether an edit has the
+  same sender as the edited event. Writers cannot, because a child may arrive before its parent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set

@@ -1,12 +1,12 @@
-"""Stores for each thread and sender how many events the sender sent to the thread, and the latest
-of them. So the aggregation of a thread is read without all its events.
+"""Stores how many events each sender sent to each thread, and the latest of these events. So the
+aggregation of a thread is read without all its events.
 
 Laws:
-- A row is derived from the children in `relations` only. It is written with them, by the two
-  functions of this module. So the count is exact, even if a child is stored twice or removed for
-  any reason.
-- Adding a child costs one statement. If a sender's latest child is removed, the remaining ones are
-  read.
+- Rows are derived from the table `relations` only, and change in the same transaction. A child that
+  is already in `relations` is not counted again, and only a child that was there is subtracted. So
+  the count is always exact.
+- Adding a child costs one statement. If a sender's latest child is removed, the new latest one is
+  found in `relations`.
 """
 
 from collections.abc import Sequence

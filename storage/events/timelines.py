@@ -1,8 +1,9 @@
 """The events of a room in order: by arrival (for sync) and by depth (for pagination).
 
-Arrival is the position in the one sequence. A backfilled event has none and never appears as new.
-The order by depth is (depth, event_nid), over all events of the timeline. A purged message is on no
-page, but its arrival stays stored, because state lookups and tokens depend on it.
+The order of arrival is the order of stream positions. A backfilled event has no position, so it
+never appears as new. The order by depth is by (depth, event_nid), and contains all events of the
+timeline. Pages do not contain purged messages, but the position of a purged message stays stored,
+because lookups of earlier states and pagination tokens depend on it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

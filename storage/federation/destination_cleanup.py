@@ -1,9 +1,12 @@
-"""Deletes to-device messages for servers that have been unreachable for too long. Also deletes the
-rows of servers that share no room with us and to which nothing is to be sent any more.
+"""Deletes to-device messages for servers that have been unreachable for too long.
 
-The caller passes the time limits. A server *shares a room* while one of its users is joined to a
-room that is stored here, or while `send_join` listed it and the room's state is partial
-(`partial_rooms.py`).
+Also deletes the rows of a server in `destinations`, `destination_rooms` and `destination_users`, if
+the server shares no room with us, and nothing is to be sent to it or it has been unreachable for
+too long.
+
+The caller passes the time limits. A server *shares a room* with us in two cases: a user of the
+server is joined to a room that our server stores, or the state of a room is partial and `send_join`
+listed the server (`partial_rooms.py`).
 """
 
 from typing import Final
@@ -48,7 +51,7 @@ class CleanupAges(msgspec.Struct, frozen=True):
 
 
 class DestinationCleanupStore:
-    """Deletes rows of `destinations` and what is pending for them."""
+    """Deletes rows of `destinations`, and the data that is still to be sent to these servers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

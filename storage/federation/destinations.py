@@ -1,10 +1,11 @@
 """Remote servers to which this server sends: which are unreachable, and what they have missed.
 
 Laws:
-- No row is written per event. A reachable server needs no row. An unreachable one has a row for
-  each room in which it missed an event, and for each user whose device list changes it missed.
+- No row is written per event, and a reachable server needs no row. An unreachable server has one
+  row in `destination_rooms` for each room in which it missed events, with the position of the first
+  one. It also has one row in `destination_users` for each user whose device list changes it missed.
 - Up to the position that is stored with the lease `LEASE` (`leases.py`), everything is sent except
-  what these tables and `outgoing_to_device` list.
+  what these two tables and `outgoing_to_device` list.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,13 +1,14 @@
-"""Acknowledged events from other servers that wait for missing data.
+"""Stores events that remote servers sent and this server acknowledged, but cannot process yet.
 
-They are stored until they are accepted, refused, or have waited too long.
+They lack, for example, an earlier event, a signing key, or the verdict of a policy server. An event
+is stored until it is accepted, is refused, or has waited too long.
 
-Each server has a quota. Smaller limits apply to its events that wait for verdicts of policy
-servers: to all of them together, to those that wait for the same policy server, and to those of the
-same room. So a slow policy server affects neither rooms without one nor rooms with another one.
-While an event of a room waits for a verdict, later events that the server sends for this room count
-as waiting too, because they usually follow it. An event that names the room's policy server may end
-the wait, so none of these smaller limits applies to it.
+Each remote server has a quota of events. Smaller limits apply to its events that wait for verdicts
+of policy servers: to all of them together, to those that wait for the same policy server, and to
+those of the same room. So a slow policy server affects neither rooms without a policy server nor
+rooms with another one. While an event of a room waits for a verdict, later events that the remote
+server sends for this room count as waiting too, because they usually follow it. An event that names
+the room's policy server may end the wait, so none of these smaller limits applies to it.
 
 All servers together have a limit of events and of bytes. When half of it is used, the quota of each
 server becomes small, so only very many servers could use up the rest. Events of servers that are

@@ -1,8 +1,9 @@
 """Leaves of local users that remote servers have not received yet.
 
-They are declined invites and withdrawn knocks. The transaction that stores the leave adds them
-(`storage/rooms/out_of_room_memberships.py`). Their number for a server is limited. All pending
-leaves of a server are postponed together, because usually the server itself is unreachable.
+They decline invites and withdraw knocks. The transaction that stores a leave also adds one row for
+each server that is to receive the leave (`storage/rooms/out_of_room_memberships.py`). The number of
+rows for a server is limited; further ones are not stored. If a server is unreachable when a leave
+is sent, all leaves for this server are postponed together.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """A cache of policy servers' verdicts about events of other servers.
 
-An event may be checked more than once before it is stored, so its verdict is cached. When the event
-is stored, its flags contain the verdict, and the cached one is not used any more. So only the
-newest verdicts of a room are cached, for a week.
+An event may be checked more than once before it is stored, so its verdict is cached. After the
+event is stored, its flags contain the verdict, and the cached one is no longer needed. So the cache
+can be small: only a limited number of the newest verdicts per room stay, for a week.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,8 +1,9 @@
 """Signing keys of other servers, and the last key document of each.
 
-When a server withdraws a key, the key stays stored, because events signed while it was valid must
-still be verified. But a server may publish any number of new keys, so the number of stored keys is
-limited. The current keys and those with the longest validity are stored.
+A key that a server has withdrawn stays stored, because events that were signed while it was valid
+must still be verified. But a server may publish any number of keys, so the number of stored keys
+per server is limited. Beyond the limit, the keys whose validity ends first are deleted, but never
+those that were just received.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_STORED_KEYS: Final = 250
-"""The maximum number of keys per server: more than one document has."""
+"""The maximum number of keys per server. It is larger than the number of keys in one document."""
 
 
 class StoredKey(msgspec.Struct, frozen=True):

@@ -1,10 +1,11 @@
-"""Filters uploaded by clients. A filter never changes. Uploading it again returns the same ID.
+"""Filters that clients uploaded. A filter never changes. If the same filter is uploaded again, it
+keeps its ID.
 
 Laws:
-- The number of a user's filters, and their total size, is limited. If a new filter exceeds the
-  limit, the first to be deleted are filters that were uploaded but never used, except a few recent
-  ones that clients are about to use. The next are the least recently used ones. So filters in use
-  remain, however many others are uploaded.
+- The number and the total size of a user's filters are limited. If a new filter exceeds a limit,
+  filters that were never used are deleted first, except the few that were uploaded last, because
+  clients are about to use them. If that is not enough, the least recently used filters are deleted.
+  So filters in use remain, however many others are uploaded.
 - IDs increase and are not reused, so that an old ID never means another filter.
 """
 

@@ -1,13 +1,18 @@
 """Access tokens and refresh tokens. The database has only their SHA-256 hashes.
 
-A refresh issues a new pair and leaves the old one usable, because the response may be lost. The
-first use of either new token ends the old pair: the old refresh token is spent, and the old access
-token expires. (A request with the old access token then gets `soft_logout`.) Until then the old
-refresh token may be exchanged again, and the newest `MAX_UNUSED_PAIRS` pairs from it are valid,
-because two tabs of a client may refresh at the same time. The first use of one of these pairs ends
-the others, except those that were issued less than `RACE_MS` before or after the used one. They
-stay valid if they are used within `GRACE_MS` of that first use. Expired and spent tokens
-are deleted later: at the first use of a pair from a later refresh, or with the device.
+A refresh issues a new *pair*: an access token and a refresh token. The old pair stays usable until
+the client uses a token of the new pair, because the response to the refresh may be lost. This use
+ends the old pair: its refresh token is spent, and its access token expires. A request with the
+expired token gets `soft_logout`.
+
+Two tabs of a client may refresh at the same time with the same refresh token. So before the old
+pair ends, its refresh token may be exchanged several times. The newest `MAX_UNUSED_PAIRS` of the
+issued pairs are valid until the first of them is used. Then the other pairs become invalid, except
+those that were issued at most `RACE_MS` before or after the used pair. Each of these remains valid
+only if the client uses it within the next `GRACE_MS`.
+
+Expired and spent tokens are deleted later: when a pair from a later refresh is first used, or with
+the device.
 
 spec: client-server-api#refreshing-access-tokens
 """
