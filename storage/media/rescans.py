@@ -1,9 +1,11 @@
-"""Rescans of stored contents, after new virus signatures or on request of an administrator: the
-selection of contents, the progress, and whether a rescan is due.
+"""Rescans of stored files, after new virus signatures or on request of an administrator.
 
-The contents are marked in the order of their hashes. Each write marks some and stores the progress,
-so a rescan continues after any crash. Marked contents are scanned like new ones, but new ones are
-scanned first (`storage/media/scans.py`).
+Selects the contents to scan again, and stores the progress and whether a rescan is due. A content
+is the bytes of one or more equal files.
+
+The contents are marked for a scan in the order of their hashes. Each write marks some and stores
+the progress, so a rescan continues after any crash. Marked contents are scanned like new ones
+(`storage/media/scans.py`), but new ones are scanned first.
 """
 
 from collections.abc import Collection, Iterator

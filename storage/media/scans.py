@@ -1,13 +1,17 @@
 """Scan results by content, so that files with the same bytes are scanned once.
 
+A content is the bytes of one or more equal files (`contents.py`).
+
 Laws:
 - The write that adds a new file also records that it has to be scanned, so no crash loses a scan.
-- A verdict and its effect (a harmful content quarantines all files with these bytes) are one write.
+- One write stores the verdict on a content and its effect: a harmful content quarantines all files
+  with these bytes.
 - A content that an administrator released stays released, whatever is found later. A harmful
   content stays harmful until it is released.
-- Rows are deleted with the last file of the content. A requester can make up keys for an encrypted
-  file, each of which gives another decrypted content. So clean verdicts on decrypted contents are
-  limited per file content, and expire.
+- The results for a content are deleted with the last file that has it.
+- Encrypted files are also scanned after decryption, with the key that a client sends. A client can
+  make up any number of keys for one file, and each key gives other decrypted bytes. So clean
+  verdicts on decrypted contents are limited per encrypted file, and expire.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

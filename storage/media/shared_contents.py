@@ -1,4 +1,7 @@
-"""Contents in an object store that all nodes share, and in a folder of this machine.
+"""Stores contents in an object store that all nodes share, and in a folder of this machine.
+
+A content is the bytes of one or more equal files (`contents.py`). The configured role of the object
+store decides where contents are:
 
     role           folder                         object store
     main           a cache, trimmed to a size     has every content
@@ -6,18 +9,20 @@
     retired        gets every content back        is emptied
 
 Each write of an object uses a new name: `content/ab/cd/HASH-…` after the configured prefix. The
-table `media_objects` is the journal. Moves between folder and store are steps of the job
-`storage.media.rebalancing` and can be interrupted at any point.
+table `media_objects` is the journal of the objects (`object_store_journal.py`). Moves between
+folder and store are steps of the job `storage.media.rebalancing` and can be interrupted at any
+point.
 
 Laws:
-- `main`: an upload is acknowledged when its object is complete, and the transaction that adds its
-  row has recorded the object.
-- `second_copy`: an upload is acknowledged when it is in the folder, whatever the state of the
-  store. The job writes the object, recently added contents first.
+- `main`: an upload is acknowledged when its object is complete, and one transaction has added the
+  file's row and recorded the object in the journal.
+- `second_copy`: an upload is acknowledged when its bytes are in the folder, even if the store
+  fails. The job writes the object later, recently added contents first.
 - If a content is fetched from the store to the folder, its hash is checked before it is used.
-- No caller waits longer than a limit for a store that hangs (`storage.media.object_store_calls`).
-  Reads have threads of their own. The deletion of a file does not wait for the store: the journal
-  lists its object, which is deleted right after, or by a later run of the job.
+- If the store hangs, each call fails after a time limit (`storage.media.object_store_calls`). Reads
+  and writes use separate threads.
+- The deletion of a file does not wait for the store. It marks the object for deletion in the
+  journal. The object is deleted right after, or later by a job.
 """
 
 import threading

@@ -1,7 +1,8 @@
-"""Buffers for incoming bytes, in memory while they are few, and otherwise in a file.
+"""Buffers for incoming bytes: in memory up to a limit, otherwise in a file.
 
-The file can become a content without a copy. It is an entry of the media folder's `incoming`
-folder, with a lock. While it is locked, the sweep ignores it. After a crash the sweep deletes it.
+The file is in the media folder's `incoming` folder, so it can become a stored content without being
+copied (`files.py`). The process that uses it holds a lock on it, and `MediaFiles.sweep` ignores
+locked files. After a crash the lock is gone, and `sweep` deletes the file.
 """
 
 import fcntl

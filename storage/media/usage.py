@@ -1,6 +1,7 @@
 """Disk usage of files by user, by room, by server, and in total, for administrators.
 
-Except for a single room, the queries read the rows of all files.
+The query for a single room reads only the files of that room. All other queries read the rows of
+all files.
 """
 
 from collections.abc import Sequence

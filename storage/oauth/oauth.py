@@ -1,5 +1,7 @@
-"""Registered clients, authorization codes, and sessions of the OAuth 2.0 API; also the permissions
-to replace cross-signing keys.
+"""Registered clients, authorization codes, and sessions of the OAuth 2.0 API.
+
+Also stores until when a user may replace their cross-signing keys. Users permit the replacement on
+the account page.
 
 Codes are stored as hashes. Times are milliseconds since 1970.
 """

@@ -1,10 +1,11 @@
 """The writes that complete the state of a room that was joined with partial state.
 
 Laws:
-- The fetched state and the recomputed columns of events are stored in tables of their own
-  (`partial_rooms.py`), chunk by chunk. The room continues with its partial state, and after a
-  restart finished chunks are not repeated.
-- One final write replaces everything and moves the head, so a reader sees all of it or nothing.
+- The fetched state and the recomputed columns of events are first stored in tables of their own
+  (`partial_rooms.py`), chunk by chunk. Meanwhile the room is used with its partial state. After a
+  restart, finished chunks are not repeated.
+- One final write copies the recomputed columns to the events and sets the complete state in the
+  room head. So a reader sees either the partial state or the complete one.
 """
 
 from collections.abc import Collection, Mapping, Sequence

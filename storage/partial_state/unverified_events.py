@@ -1,10 +1,11 @@
 """Events that were left out of room states because they or their auth chains could not be verified
 in time.
 
-They are stored and retried (`federation/rooms/receive/unverified_events.py`). Once an event is
-verified, it is added to the state. After that it remains recorded, because some states of the room
-were stored without it. If a later event follows such a state and has the recorded event among its
-auth events, the recorded event is added to that state before the later event is checked.
+They are stored, and their verification is retried
+(`federation/rooms/receive/unverified_events.py`). Once an event is verified, it is added to the
+current state of the room. Its row is not deleted then, because stored states at earlier events
+still lack it. If a new event follows such a state and has the verified event among its auth events,
+the verified event is first added to that state. Then the new event is checked.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

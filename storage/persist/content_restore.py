@@ -1,5 +1,8 @@
-"""Restores the content of an event that was stored without it, in the event and in derived
-tables."""
+"""Restores the content of an event that was stored in redacted form, because its content hash did
+not match.
+
+One write adds the content to the event and to the tables derived from it.
+"""
 
 from typing import Final
 

@@ -1,5 +1,7 @@
-"""The last presence of each user. Writes take no position in the stream, because clients get
-presence from memory."""
+"""Stores the last presence of each local user, so that a restart does not lose it.
+
+Clients get presence from memory, so these writes take no position in the stream.
+"""
 
 from collections.abc import Iterable
 from typing import Final

@@ -3,8 +3,8 @@
 Each field is a JSON value stored as bytes. A change takes a position (`Topic.PROFILE`). A change
 that rooms show (name, avatar) also adds a row to `profile_propagation_queue` in the same write.
 Afterwards `homeserver/services/rooms/profile_propagation.py` sends new membership events with the
-new profile, even after a crash. Removals of fields are recorded too, so that readers of changes see
-them: the latest `MAX_REMOVALS` of each user.
+new profile, even after a crash. The latest `MAX_REMOVALS` removed fields of each user are recorded
+too, so that readers of changes see that they were removed.
 
 Fields that a shadow-banned user sets are stored separately (`shadow_profile_fields`). Only that
 user sees them, so they take no position.

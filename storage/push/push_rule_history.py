@@ -1,9 +1,12 @@
-"""The history of users' push rules: by position, how plain messages of each room count.
+"""The history of users' push rules: the notification level of each room, by position.
 
-Only users with rules of their own have a history. A notification level says how plain messages of a
-room count for the user. Each change of the user's rules adds the new levels at the position of the
-change. So an event counts by the rules that applied at its arrival. `MAX_CHANGES` and
-`MAX_ENDED_ROOMS` limit how far back this is exact.
+A notification level says which plain messages of a room notify the user: all, only room mentions
+(`@room`), or none. Each change of a user's push rules adds the new levels at the position of the
+change. So unread counts treat each event by the rules that applied at its arrival. Only users with
+rules of their own have a history.
+
+`MAX_CHANGES` and `MAX_ENDED_ROOMS` limit the history. Events from before a room's oldest stored
+level are counted by the level of rooms without levels of their own (`OTHER_ROOMS`).
 """
 
 from collections.abc import Iterable, Mapping

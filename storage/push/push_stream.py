@@ -1,5 +1,8 @@
-"""Reads from the database the changes that concern pushes, after a start of this node or a write of
-another node."""
+"""Reads from the database the events, receipts, invites and other changes that affect pushes.
+
+The node that sends pushes gets most changes from memory. It uses this module only for changes that
+are not in memory, such as those before its start and the writes of other nodes.
+"""
 
 from collections.abc import Sequence
 

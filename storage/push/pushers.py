@@ -3,9 +3,9 @@
 Laws:
 - Setting and removing pushers takes a position (`Topic.PUSHER`). The latest position per user is
   stored, so that other nodes notice whose pushers changed.
-- The delivery state is written in batches, takes no position, and may be a minute old. The state of
-  a pusher that begins or ceases to fail is written in the next round of the lease
-  (`storage/cluster/lease_loop.py`).
+- The delivery state is written in batches and takes no position. It may be a minute old. But if a
+  pusher begins or ceases to fail, its state is written at the next renewal of the lease, within
+  about ten seconds (`storage/cluster/lease_loop.py`).
 - A locked or expired account gets no notifications: `get_users`, `get_active`, `get_failing` and
   `get_due` return none of its pushers.
 - A push writes no row. All pushes up to the position that is stored with the lease (`leases.py`)

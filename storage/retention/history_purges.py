@@ -4,9 +4,10 @@ rooms, which all local users have left and forgotten.
 Laws:
 - A room has at most one running purge.
 - The progress is written with the purged messages, so after a restart the purge continues from it.
-- A purge stores the number of the last event at its start, and does not touch later events.
-- The purge of a forgotten room ends if a local user remembers the room again. Each write checks
-  that.
+- At its start, a purge stores the number (`event_nid`) of the newest event. It does not touch later
+  events.
+- The purge of a forgotten room ends if a local user gets a new membership in the room, for example
+  by an invite. Each write of the purge checks this first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -210,8 +211,8 @@ class HistoryPurgeStore:
         return await self._database.read_quickly("get_redacted_messages", read)
 
     async def record_forgotten(self, after: int, limit: int, now_ms: int) -> ForgottenBatch:
-        """Check rooms after one: record those that no local user remembers, and delete the record
-        of the others."""
+        """Check at most `limit` rooms after `after`. Record those that all local users have left
+        and forgotten, and delete the records of the others."""
 
         def write(txn: WriteTransaction) -> ForgottenBatch:
             rooms = txn.query(
@@ -233,8 +234,8 @@ class HistoryPurgeStore:
         return await self._database.write("record_forgotten_rooms", write)
 
     async def start_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
-        """Start the purge of a room that no local user has remembered since `before_ms`. Return
-        whether a room was found."""
+        """Start the purge of a room that was recorded as forgotten at or before `before_ms`.
+        Return whether a room was found."""
 
         def write(txn: WriteTransaction) -> bool:
             row = txn.query_one(
@@ -305,8 +306,8 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
 
 
 def check_running(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
-    """Whether the purge may continue. The purge of a forgotten room ends here if a local user
-    remembers the room again."""
+    """Whether the purge may continue. The purge of a forgotten room ends here if a local user has
+    a membership in the room that is not forgotten."""
     if purge.cause != PurgeCause.FORGOTTEN.value:
         return True
     row = txn.query_one(

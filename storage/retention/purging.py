@@ -50,7 +50,7 @@ class PurgeCause(Enum):
     PURGE = "purge"
     """An administrator purges the history of the room."""
     FORGOTTEN = "forgotten"
-    """No local user remembers the room."""
+    """All local users have left and forgotten the room."""
 
 
 class PurgedMessages(msgspec.Struct, frozen=True):

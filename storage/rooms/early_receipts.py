@@ -1,12 +1,14 @@
 """Receipts of remote users that arrived before the events to which they refer.
 
 A server sends a receipt immediately, while the event may still be on its way from a third server.
-The order and thread of such a receipt are unknown, so it is sent to no client, but stored.
-The write that stores the event, on any node, turns a valid receipt into an ordinary one.
+Without the event, the receipt's place in the timeline is unknown, and its thread cannot be checked.
+So it is stored, but not sent to clients. The write that later stores the event, on any node, turns
+the receipt into an ordinary one. If the thread is wrong or the user has left, it deletes the
+receipt.
 
-Law: the latest receipt per user, room and thread is stored. The number is limited per server and in
-total, and the oldest receipts are deleted first. A deleted receipt is missing only until the user's
-next receipt.
+Law: for each user, room and thread that receipts name, only the latest early receipt is stored. The
+number of early receipts is limited per server and in total, and the oldest are deleted first. A
+deleted receipt is missing only until the user's next receipt.
 """
 
 from collections.abc import Iterable, Sequence

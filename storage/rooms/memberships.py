@@ -1,7 +1,7 @@
 """The current memberships of users in rooms. The membership at a past event is in the state tree.
 
-`storage.persist.state_effects` writes them in the transaction that changes a room's state.
-`out_of_room_memberships` writes those in rooms that this server is not in.
+`storage.persist.state_effects` writes memberships in the transaction that changes a room's state.
+`out_of_room_memberships` writes memberships of local users in rooms that this server is not in.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
