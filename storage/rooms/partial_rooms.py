@@ -1,10 +1,12 @@
-"""Rooms that were joined with partial state: the progress of their completion, and the events
-stored since the join.
+"""Rooms that were joined with partial state: how much of the full state has been fetched, and the
+events stored since the join.
 
-The room's head says whether its state is partial now. The write that changes this in the head also
-changes the tables of this module. They contain the data of the completion. They also contain the
-position of the completion: a client to which the room was not shown while its state was partial
-gets the complete room when it syncs past that position.
+The head of a room says whether its state is partial now. A write that changes this in the head also
+changes the tables of this module.
+
+The tables keep the position from which the state is complete (`completed_position`). Some clients
+do not see a room while its state is partial. They get the complete room when they sync past that
+position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,9 +1,10 @@
-"""Invites of remote users that were requested with the creation of a room and are still to be sent.
+"""Unsent invites to remote users: a client requested them when it created a room.
 
 Laws:
-- They are stored in the write that creates the room, and sent in order.
-- The node that sends a room's invites holds a lease. The first pending invite stores the expiry of
-  the lease, which is extended with each sent invite. If the node dies, another node continues after
+- The write that creates a room stores its invites and their order. They are sent in this order.
+- The node that sends a room's invites holds a lease. The row of the next invite to send stores the
+  expiry of the lease (`due_ts`). After each invite the node deletes the row of this invite, and
+  stores a later expiry in the row of the next one. If the node dies, another node continues after
   the expiry. If the first node then returns, it finds that it has lost the lease.
 """
 

@@ -1,5 +1,7 @@
-"""The position of the newest event of each room, or of its newest event of some types. Room lists
-are sorted by it.
+"""Reads, for each room, the position of its newest event, or of its newest event of given types.
+Room lists are sorted by these positions.
+
+Events of given types are searched only among the newest `MAX_SEARCHED` events of a room.
 """
 
 from collections.abc import Collection, Iterable, Mapping

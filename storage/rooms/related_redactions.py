@@ -1,13 +1,15 @@
 """Redactions that also redact the events that relate to their target (MSC3912).
 
-Such a redaction stores a request for each relation type.
+Such a redaction names relation types. For each of them a row is stored, the *request*: redact the
+events that relate to the target with this type.
 
 Laws:
-- A request is stored in the write that redacts the target, and remains stored, because relations
-  that arrive later are redacted too.
-- One node at a time redacts the existing relations of a request. `due_ts` is the expiry of its
-  lease. If the node dies, another node continues after the expiry. If the first node returns after
-  that, or after the same request was stored again, it finds that it has lost the lease.
+- A request is stored in the write that redacts the target. It remains stored, because events that
+  arrive later and relate to the target are redacted too.
+- One node at a time redacts the events that already relate to the target. It holds a lease on the
+  request, and `due_ts` is the expiry. If the node dies, another node continues after the expiry. If
+  the first node then returns, it finds that it has lost the lease. A node also loses it if the
+  same user redacts the target again, because this stores the request again.
 """
 
 from collections.abc import Iterable
@@ -36,7 +38,8 @@ class RelatedRedaction(msgspec.Struct, frozen=True):
     only_own: bool = False
     """Redact only events of the redaction's sender."""
     due_ts: int | None = None
-    """The expiry of the lease on the existing relations; None: these are redacted."""
+    """The expiry of the lease, or the time of the next attempt. None: the related events are
+    redacted, or the node has given up."""
     attempts: int = 0
     """The number of consecutive failures."""
 
@@ -52,7 +55,7 @@ class RelatedRedactionStore:
         self._database = database
 
     async def set_finished(self, request: RelatedRedaction) -> None:
-        """Record that the lease holder has redacted all existing relations."""
+        """Record that the lease holder has redacted the related events, or has given up."""
         await self._database.write("set_related_redactions_finished", _postpone, request, None, 0)
 
     async def postpone(self, request: RelatedRedaction, due_ts: int, attempts: int) -> None:
@@ -62,8 +65,8 @@ class RelatedRedactionStore:
         )
 
     async def reopen(self, request: RelatedRedaction, due_ts: int, attempts: int) -> None:
-        """Schedule work for relations that arrived after the request was finished. Does nothing if
-        it is not finished."""
+        """Schedule work for events that arrived after the request was finished. Does nothing if it
+        is not finished."""
         await self._database.write("reopen_related_redactions", _reopen, request, due_ts, attempts)
 
     async def get_redactions(self, target: str) -> list[RelatedRedaction]:

@@ -1,5 +1,7 @@
-"""The remote servers in each room. They are counted as users join and leave, so no reader scans the
-members.
+"""The remote servers in each room, each with the number of its joined users.
+
+The numbers are updated when users join or leave. So a reader finds the servers of a room without a
+scan of its members.
 
 While a room's state is partial (see `partial_rooms.py`), the servers that `send_join` listed are in
 the room too.

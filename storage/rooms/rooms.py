@@ -1,9 +1,12 @@
 """The stored rooms and their heads.
 
-The number, id and version of a room never change after its first event is stored, so they are
-cached without invalidation. Before that, the version is only a claim of a server that invited one
-of our users, and is not cached. The head (extremities, depth, root of the current state) changes
-with every event. Its version number shows whether it has moved.
+The number (`room_nid`), ID and room version of a room never change after its first event is stored,
+so they are cached without invalidation. Before that, the room version is only a claim of a server
+that invited one of our users, and the room is not cached.
+
+The head (extremities, depth, root of the current state) changes with every event. The head has a
+version number of its own, which increases with each change. A write replaces the head only if the
+stored number is still the one that the writer has read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,10 +1,11 @@
-"""Transaction ids of clients, so that a retried request gets its first response and is not
-repeated.
+"""Transaction IDs of clients, so that a retried request gets its first response and is not carried
+out again.
 
-The record is written in the transaction of the request itself, so it survives a restart. Its key is
-a hash of user, device, endpoint and transaction id, because these names together are longer than
-many messages, and a record is written with every message. There is no index by age, because each of
-these writes would pay for it. The clean-up reads all records, in the order of their hashes.
+The database transaction that carries out a request also stores its record, so the record survives a
+restart. The key of a record is a hash of user, device, endpoint and transaction ID. Without the
+hash, the key would be longer than many messages, and every message has a record. There is no index
+by age, because every message would have to update it. So the clean-up reads all records, in the
+order of their hashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

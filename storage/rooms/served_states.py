@@ -1,8 +1,9 @@
 """Reads room states with their auth chains for responses to other servers, in one read per
 response.
 
-A state of a few hundred events is returned with its PDUs, unless these are long. For a larger state
-only the sizes are returned, so that a response can state its length and then be streamed
+If a state and its auth chain have at most a few hundred events, and their PDUs are not long, the
+PDUs are returned. Otherwise only their sizes are returned. From these the caller computes the
+length of the response. It then streams the response, and reads the PDUs in batches
 (`EventStore.get_pdus`).
 """
 

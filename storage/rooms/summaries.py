@@ -1,5 +1,8 @@
-"""Summaries of rooms, for the room directory and for naming rooms, and the search in the directory.
-The write that changes a room's state also updates its summary."""
+"""Summaries of rooms: the data that the room directory shows, and that clients need to name a room.
+
+This module also searches the directory. The write that changes a room's state also updates its
+summary.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,8 +1,8 @@
 """Subscriptions of users to threads (MSC4306).
 
 Laws:
-- Each change takes a position (`Topic.THREAD_SUBSCRIPTION`). The latest row of each thread is
-  stored, also if the user unsubscribed.
+- There is one row for each user and thread, with the latest change and its position
+  (`Topic.THREAD_SUBSCRIPTION`). The row remains when the user unsubscribes.
 - An automatic subscription names the event that caused it. It is refused if the user has
   unsubscribed since that event.
 """

@@ -1,12 +1,16 @@
-"""Finds the threads that have new events in a range of positions, in some rooms.
+"""Finds the threads of some rooms that have new events in a range of positions.
 
-An event counts if its thread is stored with it (`storage/events/event_threads.py`). Each thread is
-listed with its newest event in the order of the room. It may be listed on two pages if its newest
-`MAX_REPLIES` replies are all outside the range.
+An event counts if it is a reply in a thread, and the thread is stored with the event
+(`storage/events/event_threads.py`). The threads are returned in pages, the one with the latest
+event first. Each thread is listed with its newest event in the order of the room.
 
-Law: the cost of a page is bounded. It reads a limited number of thread events of the rooms,
-backwards. If these belong to too few threads, the page is short and states the position that it
-reached.
+A page omits threads that earlier pages listed. To recognize them, it reads the newest `MAX_REPLIES`
+replies of each thread. A thread may be listed again if none of these replies is in the range of
+the earlier pages.
+
+Law: the cost of a page is bounded. It reads a limited number of thread events, backwards from the
+end of the previous page. If these belong to fewer threads than requested, the page is short. It
+returns the position that it reached, and the next page continues there.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,9 +33,10 @@ MIN_EVENTS_PER_ROOM = 10
 MAX_ROOMS_PER_BATCH = 128
 """The number of rooms per batch: those whose unread part has the latest events."""
 MAX_REPLIES = 30
-"""The newest replies of a thread that are read. They tell whether an earlier page had the thread,
-and which event of the range is newest. If all of these are outside the range, a thread may be
-listed again, and its newest event is that of the walk."""
+"""The number of newest replies of a thread that are read. They show whether an earlier page listed
+the thread, and which event of the range is newest in the order of the room. If all of them are
+outside the range, a thread may be listed again, with the newest of those events that the page
+read."""
 
 # This order, and no condition on the kind of relation, leave PostgreSQL only this index to walk
 # along, whatever its statistics say

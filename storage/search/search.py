@@ -1,13 +1,14 @@
-"""The searchable texts of events. A job writes them (`homeserver/services/search/indexing.py`), and
-a search finds them by the keys of their words (`storage/engine/text_index.py`).
+"""The searchable texts of events. A job writes them (`homeserver/services/search/indexing.py`). A
+search finds them by their words, which are stored in a normalized form, the *keys*
+(`storage/engine/text_index.py`).
 
 Laws:
 - When the job has processed an event, the event has a row if it is in a timeline, is not redacted
   and has a text. The text is that of its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
-- Only the job adds and changes rows. It processes the events in the order of their numbers
-  (`select_batch`, `set_texts`). So a row may be older than the latest edit or a redaction of its
-  event, and readers check each result against the current event.
+- Only the job adds and changes rows. It processes events after they are stored, in the order of
+  their numbers (`select_batch`, `set_texts`). So a row is outdated for a while after an edit or a
+  redaction of its event, and readers check each result against the current event.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence

@@ -8,8 +8,8 @@ Laws:
   that.
 - Pairs that a write has numbered are shared with other transactions only after its commit. After a
   rollback the same number may be assigned to another pair.
-- Only one write runs at a time, on all nodes (`storage/engine/writer.py`). So a write reads the
-  numbering of a room at most once.
+- All nodes together run only one write transaction at a time (`storage/engine/writer.py`). So no
+  other write changes the numbering of a room meanwhile, and each write reads it at most once.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

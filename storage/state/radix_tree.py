@@ -1,23 +1,25 @@
 """An immutable, content-addressed radix tree from small dense integers to positive integers.
 
-It is pure: nodes come from a loader and new nodes are returned. `state_tree.py` stores them in the
-database. There the keys are the numbers of a room's (type, state_key) pairs and the values are the
-numbers of events (`event_nid`).
+This module does not use the database. The caller passes a function that loads nodes of the tree,
+and new nodes are returned to the caller. `state_tree.py` stores them in the database. In its trees
+the keys are the numbers of a room's (type, state_key) pairs, and the values are the numbers of
+events (`event_nid`).
 
 Laws:
-- A node is bytes that are read in place, so a lookup decodes nothing. Its id is the hash of its
-  bytes, so equal subtrees are one node. Equal maps have equal roots, whatever the order of their
-  changes: a tree is only as high as its highest key needs, and absent entries at the end of a node
-  are not written.
+- A node is a byte string that is read in place, so a lookup decodes only the values that it
+  returns. The ID of a node is the hash of its bytes, so equal subtrees have the same ID and are
+  stored once.
+- Equal maps have equal roots, whatever the order of their changes: a tree is only as high as its
+  highest key needs, and absent entries at the end of a node are not written.
 - A key is set and never removed. The empty map has no root (None).
 - Every node of a tree that `apply` returns is either among the new nodes or below the given root.
   `apply` does not assume that any other node still exists. Garbage collection depends on this.
 - Nodes are loaded level by level, all nodes of a level in one batch.
 
-Encoding: the first byte is the height of the node. 0 is a leaf of 32-bit values, 255 a leaf of
-64-bit values. The rest is little-endian. In a leaf it is the values (0: absent). In an inner node
-it is the child ids of 16 bytes (zeroes: absent). The sizes of nodes were chosen by measurement
-(docs/adr/0004-state-tree.md).
+Encoding: the first byte of a leaf is 0 if its values have 32 bits, and 255 if they have 64 bits.
+The values follow, little-endian (0: absent). The first byte of an inner node is its height, at
+least 1. The IDs of its children follow, 16 bytes each (all zero: absent). The sizes of nodes were
+chosen by measurement (docs/adr/0004-state-tree.md).
 """
 
 import struct
@@ -178,7 +180,7 @@ class RadixTree(msgspec.Struct, frozen=True):
         level: dict[bytes, Collection[int]] = dict.fromkeys(roots, sorted_keys)
         while level:
             nodes.update(self._load_all(load, level.keys() - nodes.keys()))
-            # equal subtrees are one node, so a node may be wanted for the keys of several places
+            # equal subtrees have one ID, so a node may be wanted for the keys of several places
             below: dict[bytes, set[int]] = {}
             for node, node_keys in level.items():
                 content = nodes[node]

@@ -1,17 +1,19 @@
 """The state of rooms after each event, as immutable trees that share equal parts.
 
-A state is a root (None: the empty state) of a radix tree from the room's numbered (type, state_key)
-pairs to the numbers of events. See `radix_tree.py` for the tree, `keys.py` for the numbering,
-`state_garbage_collection.py` for the deletion of states that no event needs.
+A state is identified by its root (None: the empty state). This is the root of a radix tree that
+maps the numbers of the room's (type, state_key) pairs to the numbers of events. See `radix_tree.py`
+for the tree, `keys.py` for the numbering, and `state_garbage_collection.py` for the deletion of
+states that no event needs.
 
 Laws:
 - A root that is passed to `apply` belongs to an event or a head that the same transaction has read,
-  or was made in it. The returned root is stored with an event or a head in the same transaction.
-  Otherwise the nodes of these trees may be deleted by a garbage collection.
-- `apply` writes every node it made, whether it is cached or not, because a cached node may have
-  been deleted.
-- Nodes may be cached before the commit that stores them, because their ids are hashes. Numbers of
-  pairs may be cached only after it.
+  or an earlier `apply` in this transaction returned it. The root that `apply` returns is stored
+  with an event or a head in the same transaction. Otherwise a garbage collection may delete the
+  nodes of these trees.
+- `apply` writes all new nodes to the database, even those that are cached, because a cached node
+  may have been deleted from the database.
+- New nodes may be cached before the commit, because their IDs are hashes. New numbers of pairs may
+  be cached only after the commit: after a rollback another pair may get the same number.
 - A read costs one query for each level of the tree (1 to 4 levels) for all roots and keys together,
   and one query for the pairs that were numbered since the previous read. Methods named `…_in` run
   inside a read or a write. If everything is cached and not too large (`MAX_INLINE_KEYS`), the

@@ -1,13 +1,17 @@
-"""Connections of sliding sync: the state of each connection, so that it survives a restart.
+"""The states of sliding sync connections, stored so that a connection survives a restart.
+
+A state records what the client was sent. Each state has a number, which the client gets in `pos`
+and sends with its next request. A connection may have several stored states, because the server
+does not know which responses the client has received.
 
 Laws:
 - A stored state never changes, and its number is not reused. So a state that was read remains
   valid.
-- A client has certainly received a state if it sends the state's number in its next request. The
-  next write then deletes the older states. It keeps the newer ones, because the client may still
-  receive them. For example, a client repeats a request after a network failure, and the server
-  answers the first request after the repeated one. This late response does not invalidate the state
-  that the client uses.
+- A client has certainly received the state whose number it sends. The write of the following state
+  deletes those that are older than the received one. It keeps the newer ones, because the client
+  may use any of them. For example, a client sends state 5, loses the network, and repeats the
+  request. The response to the repeated request has state 6. The first request is answered late,
+  with state 7. This does not delete state 6, which the client uses.
 - The number of states of a connection is limited. The oldest are deleted, but never the one that
   the client sent last.
 - The number of connections of a device is limited, and unused ones are deleted after some time.
@@ -25,8 +29,8 @@ MAX_DEVICE_CONNECTIONS: Final = 16
 """The most connections of a device. The least recently used are deleted first."""
 MAX_CONNECTION_STATES: Final = 8
 """The most states of a connection. Usually there are two: the one that the client sent and the one
-that it was given. There are more if it repeats requests with the same one. The oldest are deleted
-first."""
+in the response. There are more if the client repeats requests with the same state. The oldest are
+deleted first."""
 
 
 class SlidingConnectionKey(msgspec.Struct, frozen=True, gc=False):

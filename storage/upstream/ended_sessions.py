@@ -1,8 +1,8 @@
-"""Sign-ins that ended at their identity provider, stored for some minutes.
+"""Ended sessions at identity providers, stored for some minutes.
 
-A request that relies on a sign-in at a provider checks in its own write, on any node, that the
-sign-in has not ended. So a request that was in progress when the provider ended the session is
-refused.
+A request that relies on a sign-in at a provider checks that the session of the sign-in has not
+ended. It checks this in the transaction in which it writes. So a request that was in progress when
+the session ended is refused, on any node.
 """
 
 from storage.engine.database import Database
@@ -11,9 +11,9 @@ from storage.upstream.sessions import ProviderSessions, parse_origin
 
 
 def is_ended(txn: Transaction, origin: str | None) -> bool:
-    """Return whether a sign-in ended at its provider after it began. `origin`: its JSON. A sign-in
-    that began later is another one, even with the same session name: SAML reuses session indexes,
-    saml-core-2.0-os section 2.7.2."""
+    """Return whether the session of a sign-in ended after the sign-in began. `origin`: the JSON of
+    the sign-in. A sign-in that began later has another session, even with the same session name:
+    SAML reuses session indexes, saml-core-2.0-os section 2.7.2."""
     sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None:
         return False
@@ -28,7 +28,7 @@ def is_ended(txn: Transaction, origin: str | None) -> bool:
 
 
 class EndedProviderSessionStore:
-    """The table of ended sign-ins."""
+    """The table of ended sessions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class EndedProviderSessionStore:
     def add_ended(
         self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None, now: int
     ) -> None:
-        """Add ended sign-ins: one, or all with a prefix that ends at the first or last dot of their
+        """Add ended sessions: one, or all with a prefix that ends at the first or last dot of their
         names. `subject`: only those of this person; then the prefix may be empty. `now`:
         milliseconds since 1970."""
         sql = (

@@ -1,8 +1,10 @@
 """Links between subjects of identity providers and accounts of this server.
 
-Laws:
-- A subject has at most one account, and an account has at most one subject of each provider.
-- A subject is the provider's identifier of a person. The provider never reassigns it.
+A subject is a provider's identifier of a person. This server assumes that the provider never gives
+it to another person.
+
+Law: a subject is linked to at most one account, and an account to at most one subject of each
+provider.
 """
 
 from collections.abc import Iterable

@@ -1,10 +1,11 @@
 """Pending sign-ins at identity providers (flows), used SAML assertions and used logout tokens.
 
 Laws:
-- A flow is at one step, for one browser, and expires after some minutes. The next step removes it,
-  so it is used once.
-- If the session at the provider ends, its pending flow ends too.
-- An assertion and a logout token are used once, on all nodes.
+- A flow belongs to one browser and to one step of the sign-in, and expires after some minutes. The
+  next step removes it, so it is used once.
+- After the user has signed in at the provider, a flow may wait for further steps at this server. If
+  the session at the provider ends meanwhile, the flow is removed.
+- An assertion or a logout token that one node has accepted is refused by all nodes from then on.
 """
 
 import msgspec
