@@ -67,7 +67,7 @@ class StoredEvent:
         self.depth = row.depth
         """The depth by our own count; the depth that an event claims may be wrong."""
         self.position = row.position
-        """Arrival in the one sequence; None if it is not shown as new."""
+        """The position of its arrival in the stream; None if it is not shown as new."""
         self.flags = row.flags
         self.state_root = row.state_root
         self.current_root = row.state_root if row.current_root is None else row.current_root

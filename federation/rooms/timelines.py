@@ -24,7 +24,7 @@ _position = attrgetter("position")
 
 
 class Positioned(Protocol):
-    """An object with a position in the one sequence."""
+    """An object with a position in the stream."""
 
     @property
     def position(self) -> int:

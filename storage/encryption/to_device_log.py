@@ -73,7 +73,7 @@ class ToDeviceLogSnapshot(NamedTuple):
     """The log at one moment."""
 
     head: int
-    """The head of the one sequence."""
+    """The head of the stream."""
     oldest: int | None
     """The first row; None if the log was empty."""
     rows: Sequence[tuple[int, bytes]]

@@ -106,7 +106,7 @@ def _adapt_sql(engine: str, bytes_type: str, sql: str) -> str:
 
 
 def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
-    """Migrate the database. Return the position of its one sequence. Blocks.
+    """Migrate the database. Return the latest position of its stream. Blocks.
 
     Several processes may start at once: one migrates and the others wait for it. Raises
     DatabaseUnavailable if the database cannot be reached, UnsuitableDatabase, SchemaTooNew,

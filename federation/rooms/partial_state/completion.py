@@ -6,8 +6,7 @@ Laws:
   events.
 - Fetched events are stored as they arrive. So a later attempt fetches only the missing ones.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
-  After each failed attempt the pause grows. Attempts continue as long as a local user is in the
-  room.
+  The pause grows after each failed attempt. Attempts end when no local user is in the room.
 - Requests that need the complete state wait for the last write, for a limited time
   (`PartialRooms`). If no server sends the rest any more (`state_sources.py`), the requests continue
   with the partial state, and we retry only once an hour.

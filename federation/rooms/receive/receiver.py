@@ -1,21 +1,18 @@
 """Receives events from other servers: checks them, adds them to the room's graph, and writes them.
 
-Before the events get their turn in the room's queue, this module asks the room's policy server and
-fetches keys. It also tries to fetch unaltered copies of events whose content does not match their
-hash. During the turn it sends no requests, except to a policy server that the room has just named.
+Before the events get their turn in the room's queue, this module asks the room's policy server,
+fetches keys, and tries to fetch unaltered copies of events whose content does not match their hash.
+During the turn it sends no requests, except to a policy server that the room has just named.
 
 Laws:
 - Events go through the room's queue, like those of our users. So writes of one node never conflict.
-- Each PDU gets an outcome. A hostile event costs no more than an honest one and does not affect
-  other events.
+- Each PDU gets an outcome. A hostile event costs no more than others and does not affect them.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
 - In a room with partial state, a new event is checked against the known part of the state and the
-  memberships among its auth events. Some events are received although prev_events are missing:
-  backfilled events, events whose missing prev_events are also prev_events of our join, and events
-  that remove a local user, if no server sends their prev_events. For these, the state after our
-  join replaces the states after the missing prev_events.
-- When the state is complete, all events that were received with partial state are rechecked
-  (`partial_state/completion.py`).
+  memberships among its auth events. The state after our join replaces the states after missing
+  prev_events of three kinds of events: backfilled events, events whose missing prev_events are also
+  prev_events of our join, and removals of local users. All events that were received with partial
+  state are rechecked when the state is complete (`partial_state/completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -495,8 +492,7 @@ class Receiver:
         states: Mapping[EventID, Collection[EventID]],
         join: StoredEvent | None,
     ) -> StateChange:
-        """Return the state before an event. The state after `join` replaces the states after
-        missing events."""
+        """Return the state before an event. That after `join` replaces those of missing events."""
         known = [
             StateChange(stored.state_root) for stored in (*prev, *(() if join is None else (join,)))
         ]

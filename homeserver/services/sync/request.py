@@ -38,7 +38,7 @@ class SyncRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class SyncRange(msgspec.Struct, frozen=True, gc=False):
-    """The part of the one sequence that a response covers: since < position ≤ upto."""
+    """The part of the stream that a response covers: since < position ≤ upto."""
 
     since: int
     """0 for an initial sync."""

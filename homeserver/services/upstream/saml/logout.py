@@ -5,8 +5,8 @@ Laws:
   server, and it has not expired.
 - The request ends the devices, browser sessions, unused login tokens and codes, and pending flows
   of the sign-in that it names.
-- If the request or the sign-in has no `SessionIndex`, the user's sessions cannot be told apart. The
-  request then also ends everything that would let the user in without authentication.
+- If the request or the sign-in has no `SessionIndex`, the user's sessions cannot be distinguished.
+  The request then also ends everything that would let the user in without authentication.
 - The provider's response to our own logout request is not evaluated: the logout here is already
   done.
 
