@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from homeserver.observe.caches import CountedCache
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.rooms.receipt_cache import ReceiptCache
 from homeserver.services.rooms.room_caches import RoomCaches
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync

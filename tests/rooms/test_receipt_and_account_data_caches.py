@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from homeserver.services.account_data import room_account_data_cache
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.account_data import account_data_cache
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.rooms import receipt_cache
 from homeserver.services.rooms.receipt_cache import ReceiptCache
 from storage.account_data.account_data import AccountDataStore
@@ -142,7 +142,7 @@ async def test_receipts_added_to_cached_rooms_are_bounded_too(
 async def test_cached_account_data_equal_the_stored_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(room_account_data_cache, "MAX_CHANGED_ROOMS", 4)
+    monkeypatch.setattr(account_data_cache, "MAX_CHANGED_ROOMS", 4)
     chance, store, streams = Random(seed), AccountDataStore(database), database.streams
     kept = AccountDataCache(
         store=store, streams=streams, capacity=chance.choice([40_000, 1_000_000])
@@ -247,7 +247,7 @@ async def test_changed_rooms_count_in_the_size_and_once(sqlite_database: Databas
     await kept.of_user(ALICE)
     whole = kept.weight
     await write()
-    assert kept.weight >= 20 * room_account_data_cache.ENTRY_BYTES
+    assert kept.weight >= 20 * account_data_cache.ENTRY_BYTES
     slow: list[Deferred[None]] = []
     read = store.get_rooms_account_data
 

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.http.rate_limits import address_key
 from homeserver.http.responses import FileBody, Response
 from homeserver.services.media.headers import file_headers, parse_name

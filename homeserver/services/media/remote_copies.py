@@ -18,7 +18,7 @@ from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
 from homeserver.api.limits import Limit
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.media.freeze import MediaFreeze
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type

@@ -29,7 +29,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName
 from federation.remote.media import FileHeaders, MediaClient, RemoteFileTooLarge
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.services.media.download_slots import DownloadSlot, DownloadSlots
 from storage.cache import LRU
 from storage.media.spool import Spool

@@ -25,7 +25,7 @@ from federation.protocol.errors import (
     NotYetUploaded,
 )
 from federation.protocol.ids import ServerName, UserID
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.services.media.freeze import MediaFreeze
 from homeserver.services.media.headers import parse_name, parse_type
 from homeserver.services.media.location_removal import LocationRemover

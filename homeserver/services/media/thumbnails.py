@@ -33,7 +33,7 @@ from federation.protocol.errors import (
     NotFound,
     TooLarge,
 )
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.http.responses import FileBody, FileSource, MemorySource
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
 from storage.media.contents import MediaContents

@@ -32,7 +32,7 @@ from federation.protocol.errors import (
     StoreUnavailable,
 )
 from federation.protocol.ids import UserID
-from homeserver.api.storage_errors import convert_store_errors
+from homeserver.api.media_store_errors import convert_store_errors
 from homeserver.services.media.headers import parse_type
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import FetchedPage, PreviewFetcher

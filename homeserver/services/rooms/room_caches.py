@@ -2,7 +2,7 @@
 
 import msgspec
 
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.rooms.receipt_cache import ReceiptCache
 
 

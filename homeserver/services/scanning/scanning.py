@@ -47,7 +47,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import UserID
 from federation.rooms.concurrency import map_concurrently
-from homeserver.api.storage_errors import media_store_error
+from homeserver.api.media_store_errors import media_store_error
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.plugins.hooks import FileToCheck

@@ -12,8 +12,8 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.relations import read_relation
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.account_data.ignored_users import IgnoredUsers
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.filters.event_filters import NO_FILTER
 from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.rooms.thread_subscriptions import ThreadSubscriptions

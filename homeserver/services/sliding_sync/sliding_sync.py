@@ -30,7 +30,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.partial_rooms import PartialRooms
 from homeserver.cluster.notifier import Notifier
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.rooms.receipt_cache import ReceiptCache
 from homeserver.services.rooms.room_caches import RoomCaches

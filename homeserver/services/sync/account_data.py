@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from federation.protocol.ids import RoomID
-from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.account_data.account_data_cache import AccountDataCache
 from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import SyncRange, SyncRequest
