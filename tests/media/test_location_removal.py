@@ -163,18 +163,38 @@ def test_an_xmp_packet_in_several_segments_is_removed() -> None:
     assert not any(word[:4] in after for word in WORDS)
 
 
-def test_place_names_in_iptc_data_are_removed() -> None:
-    received = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
-    sets = b"".join(
-        struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in received
-    )
+def iptc_set(kind: int, text: bytes, size: bytes | None = None) -> bytes:
+    return struct.pack(">BBB", 0x1C, 2, kind) + (size or struct.pack(">H", len(text))) + text
+
+
+def without_iptc_places(sets: bytes) -> bytes:
     resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(sets)) + sets + bytes(len(sets) % 2)
-    after = without_place(
+    return without_place(
         with_segments(picture(4, 4, "JPEG"), segment(0xED, b"Photoshop 3.0\0" + resources))
     )
+
+
+def test_place_names_in_iptc_data_are_removed() -> None:
+    received = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
+    after = without_iptc_places(b"".join(iptc_set(kind, text) for kind, text in received))
     assert b"A market" in after
     assert b"Toshkent" not in after
     assert b"Uzbekistan" not in after
+
+
+def test_place_names_after_a_long_iptc_text_are_removed() -> None:
+    """The size of a long text is given in a further field. source: IPTC-NAA IIM 4.2, 1.6"""
+    long = iptc_set(120, b"A market", struct.pack(">HI", 0x8004, 8))
+    after = without_iptc_places(long + iptc_set(90, b"Toshkent"))
+    assert b"A market" in after
+    assert b"Toshkent" not in after
+
+
+def test_iptc_data_that_cannot_be_parsed_are_removed() -> None:
+    for broken in (b"?", struct.pack(">BBBH", 0x1C, 2, 120, 0x8FFF)):
+        after = without_iptc_places(iptc_set(120, b"A market") + broken + iptc_set(90, b"Toshkent"))
+        assert b"A market" in after
+        assert b"Toshkent" not in after
 
 
 def hexadecimal(content: bytes) -> bytes:

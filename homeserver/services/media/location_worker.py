@@ -538,17 +538,20 @@ def clean_iptc(metadata: MetadataBytes, at: int, end: int) -> None:
     """Patch IPTC: replace names of towns, provinces and countries by spaces."""
     end = min(end, len(metadata.data))
     while at + 5 <= end and metadata.data[at] == 0x1C:
-        record, kind, size = (
-            metadata.data[at + 1],
-            metadata.data[at + 2],
-            int.from_bytes(metadata.data[at + 3 : at + 5]),
-        )
+        record, kind = metadata.data[at + 1 : at + 3]
+        size = int.from_bytes(metadata.data[at + 3 : at + 5])
         at += 5
-        if size & 0x8000:
-            return
+        if size & 0x8000:  # the number of bytes in which the size follows
+            digits = size & 0x7FFF
+            if digits > 4:
+                break
+            size = int.from_bytes(metadata.data[at : at + digits])
+            at += digits
         if record == 2 and kind in IPTC_LOCATION_TYPES:
             metadata.blank(at, min(at + size, end))
         at += size
+    if any(metadata.data[at:end]):  # not only padding
+        metadata.blank(at, end)
 
 
 def find(file: BinaryIO, wanted: bytes, at: int) -> int | None:
