@@ -194,6 +194,7 @@ NOT_REDIRECTED = [
     {"redirect_uri": "https://evil.example/"},
     {"redirect_uri": "io.element.android:/#"},
     {"state": "s" * 3000},
+    {"state": "s" * 3000, "response_mode": "form_post"},
 ]
 
 

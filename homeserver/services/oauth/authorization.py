@@ -118,12 +118,12 @@ class Authorization:
         returning = ResponseTarget(
             client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state
         )
+        if state is not None and len(state) > MAX_STATE_LENGTH:
+            raise OAuthError("invalid_request", "state is too long")
         if mode not in ("query", "fragment"):
             raise AuthorizationRefused(
                 returning, "invalid_request", "response_mode must be query or fragment"
             )
-        if state is not None and len(state) > MAX_STATE_LENGTH:
-            raise OAuthError("invalid_request", "state is too long")
         if parameters.get("response_type") != "code":
             raise AuthorizationRefused(
                 returning, "unsupported_response_type", "response_type must be code"
