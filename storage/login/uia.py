@@ -1,8 +1,8 @@
-"""Sessions of user-interactive authentication (UIA), and the last confirmation per device, after
-which a device need not confirm again for some time.
+"""Stores the sessions of user-interactive authentication (UIA), and the time of the last
+confirmation on each device.
 
-A session belongs to one operation and user, and confirms no other. It expires after some minutes. A
-job removes expired sessions.
+A session confirms only one operation of one user. It expires after some minutes, and a job removes
+it. For some time after a confirmation, further operations from the same device may need none.
 
 spec: client-server-api#user-interactive-authentication-api
 """
@@ -114,7 +114,7 @@ class UIAStore:
 
 
 class ConfirmationStore:
-    """The table `uia_confirmations`: the last confirmation of an operation per device."""
+    """The table `uia_confirmations`: the time of the last confirmation on each device."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,23 +1,23 @@
-"""Repairs a restored database, because clients and other servers have seen changes after the
-backup.
+"""Repairs a database that was restored from a backup. Such a database lacks the changes after the
+backup, which clients and other servers have already seen.
 
 Laws:
 - No position is used a second time. Clients whose tokens have later positions than the backup
   receive all new changes.
 - No one-time key is given out again. Some of the stored keys were claimed after the backup, and
   messages encrypted with them would be unreadable. The server reports one remaining key to each
-  device, so the devices publish new ones. Until then fallback keys are given out, which the devices
-  then replace.
+  device, so the devices upload new ones. Until then the server gives out fallback keys. They are
+  marked as used, so the devices replace them too.
 - Device lists that may have changed are fetched again: lists of remote users by us, lists of local
   users by other servers, and all of them by clients.
-- Connections of sliding sync start over, because the numbers of their states would be reused. The
-  numbers of key backups and filters would be reused too, so the next ones of each user are far
-  higher. The number of the next pusher is far higher too, because an unsubscribe link in an older
-  e-mail must not match a new pusher.
-- Key backups keep their version, though they lack keys. If the version changed, a client would read
-  nothing from its backup until its owner enters the recovery key (docs/adr/0034).
+- Sliding sync connections are deleted, so clients start new ones. Otherwise a `pos` from before the
+  restore could match another state.
+- New key backups, filters and pushers get far higher numbers, so that no number is used a second
+  time. For example, an unsubscribe link in an old e-mail must not match a new pusher.
+- Existing key backups keep their version, although they may lack keys. If the version changed, a
+  client would read nothing from the backup until the user enters the recovery key (docs/adr/0034).
 
-While this runs, no server may have the database open.
+No node may have the database open during the repair.
 """
 
 from typing import Final

@@ -3,7 +3,8 @@
 Laws:
 - No other process uses the two databases during the copy. If a server uses one of them, the copy is
   refused.
-- Tables and columns are read from the database, so no list of them can be incomplete.
+- The names of tables and columns come from the database, not from a list in the code. So no table
+  can be forgotten.
 - The target is written in one transaction, and read back and compared before its commit. If the
   copy fails, the target stays empty, and the copy can be started again. The source is never
   changed.

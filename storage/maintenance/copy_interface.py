@@ -1,8 +1,8 @@
-"""The interface to the source or target of a copy.
+"""The interface to the source or target database of a copy.
 
-`copy_sqlite.py` and `copy_postgres.py` implement it. A side is one connection. Opening it raises
-`CannotCopy` while a server uses the database. Until it is closed, no server can write to the
-database.
+`copy_sqlite.py` and `copy_postgres.py` implement it. A `CopySide` is one connection to one of the
+two databases. Opening the connection raises `CannotCopy` if a server uses the database. Until it is
+closed, no server can write to the database.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ BATCH = 500
 memory at worst."""
 
 SCHEMA_VERSION_TABLE = "schema_version"
-"""The table that describes the database itself. Each side has its own."""
+"""The table that describes the database itself. It is not copied."""
 
 
 class CannotCopy(Exception):
@@ -30,7 +30,7 @@ class CopySide(Protocol):
 
     def get_tables(self) -> Mapping[str, Sequence[str]]:
         """Return the columns of all tables except SCHEMA_VERSION_TABLE, as read from the database;
-        without its own indexes."""
+        without the tables of the database's own indexes."""
 
     def count_rows(self, table: str) -> int: ...
     def read_rows(self, table: str, columns: Sequence[str]) -> Iterator[Sequence[Row]]:

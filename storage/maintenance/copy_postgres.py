@@ -1,8 +1,9 @@
 """PostgreSQL as the source or target of a copy.
 
-A copy is refused while a Mahalla server uses the database. Its sessions are found by their
-application name. The copy holds the writer's lock (see `postgres.py`) to its end, so that a server
-that starts during the copy has to wait. Rows are added by COPY, all in one transaction.
+A copy is refused while a Mahalla server uses the database, that is, while another session has
+Mahalla's application name. The copy holds the lock for write transactions (`WRITE_LOCK`) to its
+end, so that a server that starts during the copy has to wait. Rows are added by COPY, all in one
+transaction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

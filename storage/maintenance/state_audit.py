@@ -1,7 +1,8 @@
-"""Reads the events whose stored states are audited, and stores the progress.
+"""Reads events for the audit of stored room states, and stores its progress.
 
-They are the events that arrived in rooms with remote servers, except rooms with partial state.
-`federation/rooms/state_audit.py` audits them.
+The audit (`federation/rooms/state_audit.py`) recomputes states and compares them with the stored
+ones. The audit covers only rooms with remote servers, and none with partial state. In these rooms
+it covers local and remote events, but no rejected, soft-failed or backfilled ones.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,8 +46,7 @@ class StateAuditStore:
         self._database = database
 
     async def get_arrived(self, after: int, upto: int) -> list[tuple[AuditedEvent, bytes]]:
-        """Return the events in this range of numbers that arrived in rooms with remote servers,
-        with their PDUs. Rooms with partial state are left out."""
+        """Return the events to audit with numbers above `after`, up to `upto`, with their PDUs."""
         return await self._database.read("get_events_to_audit", _select_arrived, after, upto)
 
     async def get_events(self, event_ids: Iterable[str]) -> Mapping[str, AuditedEvent]:

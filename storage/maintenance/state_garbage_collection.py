@@ -6,9 +6,9 @@ in the same transaction, and a job calls `step` until nothing is left to do. No 
 at present: a purge leaves a skeleton of each event, with its state (ADR 25). So the job has no work
 yet.
 
-A collection also deletes nodes that were orphaned in another way. A head that was resolved from
-several states leaves a few when the next event replaces it. Nodes that are orphaned during a
-collection may be left for the next one.
+A collection also deletes nodes that were orphaned in another way. If state resolution computed the
+state of a room head, its tree may have nodes that no event uses. The next event replaces the head
+and orphans them. Nodes that are orphaned during a collection may be left for the next one.
 
 A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
 write creates during the collection are marked with this number. They may refer to nodes that the
@@ -20,10 +20,10 @@ steps, while the room is in use. No needed node is deleted, for these reasons:
 - Writes run one after the other, whichever process makes them. So a step and a write never overlap.
 - During a collection, `StateTreeStore.apply` marks every node it creates with the cycle, even if
   the node exists. It does not rely on its cache for that.
-- All other nodes of a new tree are shared with the tree that was changed. An event or the head
-  needs that tree, so these nodes are marked before anything is deleted. The head is read first and
-  the events after it. So this also holds for a head that is replaced in between: either it was read
-  itself, or the event that was built on it is among the events that are read.
+- All other nodes of a new tree are shared with the older tree from which it was made. An event or
+  the head needs the older tree, so its nodes are marked before anything is deleted. This is true
+  even if only a head needed it, and was replaced during the collection. The head is read before the
+  events. So the collection reads either that head, or the event that was built on it.
 - A removal of events during a collection restarts it.
 """
 

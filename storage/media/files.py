@@ -1,21 +1,23 @@
 """The media folder. It stores each content once, under its SHA-256.
 
-    content/ab/cd/abcd…           a complete content: it appears by a link, never half-written
+    content/ab/cd/abcd…           a complete content; linked here when all its bytes are written
     thumbnails/ab/cd/abcd…/NAME   thumbnails of it; may be deleted at any time
-    incoming/*.part               a content that a process is writing or reading, and has locked
-    incoming/HASH.*               a stored content whose row is not committed yet or is deleted
+    incoming/*.part               a file that a process is receiving, or a hard link to a content
+                                  that it is reading; the process holds a lock on it
+    incoming/HASH.*               a hard link to a content that is being added or removed
     lock, turn                    locks to add or remove contents (`storage/media/folder_lock.py`)
 
 Laws:
-- A write has this order: bytes written and synced, entry named after the hash added to `incoming`,
-  content linked into `content`, folder synced, row committed, entry in `incoming` removed. A crash
-  at any point leaves an entry in `incoming`, from which `sweep` knows what to delete. So no row
+- To add a content: write and sync the bytes, rename the file to `incoming/HASH.*`, link it into
+  `content`, sync the folder, commit the row, remove the entry in `incoming`. After a crash at any
+  point, `sweep` finds the entry in `incoming` and deletes the content if it has no row. So no row
   lacks its file, and after the next start no file lacks its row.
-- A removal has this order: entry in `incoming` added, rows deleted, content deleted, entry removed.
+- To remove a content: add an entry in `incoming`, delete the rows, delete the content, remove the
+  entry.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed.
   A remover needs the lock exclusively, or retries later.
-- Slow work runs in the executor's threads. Work under the exclusive lock runs on the
-  reactor thread, because all threads of the executor may be waiting for that lock.
+- Slow work runs in the executor's threads. But a remover that holds the lock works on the reactor
+  thread, because writers that wait for the lock may occupy all threads of the executor.
 """
 
 import errno

@@ -1,13 +1,15 @@
-"""The lock of a folder with many writers, in one or several processes, and an occasional remover.
+"""A lock for a folder to which many writers add files, and from which a remover sometimes deletes
+some. Writers and removers may be in several processes. The lock consists of two files:
 
-    lock    shared by writers, held exclusively by the remover
-    turn    held exclusively by a waiting remover: new writers wait for it
+    lock    each writer holds it shared, the remover exclusively
+    turn    held exclusively by a remover that waits for `lock`; new writers wait for `turn` first
 
 Laws:
 - A remover waits only for writers that have the lock already, so it gets the lock even if the
-  folder is busy. If they take several seconds, it gives up.
-- Only `lock_shared` blocks, so it is called in a thread. No thread waits for `turn`, because the
-  writers that have the lock need the threads to finish.
+  folder is busy. The remover gives up after several seconds.
+- Only `lock_shared` blocks, so call it in a thread. Writers wait for `turn` on the reactor thread,
+  by polling. If they waited in threads, the writers that have the lock might find no thread in
+  which to finish.
 """
 
 import errno
@@ -51,7 +53,7 @@ class FolderLock:
         return lock
 
     async def wait_for_remover(self) -> None:
-        """Wait while a remover waits for the lock or holds it. Call it before `lock_shared`."""
+        """Wait while a remover waits for the lock. Call it before `lock_shared`."""
         while (turn := self._open("turn", fcntl.LOCK_SH | fcntl.LOCK_NB)) is None:
             await self._pause()
         os.close(turn)

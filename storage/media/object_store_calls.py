@@ -3,12 +3,13 @@
 If the store hangs, its callers do not.
 
 Laws:
-- Each caller fails within a time limit after the store becomes silent. Silent means that fewer than
-  `MIN_BYTES` of its call move or, while the call waits for a thread, of any call. While a store
-  joins uploaded parts, the limit is longer.
-- A call that was abandoned before a thread took it is never made. An abandoned call that runs ends
-  with its next bytes, or at its socket timeout (`storage.media.s3`). A result that arrives later is
-  passed to `on_late_result`.
+- Each caller fails within a time limit after the store becomes silent. The store is silent if fewer
+  than `MIN_BYTES` move in `max_silence` seconds. Only the bytes of the caller's own call count. But
+  while this call waits for a thread, the bytes of all calls count. While a store joins uploaded
+  parts, the limit is longer.
+- A call is abandoned when its caller fails. If no thread has taken it yet, it is never made. If it
+  is running, it fails when its next bytes move, or at its socket timeout (`storage.media.s3`). If
+  it still returns a result, `on_late_result` gets the result.
 - Long calls, which write large contents, get only some of the threads, so that short ones do not
   wait for them.
 """
@@ -27,7 +28,7 @@ from storage.media.object_store import ObjectStoreFailed
 T = TypeVar("T")
 
 MIN_BYTES: Final = 1 << 16
-"""Fewer bytes in the permitted silence count as silence."""
+"""The store is silent if fewer bytes move in `max_silence` seconds."""
 
 
 class ObjectCall:

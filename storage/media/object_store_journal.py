@@ -1,10 +1,16 @@
 """The journal of the object store: which contents are stored, being uploaded, or being deleted.
 
-A row passes through these states: `uploading` (before the object is written) → `stored` (in the
-transaction of the first file's row) → `deleting` (in the transaction that deletes the last file's
-row) → no row (after the object is deleted). An `uploading` row that its writer has not renewed in
-time becomes `deleting`. If the writer is still alive, it notices that when it tries to set
-`stored`.
+Each row describes one object, and passes through these states:
+
+    uploading   from before the object is written
+    stored      from the transaction that adds the first file with this content; if a job writes the
+                object later, from a transaction of the job
+    deleting    from the transaction that deletes the last file with this content, or when the
+                object is not needed in the store any more
+    no row      after the object is deleted
+
+The process that uploads an object renews its row. An `uploading` row that is not renewed in time
+becomes `deleting`. If the process is still alive, it notices this when it tries to set `stored`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -61,14 +67,14 @@ class MediaObjectJournal:
         await self._database.write("add_media_object", _add_uploading, name, hash, size, until_ms)
 
     async def renew(self, name: str, until_ms: int) -> None:
-        """Record that it is still being written."""
+        """Record that the object is still being written."""
         await self._database.write("renew_media_object", _renew, name, until_ms)
 
     def set_stored(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
-        """Record that the object is written. If another object has this content by now, that one is
-        kept.
+        """Record that the object is written. If another object with this content is stored already,
+        keep that one and mark this one for deletion.
 
-        Return False if its time had expired: then it is being deleted.
+        Return False if the row was not renewed in time: then the object is being deleted.
         """
         if self.is_stored(txn, hash):
             txn.execute(

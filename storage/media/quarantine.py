@@ -1,15 +1,16 @@
-"""Quarantined files, and files that are protected from it.
+"""Quarantines and releases files, and protects files from quarantine.
 
 Laws:
 - A quarantine applies to a content: to all unprotected files with the same bytes, local and remote,
-  and to those that arrive later. If such files are deleted and arrive again, the quarantine by an
-  administrator still applies. Scanners scan the file again.
+  and to those that arrive later. If all of them are deleted and one arrives again, a quarantine by
+  an administrator still applies. A quarantine by a scanner does not: the file is scanned again.
 - A remote file may be quarantined before there is a copy of it.
 - While a file is protected, nothing quarantines it: neither a quarantine of another file with the
   same bytes nor a scanner that finds it harmful.
 - If an administrator releases a file that a scanner found harmful, scanners do not quarantine it
   again.
-- Each change has a number. A reader of the changes in order misses none.
+- Each quarantine or release of a file gets a number. A reader that asks for changes after the last
+  number that it got misses none.
 """
 
 from collections.abc import Iterable, Sequence, Set

@@ -1,8 +1,8 @@
 """Moves contents between the folder and the object store, and limits the size of the folder.
 
-`storage.media.shared_contents` describes the roles that decide where contents belong. Jobs call the
-classes step by step. Each step looks for contents that are not yet where they belong, so an
-interruption loses nothing.
+Where contents belong depends on the configured role of the object store, such as `main`
+(`storage.media.shared_contents`). Jobs call the classes step by step. Each step looks for contents
+that are not yet where they belong, so an interruption loses nothing.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """Reads events for their references to files (`references.py`), step by step, for a job.
 
-Events are read in the order of their numbers. Profiles and account data are not read by the job:
-the write that changes them also writes their references.
+The job reads events in the order of `event_nid`. It does not read profiles and account data: the
+write that changes them also writes their references.
 """
 
 from typing import Final
@@ -33,8 +33,8 @@ def select_progress(txn: Transaction) -> FollowerProgress:
 
 
 def put_events(txn: WriteTransaction, after: int, upto: int) -> None:
-    """Write the references of the events after one number, up to another; all earlier ones had
-    none."""
+    """Write the references of the events with numbers above `after`, up to `upto`. Unread events
+    before them have none."""
     put_batch(txn, select_batch(txn, after, upto - after, upto))
     set_progress(txn, upto)
 

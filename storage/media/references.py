@@ -1,22 +1,24 @@
 """References to files by events, profiles and account data. They decide when a file may be deleted.
 
 Laws:
-- An event refers to every content URI in it while it has its content. An edit refers to them only
-  while the edited event has its content too. An `m.room.member` refers to them until a later
-  membership event of the member, because a user who changes their avatar wants the old one deleted.
+- An event refers to every content URI in it until it is redacted or purged. The references of an
+  edit also end when the edited event is redacted or purged. Those of an `m.room.member` event end
+  with a later membership event of the member, because a user who changes their avatar wants the old
+  one deleted.
 - A reference from a room counts while a local user has any membership there, such as a join, an
   invite or a leave, and has not forgotten the room. References to local files also count while
   remote users are in the room. References by membership events to files of an erased account do not
   count.
 - The job that reads events by number writes the references of events (`select_batch`, `put_batch`).
   The write that changes a profile or account data writes their references. A write that may remove
-  a reference records a recheck, which the job does later.
+  references records the event, room, user or file that may have lost them. The job checks it later.
 - One write handles about as many content URIs as one event may have (`MAX_URIS`), because other
   writes wait for it.
-- `unreferenced_ts` is the time since which nothing refers to a file. A local file gets this time
-  only if a reference by its uploader was seen before. Otherwise the file may be attached to an
-  encrypted message, whose references the server cannot see. References by account data do not count
-  for this, because stickers removed from a pack may be in encrypted messages.
+- `unreferenced_ts` is the time since which nothing refers to a file. For a local file it is
+  set only if an event or the profile of the uploader has referred to the file before, or if the
+  uploader's account is erased. Otherwise the file may be attached to an encrypted message, whose
+  references the server cannot see. A reference by the uploader's account data is not enough,
+  because a sticker that was removed from a pack may be in encrypted messages.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set

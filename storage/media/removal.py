@@ -4,9 +4,9 @@ Laws:
 - A caller that deletes rows holds the folder's lock (`storage/media/files.py`), so no file is added
   while an equal one is removed.
 - The write that deletes unreferenced files first reads the events that the job of
-  `reference_follower.py` has not read yet, for their references. If too many are left, it deletes
-  nothing.
-- The same write records the deleted files, the time and the reason.
+  `reference_follower.py` has not read yet, for their references. If there are too many unread
+  events, it deletes nothing.
+- A write that deletes files also records each of them, with the time and the reason.
 - Quarantined or protected files are deleted only on an explicit request.
 """
 
