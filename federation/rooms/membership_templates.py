@@ -1,8 +1,8 @@
 """Makes the membership events that two servers create together (make_join and send_join, for
 example).
 
-A server in the room chooses the event's prev_events and auth events. The server of the user fills
-in the template and signs it.
+A server in the room makes a template, with the prev_events and auth events of the new event. The
+user's server fills in the template and signs it. This module does both.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms

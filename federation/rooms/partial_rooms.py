@@ -1,8 +1,9 @@
 """Lists rooms that were joined with partial state, and lets requests wait for their complete state.
 
 The head of a room says only whether its state is partial now. `PartialRooms` also lists rooms whose
-state is complete by now, with the position of the completion. Some clients do not get a room while
-its state is partial. They get the complete room when they sync past this position.
+state is complete by now, with the position of the completion. Clients that need all members of a
+room (no lazy loading) do not get it while its state is partial. They get the complete room when
+they sync past this position.
 """
 
 from collections.abc import Mapping

@@ -2,15 +2,16 @@
 
 If our users were removed from a room, or the room's ACL denies this server, all servers in the room
 refuse to send this server the state. This server may never learn the reason, because no server
-sends it events any more. Then requests stop waiting for the rest of the state, and the partial
-state is used as if it were complete. The same happens if the state is still incomplete two days
-after the join, whatever the reason.
+sends it events any more. So requests stop waiting for the rest of the state if each server in the
+room has refused to send it (403). They also stop two days after the join, whatever the reason. Both
+happen only after three failed attempts. From then on, the partial state is used as if it were
+complete.
 
 The refusal need not be final. The ACL may change, or a local user may be invited again. So the
-servers are still asked from time to time. After a 429 a server is not asked before the time it
-names.
+servers are still asked from time to time. A server that responds 429 is not asked before the time
+that it names.
 
-spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this open
+spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 does not say when to stop waiting
 """
 
 from collections.abc import Callable, Sequence

@@ -1,25 +1,25 @@
 """Stores acknowledged events that cannot be received in their room yet, and retries them.
 
-Such an event lacks events that it refers to, a signing key, or the answer of the room's policy
-server, or the room has too many forward extremities (`extremity_limit.py`). It is retried until it
-can be received, or expires.
+An event waits in the inbox if events that it refers to are missing, if a signing key cannot be
+fetched, if the room's policy server has not answered, or if the room has too many forward
+extremities (`extremity_limit.py`). It is retried until it can be received, or expires.
 
 Laws:
 - The inbox is in the database, so it survives a restart. `start` continues the work.
 - A node makes one attempt for a room at a time. The number of rooms that are tried at the same time
-  is limited. For the rooms whose next events come from servers of one registered domain, a lower
-  limit applies, because these servers may respond slowly. The same lower limit applies to all rooms
-  whose next event came from a server outside the room.
+  is limited. A lower limit applies to the rooms whose next event came from servers of one
+  registered domain. So slow servers of one owner cannot delay all rooms. All rooms whose next event
+  came from a server outside the room share one such limit.
 - After an attempt without success the room pauses, longer each time. New events from servers or
   users in the room (`room_participants.py`) end the pause early, because they may show that a
   server can be reached again.
-- The events of a room are tried server by server: first those of servers in the room, and among
-  these, first the ones with the fewest attempts. So an event does not delay the others if no
-  server has the events that it lacks. Among servers with equally many attempts, the one that has
-  been in the room for longest comes first. The time limit for the events of a server is short on
-  the first attempt and doubles on each further one. If new events for the room arrive during a long
-  attempt, the attempt ends early. The room then waits for a moment, so that other rooms have their
-  turn.
+- An attempt goes through the servers that sent the events, and tries the events of one server
+  together. It starts with servers in the room, and among these with the server whose events have
+  had the fewest attempts. If these numbers are equal, the server that has been in the room for
+  longer comes first. So if no server has what an event lacks, the events of other servers are not
+  delayed. The time limit for the events of one server is short on the first attempt and doubles on
+  each further one. If new events for the room arrive during a long attempt, the attempt ends early.
+  The room then waits for a moment, so that other rooms have their turn.
 - Any server can send events for a room. So for an event from a server outside the room, requests
   are sent only in the cases of `room_participants.py`, for example if its sender is a member. In
   other cases the event waits until another server sends what it lacks.
@@ -366,7 +366,7 @@ def _is_own(event: Event, origin: ServerName) -> bool:
 
 
 def must_wait(outcome: Outcome) -> bool:
-    """Return whether the event may be placed later: it lacks events or a signing key."""
+    """Return whether the event waits in the inbox, for a reason that the module header names."""
     return outcome.is_waiting or outcome.is_unverified
 
 

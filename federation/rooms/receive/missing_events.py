@@ -3,8 +3,8 @@
 1. Request the events between the received and the stored ones with `get_missing_events`: up to ten
    requests to each server, each for events further back.
 2. Fetch missing auth events and their auth chains.
-3. If prev_events are still missing, request the state before each event that lacks one, and store
-   the event with that state.
+3. If prev_events of an event are still missing, request the state before this event, and store the
+   event with that state.
 
 Laws:
 - Servers are asked in turn, until no event is missing: first the server that sent the events, then

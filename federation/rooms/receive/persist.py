@@ -7,9 +7,9 @@ them.
   would apply it.
 - An accepted event replaces its prev_events among the forward extremities. If other extremities
   remain, the current state is the resolution of the states after all extremities.
-- State resolution reads stored events. So a state event that creates a fork is stored as an outlier
-  first, and then added to the room's graph. After a crash between these steps, it remains an
-  outlier until it is received again.
+- State resolution reads stored events. So if other extremities remain, a state event is first
+  stored as an outlier, and then added to the room's graph. After a crash between these steps, it
+  remains an outlier until it is received again.
 """
 
 from collections.abc import Callable, Iterable, Sequence

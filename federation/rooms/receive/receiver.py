@@ -9,10 +9,10 @@ Laws:
 - Each PDU gets an outcome. A hostile event costs no more than others and does not affect them.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
 - In a room with partial state, a new event is checked against the known part of the state and the
-  memberships among its auth events. The state after our join replaces the states after missing
-  prev_events of three kinds of events: backfilled events, events whose missing prev_events are also
-  prev_events of our join, and removals of local users. All events that were received with partial
-  state are rechecked when the state is complete (`partial_state/completion.py`).
+  memberships among its auth events. For missing prev_events, the state after our join is used, but
+  only if the event is backfilled, if it removes a local user, or if all of them are prev_events of
+  our join too. All events that were received with partial state are rechecked when the state is
+  complete (`partial_state/completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -492,7 +492,7 @@ class Receiver:
         states: Mapping[EventID, Collection[EventID]],
         join: StoredEvent | None,
     ) -> StateChange:
-        """Return the state before an event. That after `join` replaces those of missing events."""
+        """Return the state before an event. For missing prev_events, use the state after `join`."""
         known = [
             StateChange(stored.state_root) for stored in (*prev, *(() if join is None else (join,)))
         ]

@@ -148,8 +148,8 @@ class PusherQueue(msgspec.Struct, eq=False):
                 self.set_badge_due(newer.since)
 
     def drop_one(self) -> None:
-        """Drop the least important push, because too many wait. Prefer one whose room has a later
-        push, then one that is not a highlight; among equal ones the oldest. The badge is sent in
+        """Drop the least important push, because too many wait. Prefer one that is not a highlight,
+        then one whose room has a later push; among equal ones the oldest. The badge is sent in
         any case, since the others may be redacted."""
         self.set_badge_due(None)
         newest = {push.event.room_nid: at for at, push in enumerate(self.waiting)}
