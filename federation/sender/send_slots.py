@@ -1,10 +1,11 @@
 """Limits how many transactions start concurrently, so that unresponsive servers do not delay
 others.
 
-A request without a response releases its slot after `MAX_SLOT_SECONDS`, and continues without a
-slot. If other servers wait for a slot, it releases its slot after one second, unless at least
-`MANY_RUNNING` requests are running. From this number on, each slot adds at most one running
-request in `MAX_SLOT_SECONDS`. Each request has a time limit, so the number of running requests is
+A request needs a slot to start, and releases it when it ends. A request that takes longer than
+`MAX_SLOT_SECONDS` releases its slot then, and continues without one. While other servers wait for a
+slot and fewer than `MANY_RUNNING` requests are running, a request releases its slot after one
+second. When more requests are running, slow ones keep their slots for `MAX_SLOT_SECONDS`, so
+their number grows more slowly. Each request has a time limit, so the number of running requests is
 bounded.
 
 Servers get slots in the order in which their transactions became ready. A waiting server that sends

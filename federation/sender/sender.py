@@ -2,9 +2,10 @@
 
 Laws:
 - The content of durable changes comes from the stream and from tables, never from the code that
-  made the change. So a restart, or a write of another node, needs no special case. The row of the
-  lease has a position: everything up to it is delivered or recorded as missed. A restart reads the
-  stream from there. Only typing and presence, which are not in the stream, are passed in directly.
+  made the change. So a restart, or a write of another node, needs no special case. The lease stores
+  a position: everything up to this position is delivered or recorded as missed. After a restart,
+  the sender reads the stream from there. Only typing and presence, which are not in the stream, are
+  passed in directly.
 - Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
   without waiting for its expiry.
 - Each destination has at most one transaction in progress, which is retried unchanged, with the
@@ -12,12 +13,12 @@ Laws:
   long pauses the catch-up sends the content in other transactions (`transaction_sender.py`).
 - When one of our users joins a room, servers that share no other room with the user receive the
   latest change of the user's devices. They may still have a device list of the user from an earlier
-  shared room. The change shows them that they missed earlier changes. A server that is behind
-  receives no such change. It receives the join when it catches up on the room, and the join shows
-  it that its device list may be outdated.
+  shared room. The change shows them that they missed earlier changes. A server that still has to
+  catch up on missed events receives no such change. It receives the join when it catches up on the
+  room, and the join shows it that its device list may be outdated.
 - A destination that is up to date costs nothing. An unreachable one costs a row for each room in
-  which it misses events (`destination.py`), and an occasional retry. One that the policy blocks
-  costs such rows too, but it is not retried until the policy allows it again.
+  which it misses events (`destination.py`), and an occasional retry. One that the federation policy
+  blocks costs such rows too, but it is not retried until the policy allows it again.
 
 Receipts, typing and presence are sent to reachable servers. An unreachable server receives the
 latest receipts and presence when it responds again, if this process still runs.

@@ -1,5 +1,7 @@
-"""Builds the next transaction to a destination: its queued events and EDUs, or, after an outage,
-the events with which it catches up (`catch_up.py`).
+"""Builds the next transaction to a destination, with events and EDUs.
+
+The events come from the queue of the destination. If the destination has missed events, for example
+in an outage, `catch_up.py` chooses the events, room by room.
 """
 
 from collections import deque

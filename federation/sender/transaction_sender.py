@@ -15,8 +15,8 @@ transaction too, like a proxy that has lost its backend, counts as unresponsive.
 still answers 500 when the pause has grown to ten minutes, the content is sent in parts too. Then an
 item is dropped only if other items of the same kind (events, or EDUs of one type) are accepted.
 
-A destination that the policy blocks is marked as behind. It is not retried until the policy or the
-signed list of members changes.
+A destination that the federation policy blocks is not retried until the policy or the signed member
+list changes. The rooms in which it misses events are stored.
 """
 
 from collections.abc import Callable, Iterator, Mapping

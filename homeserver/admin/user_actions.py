@@ -1,5 +1,6 @@
 """Actions on one account, for administrators: deactivate it, reset its password, make it an
-administrator. Also checks whether a user name is available. The paths are Synapse's."""
+administrator or a normal user. Also checks whether a user name is available. The paths are
+Synapse's."""
 
 import msgspec
 

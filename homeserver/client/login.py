@@ -1,4 +1,4 @@
-"""Log in, and refresh access tokens.
+"""Log in, create login tokens for further clients, and refresh access tokens.
 
 Refreshes have a rate limit of their own, because all clients of an office behind one address may
 refresh their tokens every few minutes.
