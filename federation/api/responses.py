@@ -1,4 +1,4 @@
-"""Types of responses: `Response` sets the status and the headers, and its body can be streamed."""
+"""The type `Response`, with a status, headers and a body, and the types of streamed bodies."""
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from http import HTTPStatus

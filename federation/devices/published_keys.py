@@ -6,9 +6,10 @@ Laws:
 - A result is at least as new as what any client has seen on any node. A client may learn of a
   change on another node a moment before this node learns of it. So on PostgreSQL, where several
   nodes may exist, cached keys are checked against the database before they are returned.
-  `get_published` compares the position of each user's latest change. `is_current` is cheaper: it
-  only checks that no node has written anything that this node has not read yet. A `StreamCache`
-  (`storage/cache.py`) does not query the database for cached values.
+  `get_published` reads the position of each user's latest change, and does not use cached keys that
+  are older. `is_current` is cheaper: it only checks that no node has written anything that this
+  node has not read yet. A `StreamCache` (`storage/cache.py`) would return cached keys without such
+  a check, so it is not used here.
 - Keys that are the same for all readers are encoded once.
 
 The cache is used only on the reactor thread.
@@ -138,7 +139,8 @@ class PublishedKeyCache:
     ) -> Mapping[str, EncodedKeys]:
         """Return the cached keys of users that look the same to the reader as to everybody.
 
-        The cache was the newest (`is_current`) at the request, so the result is no older.
+        Call this after `is_current` has returned True. The result then includes all changes up to
+        that call.
         """
         excluded = {reader, *await self._signed_by(reader)}
         upto = self._remote_upto

@@ -1,8 +1,9 @@
 """Endpoints for invites to our users, and for third-party invites.
 
-A third-party invite names an e-mail address or a telephone number. If the address is bound to a
-user of another server, that server exchanges the third-party invite for an invite to this user. If
-it is bound to our user, the identity server notifies us (`onbind`).
+A third-party invite is for an e-mail address or a telephone number that no user has bound yet. If a
+user of another server binds it later, that server asks us to replace the third-party invite by an
+invite to this user (`exchange_third_party_invite`). If one of our users binds it, the identity
+server notifies us (`onbind`).
 
 spec: server-server-api#inviting-to-a-room, server-server-api#third-party-invites
 """

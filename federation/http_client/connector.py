@@ -1,7 +1,8 @@
-"""Opens connections to the addresses of a host, or through a proxy.
+"""Opens connections to hosts: directly or, for TLS, through a proxy if one is configured.
 
-All allowed addresses are tried until one accepts: IPv6 and IPv4 alternately, each a moment after
-the previous one (RFC 8305). So broken IPv6 or an unreachable machine costs a quarter of a second.
+The allowed addresses of a host are tried, IPv6 and IPv4 alternately, until one accepts. Each
+attempt begins a quarter of a second after the previous one, without waiting for its result
+(RFC 8305). So broken IPv6 or an unreachable machine costs only this quarter of a second.
 `AddressPolicy` checks the very address that the socket is opened to. A proxy has to check the
 addresses of host names itself (`proxy.py`).
 """

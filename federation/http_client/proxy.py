@@ -1,4 +1,5 @@
-"""Opens connections through an HTTP proxy, by CONNECT. The proxy learns the host, but no content.
+"""Opens connections through an HTTP proxy, by CONNECT. They are used only for TLS, so the proxy
+learns the host, but no content.
 
 The proxy looks up host names, so it also has to check their addresses. `AddressPolicy` checks only
 hosts that are given as an IP address.

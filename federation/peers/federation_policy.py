@@ -9,8 +9,9 @@ Laws:
 - An allow pattern matches the complete server name with its port. A deny pattern also matches the
   host without its port, so another port does not evade it. Matching ignores case. A deny pattern
   takes precedence over allow patterns and the list of members.
-- If the configuration requires a list of members, servers that are not on it are refused. While the
-  list is missing or has expired, all servers but our own are refused.
+- If the configuration requires a list of members, servers that are not on it are refused. Members
+  are refused too if there are allow patterns and none matches. While the list is missing or has
+  expired, all servers but our own are refused.
 - If the configuration asks for a simulation (`PolicyRules.is_simulation`), nothing is refused. What
   the rules would refuse is only logged.
 - The rules may change at run time, so callers must not cache a decision.
@@ -161,10 +162,10 @@ class FederationPolicy:
         return self._refusal(server, right) is None
 
     def may_allow_later(self, server: ServerName) -> bool:
-        """Return whether the server is allowed, or only refused for a time.
+        """Return whether the server is allowed, or refused only temporarily.
 
-        That is so while federation is off or the list of members is not in force. Data that cannot
-        be sent again later is stored for such a server.
+        A refusal is temporary if federation is off, or if the required list of members is not in
+        force. Data that cannot be sent again later is stored for servers that may be allowed later.
         """
         rules = self._rules
         if self.allows(server):

@@ -17,10 +17,11 @@ Laws:
   all requests with made-up server names and slow servers.
   - A request from an unknown server holds a slot while it waits for keys. The slot counts for the
     request's network address and for the registered domain of the server name. A request is refused
-    if its address or its domain already holds as many slots as are free. So a flood from one
-    address or domain leaves slots for the others.
-  - The key requests that we send to unknown servers have a separate limit, because many incoming
-    requests may wait for one key request. Registered domains take turns.
+    if the slots held for its address, or for its domain, are at least as many as the free slots. So
+    a flood from one address or domain leaves slots for the others.
+  - Our concurrent key requests to unknown servers have a limit of their own. It is lower than the
+    number of slots, because all requests from one server wait for the same key request. Registered
+    domains take turns.
 - If the member list pins the keys of a server, no other keys of that server are accepted, and none
   are requested.
 - The servers themselves are asked first, then the configured notaries. If the keys of many servers
