@@ -1,4 +1,4 @@
-"""Copies a whole database into an empty one: from SQLite to PostgreSQL, or the other way.
+"""Copies a whole database into an empty one. Each of the two may be SQLite or PostgreSQL.
 
 Laws:
 - No other process uses the two databases during the copy. If a server uses one of them, the copy is
