@@ -11,9 +11,10 @@ Laws:
 - Our own events pass the same authorization rules as all others (`receipt_checks.py`). Their form,
   hash and signature are correct by construction. The first event of a chain follows all forward
   extremities, so the state before it is the room's current state. The auth events of each event are
-  chosen from the state before it. Therefore one check replaces the three state checks of a received
-  event. (If hostile servers give a room more than `MAX_PREV_EVENTS` extremities, a chain follows
-  only that many. The others stay extremities until later chains follow them.)
+  chosen from the state before it. Therefore one check replaces three checks of a received event: by
+  its auth events, by the state before it, and by the current state. (If hostile servers give a room
+  more than `MAX_PREV_EVENTS` extremities, a chain follows only that many. The others stay
+  extremities until later chains follow them.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

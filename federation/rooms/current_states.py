@@ -1,8 +1,9 @@
 """Finds the current state of rooms at a past position: the state that clients received when they
 synced up to that position.
 
-While a room's history is forked, its current state differs from the state after its newest event,
-which includes only one branch. So code that compares the states at two positions uses this module.
+While a room's history is forked, its current state is the resolution of all branches. The state
+after the newest event covers only the branch of that event. So code that compares the states at two
+positions uses this module.
 """
 
 from collections.abc import Collection, Iterable, Mapping

@@ -1,13 +1,14 @@
-"""Hides the content of erased users' events from users and servers that joined after the erasure.
+"""Hides the content of erased users' events from users and servers that joined the room after the
+erasure or never joined it. A user is erased when their account is deactivated with `erase`.
 
 Laws:
 - State events keep their content. No redaction event is sent.
-- A user sees the content of an event in three cases: they were joined when it arrived, they were
-  joined at the time of the erasure, or they last left before the erasure but after the event. All
-  other users get the event in redacted form, also guests of a world-readable room and invited
-  users.
-- A server gets all events with their content if it joined before the erasure. If it joined later,
-  it gets the events from before its join in redacted form.
+- A user sees the content of an erased user's event in three cases: they were joined when the event
+  arrived, they were joined at the time of the erasure, or they last left before the erasure but
+  after the event. All other users get the event in redacted form, also guests of a world-readable
+  room and invited users.
+- A server that joined before the erasure gets the erased user's events with their content. A server
+  that joined later gets those from before its join in redacted form.
 - The erased users are cached. A page without events of erased users costs no query. Any other page
   costs a few queries, however many events it has.
 

@@ -2,7 +2,7 @@
 back.
 
 - The backward extremities are stored with their depths. So one query finds out whether events are
-  missing between the depths of a page.
+  missing between the lowest and the highest depth on a page.
 - Messages that this server purged because all local users had forgotten the room are fetched again
   (`history_refetch.py`).
 - A room has one fetch at a time on each node, which all readers share. A reader waits with a time

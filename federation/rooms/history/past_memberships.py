@@ -1,9 +1,10 @@
 """Finds a user's membership of a room at a past position.
 
 The search starts at the user's latest membership event. Each membership event is stored with the
-number of the event that it replaced. So the search follows these numbers back and does not read the
-state tree. If the events are cached, it needs no query. The membership of a local user is stored
-with the position of their last join, so finding the last join needs no search.
+internal number (`nid`) of the membership event that it replaced. So the search follows these
+numbers back and does not read the state tree. If the events are cached, it needs no query. The
+membership of a local user is stored with the position of their last join, so finding the last join
+needs no search.
 """
 
 from typing import Final

@@ -1,10 +1,10 @@
-"""Caches the retention periods of rooms. Readers look one up once for each page of events.
+"""Caches the retention periods of rooms. Readers look up the period once for each page of events.
 
 Laws:
 - The room's current retention policy applies to all messages, also to those sent before the policy
-  was set, within the limits of the server.
+  was set. The server's configuration limits the period that a policy can set.
 - Only rooms that have a policy use memory.
-- A server without retention rules has no such cache.
+- If the configuration does not enable retention, this cache is not created.
 
 proposal: MSC1763
 """

@@ -9,7 +9,7 @@
 - Events that cannot be verified because keys are unavailable are left out of the state and stored
   separately: see `unverified_events.py`.
 - The server that we join through may not have received the last leaves of our users. These leaves
-  are applied: see `federation/rooms/rejoins.py`.
+  are applied to the imported state: see `federation/rooms/rejoins.py`.
 
 spec: server-server-api#joining-rooms
 """

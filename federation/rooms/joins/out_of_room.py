@@ -1,18 +1,19 @@
 """Stores invites to our users, and knocks by our users, for rooms that this server is not in.
 
 Each invite or knock is stored with the stripped state that came with it. This server cannot verify
-memberships in such a room. So the first invite or knock stays in force until it is ended
-legitimately:
+memberships in such a room. So the first invite or knock stays in force until one of these laws lets
+an event end or replace it:
 
-- An invite is ended by the user, by the server that sent it, or by an event that has the invite in
-  its `auth_events`. Only servers in the room know the invite's ID, so only they can make such an
-  event.
-- Further invites from other servers are queued. If the first invite is retracted, the next one is
-  shown. When the user accepts, the join is tried through the servers of all these invites.
-- After a knock, any server may send an invite. If the invite does not have the knock in its
-  `auth_events`, the server that received the knock may still replace the invite.
-- Each invite or knock is stored with the room version that the other server named for it. An event
-  that ends the invite or knock is parsed in this version.
+- An invite or knock is ended by the user, or by an event that has it in its `auth_events`. Only
+  servers in the room know the ID of the invite or knock, so only they can make such an event.
+- The server that sent an invite may replace it by another invite. Invites from other servers are
+  queued. If the first invite is retracted, the next one is shown. When the user accepts, the join
+  is tried through the servers of all these invites.
+- An invite from any server replaces a knock. If the invite does not have the knock in its
+  `auth_events`, it may be forged. So the server that received the knock may still replace it by an
+  invite of its own.
+- Each invite or knock is stored with the room version named by the server that sent the invite or
+  received the knock. An event that ends the invite or knock is parsed in this version.
 
 spec: server-server-api#inviting-to-a-room
 """
