@@ -7,10 +7,11 @@ left become forward extremities again, beside the join. The current state is the
 states after all of them, as on the other servers when the leave arrives. Our next events follow all
 of these extremities.
 
-If the server has the leave, our stored state is outdated, and only the response is used. Resolving
-a state with one of its ancestors would restore outdated entries, on this server and on all servers
-that receive the result. So if it is uncertain whether the server has the leave, only the response
-is used too: a wrong state on this server alone can be corrected by joining again.
+If the server has the leave, the state in its response is newer than our stored state, and only the
+response is used. Resolving it with our older state would restore outdated entries, on this server
+and on all servers that receive our next events. So if it is uncertain whether the server has the
+leave, only the response is used too: a wrong state on this server alone can be corrected by joining
+again.
 
 spec: server-server-api#room-state-resolution
 """

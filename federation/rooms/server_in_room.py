@@ -3,7 +3,7 @@ must not serve the room.
 
 After the last local user has left a room, this server gets no more events of the room, but remote
 members may still change it. So this server counts as in the room in two cases: a local user is a
-member, or the room has no members at all and its stored state is complete.
+member, or the stored state is complete and has no members at all, so nobody else can change it.
 
 spec: server-server-api#joining-rooms
 """

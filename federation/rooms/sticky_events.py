@@ -1,9 +1,9 @@
 """A cache of the events that are sticky now: everybody in their room receives them until they
 expire, even clients whose timeline does not contain them.
 
-Most rooms have none. The others have few: one for each device in a call. Readers get the newest
-`MAX_PER_ROOM` events of a room, which is more than an honest room has. The cache is used only on
-the reactor thread.
+Most rooms have no sticky events. The others have few: one for each device in a call. Readers get
+the newest `MAX_PER_ROOM` sticky events of a room, which is more than an honest room has. The cache
+is used only on the reactor thread.
 
 Proposal: MSC4354
 """

@@ -4,8 +4,9 @@ Servers may have different current states when an event arrives, so one server m
 event that another accepts. A sticky event would then never be delivered on the first server.
 MSC4354 therefore requires a recheck when the membership of the sender changes. Of these changes,
 only a join can make the event allowed. So each join of the sender causes a recheck, until the event
-expires. The number of tracked senders is bounded. A delivered event stays soft-failed: our events
-do not follow it, and no timeline shows it.
+expires. A node remembers at most `MAX_WAITING` senders of soft-failed sticky events
+(`WaitingSenders`). A delivered event stays soft-failed: our events do not follow it, and no
+timeline shows it.
 
 Proposal: MSC4354
 """
@@ -28,7 +29,8 @@ from storage.rooms.rooms import RoomStore
 from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
 MAX_WAITING: Final = 10_000
-"""Senders in rooms that are tracked. The events of other senders are not delivered later."""
+"""The maximum number of remembered senders. A sender counts once for each room. Soft-failed
+events of other senders might never be delivered."""
 
 
 class WaitingSenders:

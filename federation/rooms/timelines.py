@@ -1,8 +1,10 @@
-"""A cache of the newest events of rooms: one tail for each room.
+"""A cache of the newest events of the most recently used rooms.
 
-A tail is a list of all events that arrived in a room after some position. The stream appends new
-events to it. When a message wakes many clients and the room has a tail, their syncs find the
-message without a query. The cache is used only on the reactor thread.
+Each of these rooms has a *tail*: a list of all events that arrived in the room after some position.
+The stream appends to it each new event that this node writes. A write of another node empties the
+cache, because the tails lack the events of that write. When a message wakes many clients and the
+room has a tail, their syncs find the message without a query. The cache is used only on the reactor
+thread.
 """
 
 from bisect import bisect_right

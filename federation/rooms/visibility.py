@@ -1,4 +1,4 @@
-"""Decides which events of a room a local user may see, and the user's membership at each event.
+"""Decides which events of a room a local user may see, and finds the user's membership after each.
 
 All code that shows events to a user uses this module.
 

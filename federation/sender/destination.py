@@ -1,8 +1,8 @@
 """The unsent data and the reachability of one destination, in the memory of the sender.
 
 For a server that receives its transactions promptly, the events to send are in `queue`. Otherwise
-the server is behind. Then the sender only records in which rooms the server missed events, in
-memory and in the database, and later sends the newest events room by room (`catch_up.py`).
+the server is behind. Then the sender only records, in memory and in the database, the rooms in
+which the server missed events. Later it sends the newest events room by room (`catch_up.py`).
 """
 
 from collections import OrderedDict, deque

@@ -1,5 +1,5 @@
-"""Reports authenticated requests of other servers to the sender, which then retries unreachable
-ones."""
+"""Reports to the federation sender which servers have sent authenticated requests. If the sender
+could not reach such a server before, it then retries the server."""
 
 from typing import Protocol
 

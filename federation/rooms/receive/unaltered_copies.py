@@ -1,22 +1,26 @@
 """Fetches the unaltered copy of an event whose content does not match its content hash.
 
 Any server that has an event can send it with another content. The signatures stay valid, because
-they cover only the fields that a redaction keeps. By the specification we redact such an event. It
-then lacks its content until an unaltered copy happens to arrive (`content_restore.py`). So before
-we drop the content, we ask the sender's server for the event, and then a few other servers in the
-room.
+they cover only the fields that a redaction keeps. By the specification, the receiver redacts such
+an event. It then lacks its content until an unaltered copy happens to arrive
+(`content_restore.py`). So before we redact it, we ask the sender's server for the event, and then a
+few other servers in the room.
 
 Laws:
 - We ask only for events with all required signatures. Otherwise anybody could make us send requests
   to any server.
 - For each event, a few servers get one request each, with a time limit. The events of a batch have
-  a common time limit, and only some of them are requested at a time. So a server that alters many
-  events causes a limited number of requests and a limited delay.
+  a common time limit, and at most `AT_ONCE` of them are requested at the same time. So a server
+  that alters many events causes a limited number of requests and a limited delay.
 - Events that no server had are not requested again for a while, and servers that did not respond
   are not asked again for a while. After a 429 a server is not asked before the time it names.
-- The sender's own server is trusted: if it sends the event without the content, the event has none.
-- Most events without content were redacted. So if an event looks redacted, a copy is requested only
-  if the event is new, or is a state event other than a membership (`needs_unaltered_copy`).
+- The sender's own server is trusted: if it sends the event altered, we redact the event and ask no
+  other server.
+- If no server has the original, an altered event in a transaction is refused, because a stored one
+  would make the original a duplicate. An altered event that we fetched is stored in redacted form.
+- Most events without content were redacted. So if an event looks redacted, a copy is requested in
+  two cases only: the event is new (neither backfilled nor an outlier), or it is a state event other
+  than a membership (`needs_unaltered_copy`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid

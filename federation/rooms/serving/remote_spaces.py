@@ -1,7 +1,7 @@
 """Fetches the space hierarchies of rooms that this server is not in, from servers that are in them.
 
-- A page of a hierarchy needs many rooms. Some of them are requested concurrently, each from a few
-  servers in turn.
+- A page of a hierarchy needs many rooms. At most `CONCURRENT_ROOMS` of them are requested at the
+  same time, each from a few servers in turn.
 - Responses and refusals are cached for some minutes, because the next page needs the same rooms
   again. A cached refusal applies only to the servers that gave it.
 
