@@ -29,9 +29,9 @@ class RetentionRules(msgspec.Struct, frozen=True):
     """The bounds of the lifetimes that rooms set."""
 
     def effective(self, of_room: int | None) -> int:
-        """The lifetime of a room's messages, by what the room says (None: nothing that counts).
+        """Return the lifetime of a room's messages. `of_room`: the result of `read_max_lifetime`.
 
-        A room that wants no bound has the longest that is allowed.
+        A room that sets no upper bound gets `longest`.
         """
         wanted = self.default_max if of_room is None else of_room
         if wanted is None:
@@ -58,5 +58,5 @@ def read_max_lifetime(content: Mapping[str, Any]) -> int | None:
 
 
 def is_lifetime(value: object) -> bool:
-    """Whether it can be one: a whole number, not negative, that JSON can carry."""
+    """Return whether a JSON value is a valid lifetime: a whole number from 0 to `LONGEST`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LONGEST

@@ -233,7 +233,7 @@ class Typing:
             return set(self._timers)
         return set(self._changed.since(since))
 
-    async def is_only_user(self, user_id: UserID, token: SyncToken) -> SyncToken:
+    async def without_foreign_rooms(self, user_id: UserID, token: SyncToken) -> SyncToken:
         """Return the token without rooms that the user is not joined to. A client can make up a
         token, and the response must not reveal whether somebody types in other rooms."""
         if not token.typing_rooms:

@@ -175,7 +175,7 @@ class Sync:
         if since.position > self._streams.current() and since.position > await self._catch_up():
             return replace(request, since=None, token="")
         self._typing.advance_to(since.ephemeral)
-        own = await self._typing.is_only_user(request.caller.user_id, since)
+        own = await self._typing.without_foreign_rooms(request.caller.user_id, since)
         return request if own is since else replace(request, since=own)
 
     async def _compute(self, request: SyncRequest) -> SyncResponse:
