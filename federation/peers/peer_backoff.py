@@ -8,10 +8,12 @@ Laws:
   which may grow with each consecutive failure. Failures within a pause count as one. A
   `PeerBackoff` without a schedule ignores all failures except 429.
 - `record_answer` deletes the record of a server, because the server has responded or has sent us a
-  request. It is not called on a `PeerBackoff` without a schedule. A failure does not count if the
-  server has answered another request since the failed one began.
-- Memory is bounded. Made-up server names can evict records. The only effect is that an evicted
-  server is tried before its pause is over, and that its pauses start with the shortest again.
+  request. Callers do not use it on a `PeerBackoff` without a schedule, because it would end the
+  pause after a 429. A failure does not count if the server has answered another request since the
+  failed one began.
+- The number of records is bounded, and the oldest are evicted. Anybody can cause evictions by
+  making this server contact many made-up server names. The only effect is that the evicted servers
+  are tried before their pauses are over, and that their pauses start with the shortest again.
 
 These records belong to one process. The sender computes its pauses with a `BackoffSchedule` too,
 but stores them in the database (`sender/destination.py`).

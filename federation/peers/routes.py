@@ -2,8 +2,7 @@
 
 Laws:
 - A well-known file is cached for the time that its HTTP headers state, between five minutes and 48
-  hours. If no connection to the server that it names succeeds, it is fetched again after a minute
-  at the latest.
+  hours. If all connections to a server fail, its cached file expires after a minute at the latest.
 - A server without a valid file is asked again after a pause that doubles from a minute to an hour.
   If a server does not answer, or answers with 429 or a server error, its previous file stays valid
   for six hours after its expiry. Otherwise a short outage of a web server would make us connect to

@@ -1,12 +1,13 @@
-"""Checks the signature of a federation's list of members, a compact JWS (RFC 7515).
+"""Checks the signature of the member list of a closed federation. The signed list is a compact JWS
+(RFC 7515).
 
 Laws:
-- The list is trusted under a pinned key, or under a certificate that comes with it (`x5c`). The
-  chain of the certificate must end at a configured authority, and the certificate must be valid now
-  and carry the configured name. The name is checked because an authority issues certificates to
-  others too.
-- The type of the key decides which signature algorithms are accepted. The algorithm in the header
-  of the document must be one of them.
+- The list must be signed with a key that the configuration pins, or with the key of a certificate
+  in the JWS header (`x5c`). The chain of the certificate must end at a configured authority. The
+  certificate must be valid now and carry the configured name. The name is checked because an
+  authority issues certificates to others too.
+- The type of the key decides which signature algorithms are accepted. The algorithm in the JWS
+  header must be one of them.
 """
 
 from base64 import b64decode, b64encode

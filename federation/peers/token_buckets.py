@@ -1,4 +1,4 @@
-"""Rate limits: token buckets, one for each key.
+"""Token buckets for rate limits. Each user, network address or other key has a bucket of its own.
 
 A bucket of `burst_count` tokens refills by `per_second` tokens a second. Only the time when it will
 be full again is stored (GCRA), so a full bucket needs no memory.

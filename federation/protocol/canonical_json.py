@@ -8,11 +8,11 @@ Laws:
   leaves this open). Hashes and signatures are checked against the parsed value. So they protect the
   value that this server uses, not one that another parser might read.
 
-This module has a fast encoder for events, EDUs and requests. The output of msgspec with sorted keys
-is canonical JSON, except for floats: it writes `1e16`, and all other servers write `1e+16`. So
-values with floats, which only old rooms and EDUs contain, are encoded by
-`canonicaljson.encode_canonical_json`. A property test compares the two encoders. Code that does not
-need the speed calls `canonicaljson` directly.
+Events, EDUs and requests are encoded with msgspec, which is faster than the library
+`canonicaljson`. With sorted keys, the output of msgspec is canonical JSON, except for floats:
+msgspec writes `1e16`, and all other servers write `1e+16`. So values with floats, which only old
+rooms and EDUs contain, are encoded by `canonicaljson.encode_canonical_json`. A property test
+compares the two encoders. Code that does not need the speed calls `canonicaljson` directly.
 
 spec: appendices#canonical-json, rooms/v6#canonical-json
 """

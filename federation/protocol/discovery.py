@@ -1,12 +1,13 @@
 """The steps from a server name to hosts and ports, without any I/O.
 
-`federation/peers/routes.py` does the lookups, in this order:
+`federation/peers/routes.py` does the I/O and takes these steps:
 
 1. A name with an IP address or a port is used as it is (`route_by_name`).
-2. Otherwise the well-known file is fetched (`read_well_known`), and the name in the file replaces
-   the name of the server. If that name has an IP address or a port, it is used as it is.
-3. Otherwise SRV records are looked up (`service_names`, `route_by_services`).
-4. If there are none, port 8448 of the host is used (`route_by_host`).
+2. Otherwise the well-known file is fetched, and parsed by `read_well_known`. If the file is valid,
+   the name in it replaces the name of the server. If the new name has an IP address or a port, it
+   is used as it is.
+3. Otherwise the SRV records of the name are looked up (`service_names`, `route_by_services`).
+4. If there are no SRV records, port 8448 of the host is used (`route_by_host`).
 
 spec: server-server-api#resolving-server-names
 """

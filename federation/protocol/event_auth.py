@@ -2,11 +2,14 @@
 
 The rules about memberships are in `membership_auth.py`.
 
-A check has these steps: `auth_keys` returns the type and state key of each state entry that the
-rules need for an event, and the caller loads these entries. `check_auth_events` checks the auth
-events that the event itself names. `check_auth` checks the event against a state: that of the auth
-events, the state before the event, or the current state. The checks are in the order of the
-specification, so the reported rule is the first that refuses the event.
+- `auth_keys` returns the type and state key of each state entry that the rules need for an event.
+  The caller loads these entries.
+- `check_auth_events` checks the auth events that the event names.
+- `check_auth` checks the event against a state: the state that its auth events form, the state
+  before the event, or the current state.
+
+Both checks follow the order of the specification, so the reported rule is the first that refuses
+the event.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu, rooms/v1#authorisation-rules …
 rooms/v12#authorisation-rules

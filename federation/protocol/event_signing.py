@@ -1,9 +1,12 @@
 """Makes and verifies the hashes and signatures of events, and names the required signers.
 
 An event's content hash covers all fields except the hashes, the signatures and `unsigned`. The
-signatures, and from room version 3 the event id, cover the redacted form with the content hash. So
-the signer can be verified even on a redacted copy, and the content hash shows whether a copy is
-complete. An event with a wrong signature is dropped. One with a wrong content hash is redacted.
+signatures, and from room version 3 the event id, cover the redacted form, which includes the
+content hash. So the signer can be verified even on a redacted copy, and the content hash shows
+whether a copy is complete. A received event is dropped if a required signature is missing or wrong.
+If only its content hash is wrong, other servers may be asked for an unaltered copy
+(`federation/rooms/receive/unaltered_copies.py`). Without such a copy, the event is redacted or
+refused.
 
 spec: server-server-api#signing-events
 """
@@ -57,7 +60,7 @@ def compute_content_hash(pdu: Mapping[str, Any]) -> bytes:
 
 
 def is_content_hash_valid(event: Event) -> bool:
-    """Whether the event is whole. If not, its redacted copy takes its place."""
+    """Return whether the content hash of the event matches its content."""
     return is_hash_of(event.pdu)
 
 
@@ -104,8 +107,8 @@ def required_signers(event: Event) -> frozenset[ServerName]:
 def missing_signers(
     event: Event, keys: Mapping[ServerName, Mapping[KeyID, bytes]]
 ) -> frozenset[ServerName]:
-    """Return the required signers whose valid signature the event lacks. It is dropped unless
-    there are none.
+    """Return the required signers whose valid signature the event lacks. If there are any, the
+    event must be dropped.
 
     `keys` are each server's public keys that were valid for this event, by key id. Raises
     `BadEvent`.

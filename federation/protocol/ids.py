@@ -1,13 +1,14 @@
-"""Matrix identifiers: their grammar, and a type for each, so that one is not passed for another.
+"""Matrix identifiers: their grammar, and a type for each kind, so that a type checker refuses code
+that passes a user id as a room id.
 
 `parse_…` returns the identifier for a text from outside, or raises `InvalidParam` with an error
 text. `is_…` returns whether a text is such an identifier. `domain_of` and `localpart_of` expect
 identifiers that have been checked.
 
-The grammar allows server names with a port above 65535, which cannot exist. User ids with such a
-server name may occur in events, and all servers have to agree on the validity of an event. So
-`is_user_id` and `is_room_id` accept such a port. `parse_user_id` and `is_server_name` refuse it, so
-no request is ever sent to such a server.
+The grammar allows server names with a port above 65535, which cannot exist. User ids and room ids
+with such a server name may occur in events, and all servers have to agree on the validity of an
+event. So `is_user_id` and `is_room_id` accept such a port. `parse_user_id` and `is_server_name`
+refuse it, so no request is ever sent to such a server.
 
 `parse_user_id` also accepts historical user ids, which may have other characters than new ones.
 `parse_new_user_id` makes the id of a new user of this server and allows only today's characters.
