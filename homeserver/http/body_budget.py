@@ -1,11 +1,11 @@
 """Limits the memory for request bodies whose sender is not authenticated yet.
 
-A signature covers the whole body, so the sender is known only when all of it has arrived. Anybody
-who can reach a listener can therefore make the server buffer bytes. The budget limits these bytes,
-for each address and in total, and the time in which they must arrive. The first `FREE_BYTES` of a
-body are not counted; `channel.py` limits the time for them. The budget does not apply to uploaded
-files, which are buffered on disk. After authentication, rate limits and queues apply instead of the
-budget.
+A request is authenticated only when its whole body has arrived, because the signature of a remote
+server covers the body. So anybody who can reach a listener can make the server buffer bytes. The
+budget limits these bytes, for each address and in total, and the time in which they must arrive.
+The first `FREE_BYTES` of a body are not counted; `channel.py` limits the time for them. The budget
+does not apply to uploaded files, which are buffered on disk. After authentication, rate limits and
+queues apply instead of the budget.
 """
 
 from typing import Final

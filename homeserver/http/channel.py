@@ -6,9 +6,10 @@ parsers could read differently, and it is five times cheaper than a parser in Py
 Laws:
 - Answers leave in the order of the requests. While a request is being answered, later ones wait in
   a bounded buffer; when it is full, reading pauses.
-- A malformed, oversized or refused request gets one answer. Further input is then discarded for a
-  moment before the connection closes, because a client's system may drop the answer if the
-  connection closes while input still arrives.
+- A request is the last on its connection if it is malformed, too large or too slow, or if its body
+  is refused. After the answer, further input is discarded for a moment before the connection
+  closes. Otherwise the client's system may drop the answer, because the connection would close
+  while input still arrives.
 - An idle connection is closed, and so is a connection that sends too slowly. A head must be
   complete within `idle_timeout`. The head and the first `FREE_BYTES` of a body must
   arrive within `MAX_SECONDS`, and the rest of the body within the same time again

@@ -1,8 +1,8 @@
 """Maps request paths to declared paths and their parameter values.
 
 A path is split before it is decoded, so an encoded slash stays inside its segment. A literal
-segment wins over a parameter. An extra slash at the end is ignored, except before
-a parameter that may be empty.
+segment wins over a parameter. A slash at the end is ignored, unless the declared path continues
+there with a parameter that may be empty. Then the parameter is empty.
 """
 
 from collections.abc import Iterator

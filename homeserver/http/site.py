@@ -1,8 +1,8 @@
 """The site turns requests into responses, without Twisted's tree of resources.
 
 A request is routed as soon as its headers have arrived, so a body that is too long is refused
-before it is read. A complete request runs as one coroutine. This module is the only place where
-an exception becomes a response:
+before all of it is read. A complete request runs as one coroutine. This module is the only place
+where an exception becomes a response:
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;

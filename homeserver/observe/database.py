@@ -1,7 +1,8 @@
 """Metrics of the database, and the log of slow transactions.
 
-Every transaction is measured, so measuring must be cheap. Times and statement counts are queued.
-They are added up when metrics are read, or when `BATCH_SIZE` transactions or commits are queued.
+Every read, write and group commit is measured, so measuring must be cheap. The values wait in two
+queues, one for reads and writes and one for group commits. They are added up when metrics are read,
+or when a queue has `BATCH_SIZE` entries.
 """
 
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ _SECONDS = (
     5.0,
 )
 BATCH_SIZE: Final = 256
-"""The largest queue of transactions and of commits."""
+"""The largest length of each of the two queues."""
 _LABELS = ("kind", "name")
 _FAMILIES = (
     ("mahalla_database_transactions", "Transactions, by kind (read or write) and name"),

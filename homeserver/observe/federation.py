@@ -1,5 +1,5 @@
 """Metrics of incoming federation, the member list and the state audit
-(`federation/rooms/state_audit.py`). Labels are fixed words, never text from other servers."""
+(`federation/rooms/state_audit.py`). Label values are fixed words, never text from other servers."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 

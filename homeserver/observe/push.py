@@ -1,5 +1,5 @@
-"""Metrics of push notifications. A gateway's name becomes a label when the gateway has answered a
-push. The number of such labels is limited, because users choose the gateways."""
+"""Metrics of push notifications. A gateway's name becomes a label value when the gateway has
+answered a push. The number of these values is limited, because users choose the gateways."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from homeserver.observe.histogram import PlainHistogram
 
 MAX_GATEWAYS: Final = 30
-"""The number of gateways with their own label; the rest are `other`."""
+"""The number of gateways with their own label value; the others share the value `other`."""
 OTHER: Final = "other"
 SENT: Final = "sent"
 REJECTED: Final = "rejected"

@@ -1,12 +1,14 @@
 """Auto-join rooms: the configured rooms that new accounts join, except guests and accounts of
 application services.
 
-The write that stores the account also stores a row with a lease for the pending joins. The node
-joins the rooms, then removes the row. If it stops or fails earlier, any node retries the joins when
-the lease has expired. If the server has a single node, it also retries them at its next start.
+The write that makes an account usable (its registration or its approval) also stores a row with a
+lease for the pending joins. The node that wrote the row joins the account to the rooms, then
+removes the row. If this node stops or fails before the row is removed, any node retries the joins
+when the lease has expired. If the server has a single node, it also retries them at its next start.
 
-A refused join is logged for the operator and does not fail the registration. Unresponsive remote
-servers delay a registration by at most `JOIN_WAIT_SECONDS`.
+A join that is refused, or that fails at a remote server, is logged for the operator and not
+retried. It does not fail the registration. Unresponsive remote servers delay a registration by at
+most `JOIN_WAIT_SECONDS`.
 """
 
 from collections.abc import Sequence
@@ -54,7 +56,7 @@ class AutoJoinRooms:
         self._log = Logger()
 
     def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """Store the pending joins, in the write that stores the account."""
+        """Store the pending joins, in the write that makes the account usable."""
         self._accounts.add_pending_auto_join(txn, user_id, self._now_ms() + LEASE_MS)
 
     async def run(self, user_id: UserID) -> None:

@@ -2,8 +2,9 @@
 and telephone numbers.
 
 Laws:
-- One write deactivates the account and ends its sessions. Afterwards the account leaves its rooms,
-  and its addresses are unbound at identity servers. Failures are retried, also after a restart.
+- One write deactivates the account, ends its sessions, and removes its addresses and numbers.
+  Afterwards the account leaves its rooms, and its addresses and numbers are unbound at identity
+  servers. If leaving or unbinding fails, it is retried, also after a restart.
 - A join in progress at another server may complete after the deactivation; the account then leaves
   that room too.
 - The user ID cannot be registered again.
