@@ -1,5 +1,5 @@
 """List the child events of an event, and the threads of one room or of all rooms of the caller. The
-list for all rooms has only threads with new events (MSC4360).
+list for all rooms has only threads with events after an earlier sliding sync (MSC4360).
 
 spec: client-server-api#relationships-api, client-server-api#threading
 """
@@ -87,6 +87,6 @@ async def get_thread_updates(
     to: str | None = None,
     limit: int = MAX_UPDATES,
 ) -> dict[str, Any]:
-    """Return older thread updates of all rooms, which sliding sync had no space for. Proposal:
-    MSC4360."""
+    """Return the threads with new events for which a sliding sync response had no space, from all
+    rooms of the caller. Proposal: MSC4360."""
     return await updates.get_page(caller, from_, to, limit)

@@ -1,5 +1,5 @@
-"""Lookups in third-party networks, which application services connect. This server supports no
-such network: it lists no protocol, and answers every lookup with `M_NOT_FOUND`.
+"""Lookups in third-party networks, which application services bridge to Matrix. This server
+supports no such network: it lists no protocol, and answers every lookup with `M_NOT_FOUND`.
 
 spec: client-server-api#third-party-networks
 """

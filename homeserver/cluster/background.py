@@ -1,8 +1,8 @@
 """Starts and stops the background work of a node.
 
-When the node stops, components whose work can be resumed after a restart cancel it first. The other
-components then finish their work and write pending data, one after the other. If one of them fails
-to stop, the next ones are still stopped.
+When the node stops, some components first give up their work at once, because it can be resumed
+after a restart. Then the other components finish their work and write pending data, one after the
+other. If a component fails to stop, the next ones are still stopped.
 """
 
 from collections.abc import Iterator, Sequence

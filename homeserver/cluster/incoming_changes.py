@@ -2,8 +2,10 @@
 services that follow the stream.
 
 When this node polls the database or writes, the positions that other nodes have written meanwhile
-become readable here. Messages describe the changes at these positions. They may arrive earlier,
-later, or never. If they arrive earlier, `Streams.get_remote_changes` returns the changes.
+become readable here. Messages from these nodes describe the changes. They may arrive before the
+positions become readable, afterwards, or never. If all messages about a range of positions arrive
+before it becomes readable, `Streams.get_remote_changes` returns its changes to the watchers of the
+stream (`Streams.watch`). In the other cases, the subscribers of `IncomingChanges` are notified.
 
 Laws:
 

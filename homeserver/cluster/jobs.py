@@ -1,11 +1,11 @@
-"""Runs the server's background jobs: small, named, repeated steps.
+"""Runs the server's background jobs. Each job has a name and works in small, repeated steps.
 
-A job's step takes the number of items to process, and returns how many it processed. A job without
-pending items sleeps for its interval.
+A step gets the largest number of items to process (its batch size), and returns how many it
+processed. A job without pending items sleeps for its interval.
 
 Laws:
 
-- A step should take a tenth of a second, and the batch size is adjusted to that. While items are
+- A step should take a tenth of a second, and the batch size is adjusted for that. While items are
   pending, the pause after a step is at least as long as the step took. So a job uses at most half
   of the writer's time.
 - A step commits its work, and the next step does not find the finished items again. So an
@@ -15,8 +15,8 @@ Laws:
   works again, that is logged too. So a full disk, which makes all jobs fail, does not flood the
   log.
 - Every node runs all jobs. A step does not find the items that another node has finished, so the
-  nodes share the work. The write transactions of all nodes run one after the other. So if two nodes
-  process the same item, only the first changes it.
+  nodes share the work. If two nodes process the same item, their write transactions run one after
+  the other, and only the first changes it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,9 +3,9 @@
 Laws:
 
 - A long poll listens before it reads, so no change between reading and waiting is missed.
-- The cost of a change does not depend on the number of all users. To find whom to wake, the room's
-  local members are compared with the users who have a long poll. Only the smaller of the two sets
-  is examined.
+- The cost of a change does not depend on the number of all users. If a room changes, the notifier
+  wakes the local members who have a long poll. To find them, it goes through the smaller set: the
+  room's local members, or the users who have a long poll.
 - To find the users whom a change concerns, the notifier may have to read the database. If the
   database is unavailable, the notifier retries until it has woken these users.
 - A commit of another node wakes the users that it concerns, according to that node's description

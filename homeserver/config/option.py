@@ -99,7 +99,7 @@ def required(
     check: Callable[[Any], str | None] | None = None,
     formerly: str | None = None,
 ) -> Any:
-    """Declare an option that every file must set."""
+    """Declare an option without a default: the configuration must set it."""
     description = Description(help, minimum, maximum, example, check=check, formerly=formerly)
     return field(metadata={"description": description})
 
