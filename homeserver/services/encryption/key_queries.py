@@ -10,8 +10,9 @@ Laws:
   requests run in between. Requests to other servers and the response have a bounded size.
 - A client can make up server names, and each costs an attempt to connect. So one request contacts
   at most `MAX_UNRELATED_SERVERS` unrelated servers, at a limited rate for each user
-  (`rc_key_requests_to_new_servers`). A server is unrelated if it shares no room with the caller and
-  no local user has invited any of its users. `failures` names the servers that are not contacted.
+  (`rc_key_requests_to_new_servers`). A server is unrelated if it shares no room with the caller,
+  and no local user has invited any user in the request from that server to a room of the caller.
+  `failures` names the servers that are not contacted.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
@@ -68,7 +69,7 @@ MAX_BYTES_PER_SERVER: Final = 8 << 20
 MAX_BYTES_PER_USER: Final = 64 << 10
 """Several times the keys of a user with many devices."""
 MAX_UNRELATED_SERVERS: Final = 100
-"""Servers with which the caller shares no room, in one query or claim."""
+"""Unrelated servers (see the module header) that one query or claim contacts."""
 CLAIMED_BY_USER: Final = Limit.KEY_CLAIM_OF_USER
 """A constant, because member access on an enum class is a function call in Python 3.11."""
 
@@ -223,8 +224,8 @@ class KeyQueries:
     async def _find_too_many(
         self, caller: Requester, by_server: Mapping[ServerName, Mapping[str, Any]]
     ) -> set[ServerName]:
-        """Return the servers that must not be contacted: the caller shares no room with them, and
-        they exceed the limit. Count the other unrelated servers."""
+        """Return the unrelated servers that must not be contacted, because they exceed the limit.
+        Count the other unrelated servers."""
         if not caller.rate_limited or not by_server:
             return set()
         users = (user_id for of_server in by_server.values() for user_id in of_server)

@@ -4,10 +4,10 @@ The counts of a device are read once. Afterwards uploads set them and claims cou
 write of another node empties the whole cache, because that write may be a claim.
 
 Laws:
-- A count includes all changes that this process had seen when the count was requested. A claim at
-  another node is included when this node learns of that node's write, a moment later. Until then
-  the count is too high. When this node reads the claim from the stream, it wakes the device's
-  /sync, so the client uploads new keys in time. Claims read the database, not this cache.
+- A count includes all changes that this process had seen when the count was requested. After a
+  claim at another node, the count is too high for a moment, until this node learns of that node's
+  write. Then this node empties the cache and wakes the device's /sync, so that the client sees the
+  lower count and uploads new keys. Claims read the database, not this cache.
 - A claimed key is counted down once. A count that is read from the database may include claims that
   the stream has not announced yet. So each entry stores the position up to which its count includes
   all claims, and only claims at later positions are subtracted. A count is not cached if a change
@@ -45,7 +45,7 @@ class _Entry(msgspec.Struct):
 
     counts: KeyCounts
     since: int
-    """The position at which the counts are true. Later claims are counted down as they come."""
+    """The counts include all claims up to this position. Later claims are subtracted."""
 
 
 class OneTimeKeyCounts:

@@ -2,15 +2,14 @@
 
 Laws:
 - A list is stored for users who share a room with a local user: servers send updates only for
-  these. A user who begins to share a room counts as changed, since the user's server sent no
-  updates before. The write of the join marks the list as stale
-  (`storage/encryption/remote_devices.py`).
+  these. When a user begins to share a room, the write of the join marks the user's list as stale,
+  because the user's server sent no updates before (`storage/encryption/remote_devices.py`).
 - An update makes the list stale if updates before it are missing, or if it cannot be understood. An
   update with an old stream ID makes the list stale only if it contradicts the stored device: then
-  the server may have been restored from a backup.
+  the user's server may have been restored from a backup.
 - A stale list is fetched again, immediately or by a job. If a key query cannot fetch it, the stored
-  list is returned, together with the failure. Updates cause at most one immediate fetch of a list
-  per minute.
+  list is returned, together with the failure. Updates cause at most one immediate fetch per minute
+  of the same list.
 - If any node receives an update while a list is being fetched, the fetched list is stored as stale.
   To detect this, the write compares the position of the user's last device change with the position
   before the fetch.

@@ -4,9 +4,11 @@ client-server-api#send-to-device-messaging
 A client may send messages to any user of any server, but each made-up server name costs a queue and
 many attempts to connect. So a request may name at most `MAX_UNRELATED_SERVERS` unrelated servers,
 at a limited rate for each user (`rc_to_device_to_new_servers`). A server is unrelated if it shares
-no room with the sender and no local user has invited any of its users. Each message is stored for
-each device until the device fetches it, perhaps forever. So the bytes that a user sends are rate
-limited too (`rc_to_device_bytes`).
+no room with the sender, and no local user has invited any recipient from that server to a room of
+the sender.
+
+Each message is stored for each device until the device fetches it, perhaps forever. So the bytes
+that a user sends are rate limited too (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -49,7 +51,7 @@ from storage.rooms.sent_transactions import (
 MAX_MESSAGES: Final = 10_000
 """In one request, with every device of a wildcard counted; for local and for remote users each."""
 MAX_UNRELATED_SERVERS: Final = 100
-"""Servers with which the sender shares no room, in one request."""
+"""Unrelated servers (see the module header) in one request."""
 MAX_TYPE: Final = 255
 """Characters of a type, transaction ID or message ID."""
 RESPONSE: Final = b"{}"

@@ -1,14 +1,16 @@
-"""Checks the contents of to-device messages without decoding them. A content that no client can
-parse would break the recipient's `/sync` forever.
+"""Checks the contents of to-device messages, usually without decoding them. A content that no
+client can parse would break the recipient's `/sync` forever.
 
 Decoding and encoding every content would be the largest cost of a message to many devices. So
 msgspec leaves the contents undecoded when it reads a body. It checks that they are JSON, but not
 that text is UTF-8, that numbers are in range, or how deep the values nest. This module checks the
 rest, because other servers and some clients cannot read values that nest too deep or integers of
-hundreds of digits. One check usually covers all contents of a request. It is conservative: a
-content that is not plainly valid is decoded, checked and encoded again.
-`tests/encryption/test_to_device_contents.py` decodes the contents that pass, to check that they are
-valid.
+hundreds of digits.
+
+A quick check searches the bytes of all contents of a request for non-ASCII text, arrays, long
+numbers, exponents and deep nesting. Only contents with one of these are decoded, checked and
+encoded again, although they may be valid. `tests/encryption/test_to_device_contents.py` decodes the
+contents that pass the quick check, to check that they are valid.
 """
 
 import re

@@ -4,9 +4,9 @@ A user who leaves a room stops typing. Nodes send each other the changes. A node
 the other nodes who is typing. Each of them answers with the notifications that it received itself,
 from clients or remote servers.
 
-Positions are ephemeral positions. A client with a position from before the start of the server gets
+Positions are ephemeral positions. A client with a position from before the start of this node gets
 all rooms with typing users. It must also be notified of rooms in which users have stopped typing,
-but after a restart the server does not know these rooms. So a client's token names the rooms for
+but after a restart the node does not know these rooms. So a client's token names the rooms for
 which the client received typing users.
 
 spec: client-server-api#typing-notifications

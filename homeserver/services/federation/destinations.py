@@ -1,4 +1,4 @@
-"""Federation destinations, for administrators: their state, retries, and their removal.
+"""Federation destinations: administrators list and retry them, and jobs delete expired data.
 
 Laws:
 - To-device messages for a server are deleted when it has been unreachable for `DEAD_DAYS`. If it

@@ -9,15 +9,15 @@ Laws:
 - If a change of the account arrives while one of its tokens is being read, the token is not cached:
   the row may be outdated. The first use of a token from a refresh changes the account too, so that
   token is cached only at its second use.
-- A second map finds recent tokens by their text, without hashing. Its entries are the same objects
-  as those of the map by hash. When an entry is removed from the map by hash, its `owner` is
-  cleared, so that the second map does not return it either.
+- The cache is a map by token hash. A second, smaller map finds recent tokens by their text, without
+  hashing. Both maps hold the same entry objects. When an entry is removed from the map by hash, its
+  `owner` is cleared, so that the second map does not return it either.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
 - Unknown tokens are not cached. A token with a wrong checksum is refused without a query.
 - The first use of a token from a refresh ends the pair of tokens that the refresh replaced, before
   the request continues.
-- A request that has waited checks its token again before it returns new data (`recheck`).
+- A long poll checks its token again after it has waited, before it returns new data (`recheck`).
 
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
 """
@@ -169,7 +169,7 @@ class AccessTokens:
         return entry
 
     def recheck(self, caller: Requester) -> Awaitable[None] | None:
-        """Check again the caller of a request that has waited.
+        """Check the token of a long poll again, after it has waited.
 
         Return None if the cache shows that the token is still valid. Otherwise return an awaitable
         that reads the database and raises `UnknownToken` or `UserLocked`.

@@ -7,10 +7,12 @@ Laws:
 - It is valid for `POST /login` only, on a new device or one that it has signed in before. Its
   session cannot sign in other clients or set cross-signing keys.
 - When its owner or an administrator revokes it, its sessions end. When it expires, it is refused
-  immediately, and a job ends its sessions soon afterwards. When all sessions of an account end, its
-  application passwords end. While the account is locked, they are refused.
+  immediately, and a job ends its sessions soon afterwards.
+- An operation that ends all sessions of the account, or all but the current one, also revokes its
+  application passwords. A lock does not revoke them, but they are refused while it lasts.
 
-A failure counts like that of any password (`homeserver/services/login/password_login.py`).
+A failed sign-in counts like one with the account's password
+(`homeserver/services/login/password_login.py`).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Approval of new accounts by an administrator.
 
 Laws:
-- An account that awaits approval begins no session, of an app or of a browser, by any sign-in.
+- A user whose account awaits approval cannot sign in, by any method: neither in an app nor on the
+  server's own pages.
 - One write stores the account, the fact that it awaits approval, and any e-mail to the
   administrators. Another one stores the approval and any e-mail to the owner.
 - While an account has been waiting for less than an hour, administrators get no e-mail about
