@@ -1,10 +1,11 @@
-"""A cache of the members of a room whose push rules have another effect there than the predefined
-rules. Members with equal rules form a class.
+"""Caches, for each room, the members with other push rules than the predefined ones. Members with
+equal rules form a class.
 
-Most users' rules have the same effect as the predefined ones in most rooms. Only the other members
-are cached, so an event is evaluated once for each class and not for each member. The stream reports
-changes of rules and memberships. They are applied when the room's next event arrives. Use this
-module only on the reactor thread.
+A member is cached only if their rules have another effect in this room than the predefined rules,
+which is rare. For all other members the push flags of an event apply. So an event is evaluated once
+for each class, not for each member (exceptions: `event_push_actions.py`). The stream reports
+changes of rules and memberships. The cache applies them when the room's next event arrives. Use
+this module only on the reactor thread.
 """
 
 from collections import deque

@@ -3,10 +3,11 @@
 Laws:
 - The code does no I/O and keeps no state except caches.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
-  the predefined rules are one object for all. So an event is evaluated once for each different set.
-- `UNMENTIONED` stands for no particular user. The result for it holds for every user of the set
-  whom the event does not mention (`mentioned_users`) and who does not subscribe to the event's
-  thread. A set that looks at display names (`uses_display_names`) is evaluated for each user.
+  the predefined rules are one object for all.
+- An event is evaluated once for all users of a set, with `UNMENTIONED` as the user ID. The result
+  holds for every user whom the event does not mention (`mentioned_users`) and who does not
+  subscribe to its thread. The rules are evaluated separately for each other user, and for each
+  user of a set that looks at display names (`uses_display_names`).
 
 spec: client-server-api#push-rules
 """

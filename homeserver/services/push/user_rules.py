@@ -1,4 +1,5 @@
-"""A cache of users' push rules: compiled, with the history of the notification levels of rooms.
+"""A cache of users' push rules. An entry has the compiled rules of one user and the history of the
+user's notification levels by room.
 
 Use this module only on the reactor thread.
 """

@@ -3,9 +3,10 @@
 
 The first badge of a user counts all rooms. For later badges, only the rooms in which something
 changed for the user are counted again. The code that reads the stream marks these rooms
-(`invalidate_room_of_user`, `invalidate_user`). If pushes for several devices of a user need the
-badge at once, the counts run one after the other, so later ones find the rooms already counted. Use
-this module only on the reactor thread.
+(`invalidate_room_of_user`). After a write of another node, all rooms are counted again
+(`invalidate_all`). If pushes for several devices of a user need the badge at once, the counts run
+one after the other, so later ones find the rooms already counted. Use this module only on the
+reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """

@@ -8,15 +8,15 @@ Laws:
 - A failed push is retried after a pause that grows to an hour. It is dropped if a retry is useless,
   for example because the address policy forbids the gateway. If more than `MAX_WAITING` pushes of a
   pusher wait, the least important one is dropped.
-- A gateway refuses the content of a push with status 400, 413 or 422. Then the push is sent once
-  more without the event's content. If the gateway refuses it again, it is dropped. The next push is
-  sent without a pause, but if two pushes in a row are dropped this way, the pusher pauses as after
-  a failure.
+- If a gateway answers with status 400, 413 or 422, it refuses the content of the push. The push is
+  sent once more without the event's content. If the gateway refuses it again, it is dropped. The
+  next push is sent without a pause, but if two pushes in a row are dropped this way, the pusher
+  pauses as after a failure.
 - Failed and refused pushes never remove their pusher. A pusher is removed if its gateway rejects
   the pushkey (`rejected` in a response).
-- For a failing pusher, the position of the first unsent push is stored. After a restart, the stream
-  is read again from there. So a push that waits has no row of its own, and a failing pusher does
-  not hold back the position that is stored with the lease (`stream_reader.py`).
+- For a failing pusher, the position just before its first unsent push is stored. After a restart,
+  the stream is read again from there. So a push that waits has no row of its own, and a failing
+  pusher does not hold back the position that is stored with the lease (`stream_reader.py`).
 
 spec: push-gateway-api#homeserver-behaviour
 """

@@ -1,7 +1,8 @@
 """Texts of an e-mail about missed messages: names, bodies and links, in the user's language.
 
 An edited message is shown with its latest text. An encrypted message is listed with its sender and
-time, but without text. If the operator allows no content in e-mails, this holds for every message.
+time, but without text. If the operator allows no content in e-mails, every message is listed in
+this way.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,17 +3,17 @@
 Laws:
 - An e-mail is written when a message has been unread for the configured delay. Its content is
   computed at that time, so it leaves out what was read during the delay.
-- The pauses between e-mails about one room grow to a day. If the user reads something in the room,
-  the pause ends. The next pause is then the shortest one again, as it is after two days without an
-  e-mail about the room.
+- The pauses between e-mails about one room grow to a day. A pause ends early if the user reads
+  something in the room. The pauses then start again with the shortest one. The same happens
+  after two days without an e-mail about the room.
 - An e-mail that is to be sent and the state of its pusher are stored in one write: a restart
   neither loses an e-mail nor writes it again.
 - The `From` header comes from the configuration, never from the pusher. The name of the app that
   set the pusher (`brand`) is in the subject only if the operator configured no `app_name`.
-- An e-mail that was not sent yet is dropped when an event in it is redacted or purged. The next
-  e-mail contains the other events.
-- A new event writes at most one row for each pusher: the time of the next e-mail. It writes nothing
-  if the next e-mail is already due at that time or earlier.
+- An e-mail in the outbox is dropped if an event in it is read, redacted or purged before it is
+  sent. The next e-mail contains the other events.
+- A new event writes at most one row for each pusher: the time at which the next e-mail is due. It
+  writes nothing if the e-mail is already due early enough.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Finds what a user has missed, by room: invites and unread messages that push rules notify about.
 
-Nothing is stored for this: each call starts from the unread counts, so it finds no read messages.
+Nothing is stored for this: each call starts from the unread counts, so it leaves out what was read.
 Events that do not count as unread are not examined, however many there are. Events that the current
 push rules do not notify about are left out. So are encrypted events that are pushed only because a
 client wants to decrypt all of them (MSC4028).

@@ -3,8 +3,8 @@
 Laws:
 - An HTTP pusher belongs to the device that set it and is removed with it. An e-mail pusher is
   removed with its address.
-- Values are checked once, when a pusher is set: a push only ever goes to a gateway address that
-  passed these checks.
+- The fields of a pusher are checked once, when it is set. Pushes go only to gateway URLs that
+  passed these checks. The address policy is applied at each push (`gateways.py`).
 
 spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pusher of another
 device), MSC4076

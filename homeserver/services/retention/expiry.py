@@ -1,8 +1,9 @@
 """Purges messages that are older than the retention policy of their room allows.
 
-Each entry of the option `purge_jobs` is a job, with its own interval, for rooms of some lifetimes.
-One more job purges all other rooms. Expired messages are hidden already
-(`federation/rooms/history/retention.py`), so it does not matter when a job runs.
+Each entry of the option `purge_jobs` is a job with its own interval. The job purges the rooms
+whose message lifetime is in the entry's range. One more job purges the rooms that no entry covers.
+Expired messages are hidden already (`federation/rooms/history/retention.py`), so it does not matter
+when a job runs.
 
 Proposal: MSC1763
 """

@@ -9,8 +9,8 @@ Laws:
   forgotten room may be fetched again, for a user who rejoins.
 - Events that arrive after the start of a purge stay. The purge of a forgotten room ends if a local
   user returns to the room.
-- A room has one purge at a time, and purges run one after another. A failed purge does not stop the
-  others.
+- A request is refused while a purge of the same room is active. Purges of several rooms run one
+  after another. A failed purge does not stop the others.
 """
 
 from collections.abc import Callable, Sequence, Set
