@@ -3,7 +3,8 @@
 A `PowerLevels` depends only on these two events, so it can be cached with the power-levels event.
 It costs almost nothing to make, because most values are read on demand. It returns a level for
 every user, event type and action, whatever the event contains. A value that is not a valid level
-counts as absent (authorization refuses new events with such values).
+counts as absent. (Authorization refuses events with such values, except in `notifications` before
+room version 6.)
 
 spec: client-server-api#mroompower_levels, server-server-api#definitions
 """

@@ -3,8 +3,8 @@
 The signature of a JSON object covers its canonical JSON without `signatures` and `unsigned`. This
 module uses signedjson for keys, key files and signed objects. `event_signing` signs events in their
 redacted form, and `request_signing` signs requests. Both use the keys of this module, but encode
-JSON with `canonical_json.py`, because that is faster than signedjson. The keyring decides whether a
-key belongs to a server and was valid at a time.
+JSON with `canonical_json.py`, because that is faster than signedjson. The keyring
+(`federation/peers/keyring.py`) decides whether a key belongs to a server and was valid at a time.
 
 The caller passes the random seed of a new key, so `federation.protocol` is deterministic.
 

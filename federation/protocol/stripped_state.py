@@ -1,11 +1,11 @@
 """Stripped state: the few state events that describe a room to users outside it.
 
 Invites and knocks carry it, in two forms. Servers send each other complete events, so that the
-receiver can check the create event, and with it the room's id and version. Clients get events with
-four keys.
+receiver can check the create event, and with it the room's id and version. Clients get stripped
+events, which have only the keys `type`, `state_key`, `sender` and `content`.
 
 Entries from another server may be malformed or false. `parse_stripped_state` removes malformed
-entries, and all keys that clients do not get. It cannot detect false entries.
+entries, and other keys from valid entries. It cannot detect false entries.
 
 spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room,
 server-server-api#knocking-rooms

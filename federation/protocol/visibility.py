@@ -1,9 +1,10 @@
-"""Decides which users may see an event, by the history visibility of the room at that event.
+"""Decides which users and servers may see an event, by the room's history visibility at that event.
 
 The decision depends on the state just *before* the event and on the changes by the event itself. So
 a caller needs only two entries of the state before each event: `m.room.history_visibility` and the
-reader's own `m.room.member`. Both rarely change, so the caller has few different entries to load
-for a whole page of events.
+user's own `m.room.member`. Both rarely change, so the caller has few different entries to load for
+a whole page of events. A server may see an event if any of its users may, so the caller needs the
+`m.room.member` of each of them.
 
 No user sees rejected and soft-failed events. This module does not check for them:
 `federation/rooms/visibility.py` filters them.

@@ -8,9 +8,9 @@ Laws for a handler:
 - A handler must not wait for other servers, because that would block all transactions of the
   sending server.
 - A handler may receive the same EDU again, because an unacknowledged transaction is repeated.
-- A handler ignores an invalid EDU, or raises a MatrixError. In both cases the other EDUs are
-  processed. There are two exceptions: LimitExceeded and DatabaseUnavailable end the transaction.
-  The sending server repeats it later, so nothing is lost.
+- A handler ignores an invalid EDU, or raises a MatrixError. The other EDUs are processed, even if
+  the handler fails with an unexpected error. Only LimitExceeded and DatabaseUnavailable end the
+  transaction. The sending server repeats it later, so nothing is lost.
 - Typing and receipts are filtered before their handler is called. Those of a room are dropped if
   the room's server ACL denies the sending server, or if the sending server is not in the room.
 

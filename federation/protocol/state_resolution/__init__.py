@@ -1,14 +1,16 @@
 """State resolution: computes the state of a room after forks of its history.
 
-Every server must compute the same state. So the result depends only on the given values, and not on
-the order of states, keys or events.
+Room version 1 uses algorithm 1, versions 2 to 11 use algorithm 2, and version 12 uses algorithm
+2.1. Every server must compute the same state. So the result depends only on the given values, and
+not on the order of states, keys or events.
 
-The *undisputed state* consists of the entries that all states share. The *events in dispute* are
-the conflicted events and, in algorithms 2 and 2.1, also the auth difference and the conflicted
-state subgraph.
+The *undisputed state* consists of the entries that all states share. (Algorithms 2 and 2.1 of the
+specification call it the unconflicted state map.) The *events in dispute* are the events that a
+resolution reads first: the conflicted events and, in algorithms 2 and 2.1, also the auth difference
+and the conflicted state subgraph. (`v2.py` explains why algorithm 2 needs the subgraph.)
 
-A caller that can find the differences between stored states cheaply uses four steps. Then the cost
-depends on the number of conflicts, not on the size of the room.
+A caller that can find the differences between stored states cheaply uses four steps. With them, the
+cost depends on the number of conflicts, not on the size of the room.
 
 1. Call `find_conflicts` with the states, reduced to the keys in which they differ.
 2. For algorithms 2 and 2.1, read three things from the auth-chain index (`auth_graph.py` defines

@@ -1,14 +1,16 @@
-"""Computes the auth difference, the conflicted subgraph and the power lineage by walking auth
-events.
+"""Computes the auth difference, the conflicted state subgraph and the power lineage, by walking
+along auth events.
 
 - The auth difference: the events that are in the auth chain of some of the states, but not of all.
-- The conflicted subgraph: the events on paths along auth events between two conflicted events.
+- The conflicted state subgraph: the events on paths along auth events between two conflicted
+  events.
 - The power lineage of an event: the power-levels event among its auth events, then the one among
   the auth events of that event, and so on.
 
 The walks visit the complete auth chain, so they are for tests and for rooms in memory. The room
-engine reads the same sets from its auth-chain index. The walks are not recursive. They also end on
-a graph with a cycle, which the event ids of room versions 1 and 2 cannot prevent.
+engine reads the same data from its auth-chain index. The walks are not recursive. They end even if
+the auth events form a cycle. (Cycles are possible in room versions 1 and 2, where the sending
+server chooses the event ids.)
 """
 
 from collections import Counter

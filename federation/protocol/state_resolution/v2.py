@@ -2,10 +2,11 @@
 
 The two algorithms differ in two points:
 
-- Algorithm 2 starts from the unconflicted state, algorithm 2.1 from the empty state.
-- Algorithm 2.1 also replays the events between conflicted events in the auth graph (the conflicted
-  state subgraph). Algorithm 2 does not replay these events, but follows their auth events. The
-  reason: the auth chain of a power event may leave the full conflicted set and enter it again.
+- Algorithm 2 starts from the unconflicted state map, algorithm 2.1 from the empty state.
+- The conflicted state subgraph contains the events between conflicted events in the auth graph.
+  Algorithm 2.1 adds it to the full conflicted set, so that all its events are replayed. Algorithm 2
+  does not add it, but needs the auth events of these events: the auth chain of a power event may
+  leave the full conflicted set through them and enter it again.
 
 spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """
