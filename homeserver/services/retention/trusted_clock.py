@@ -7,8 +7,8 @@ messages are purged a day late.
 
 Laws:
 - While the server runs, the monotonic clock shows whether the wall clock jumped.
-- After a restart, the wall clock is compared with the time of the last stored check. The pause also
-  begins if the server was down for more than a day.
+- After a restart, the wall clock is compared with the time of the last stored check. If more than a
+  day passed, the pause begins, because a long downtime and a jump of the clock look the same.
 - A pause that has begun continues after a restart.
 """
 

@@ -4,9 +4,9 @@ references.
 Laws:
 - One query finds the events of a page that have children. For a page without children it is the
   only query, and the result is cached.
-- Children that the reader may not see, or that were sent by users whom the reader ignores, are left
-  out. Only the count of a thread includes events that the reader may not see, as in the
-  specification. For a reader who left the room, events after that leave are not counted.
+- Children are left out if the reader may not see them, or ignores their sender.
+- The count of a thread also leaves out events of ignored senders. It includes other events that the
+  reader may not see, as in the specification, but none from after the reader left the room.
 
 spec: client-server-api#aggregations-of-child-events
 """

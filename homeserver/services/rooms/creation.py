@@ -1,5 +1,6 @@
 """Creates rooms: makes the events of a new room from the request, and writes them in one
-transaction. Only the invites of remote users follow later, because their servers have to sign them.
+transaction. Only the invites to remote users follow later, because those users' servers have to
+sign them.
 
 spec: client-server-api#post_matrixclientv3createroom
 """

@@ -4,7 +4,8 @@ Laws:
 - `find_access` decides whether a user may read a room, and which state they may see. `Visibility`
   filters the events. Anyone may read world readable rooms. A former member who has not forgotten
   the room may read it as it was when they left, even if they were banned or invited later.
-- Returned state is `ReadAccess.state`, or the state at a visible event from before the user left.
+- Responses show `ReadAccess.state`. Only `/context` and `/members?at=…` show the state at a visible
+  event, unless the user left before that event.
 - A page costs a bounded number of queries, whatever the size of the room.
 
 spec: client-server-api#getting-events-for-a-room
@@ -344,8 +345,7 @@ class RoomReading:
         """Return the room and these events of it, if the user is joined and may see them all, or
         might if they had not been removed by retention or a purge.
 
-        Raises Forbidden; NotFound both if the room does not have an event and if they may not see
-        it.
+        Raises Forbidden; NotFound if the room lacks one of the events or they may not see it.
         """
         snapshot, own = await self._find_member(user_id, room_id)
         events = await self._events.get_by_id(snapshot.room.room_nid, set(event_ids))

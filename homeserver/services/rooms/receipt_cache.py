@@ -1,8 +1,8 @@
-"""A cache of the receipts of rooms that have few.
+"""A cache of receipts by room. It holds all receipts of a room that has few.
 
-A client that sees a room for the first time gets all its receipts. Most rooms have about as many
-receipts as members. For a room with more than `MAX_CACHED_PER_ROOM`, the cache holds only the fact
-that it has many.
+A client that sees a room for the first time gets all its receipts. Most rooms have few receipts:
+about as many as members. For a room with more than `MAX_CACHED_PER_ROOM` receipts, the cache holds
+only the fact that there are many.
 
 The cache follows the stream. Only one kind of change is not on the stream: if a user has receipts
 for more than `storage.rooms.receipts.MAX_THREADS` threads of a room, the oldest are deleted. This

@@ -1,5 +1,5 @@
 """Membership changes that need another server: those in rooms that this server is not in, joins
-that only another server can authorise, and invites of remote users. Chooses the servers to ask, and
+that only another server can authorise, and invites to remote users. Chooses the servers to ask, and
 applies rate limits.
 
 spec: client-server-api#room-membership

@@ -1,8 +1,9 @@
 """The tree of rooms below a space, in pages, with the rooms that the user may know of.
 
 Laws:
-- Pages are stateless. A token holds the progress of the walk, and the next page repeats the walk,
-  which takes a few queries for each level. Any node can answer, and no token expires.
+- Pages are stateless. A token contains the last room that was shown. For the next page, the walk
+  starts again at the root, and the rooms after that one are shown. This takes a few queries for
+  each level of the tree. Any node can answer, and no token expires.
 - Each room is shown once, at its first place in the walk; so loops end.
 - Rooms in the database are read level by level, ahead of the walk. Remote servers are queried
   only for rooms without local members, when the walk reaches such a room. Then up to

@@ -1,12 +1,13 @@
 """A cache of encoded responses about the state of a room that are the same for all readers.
 
-Responses are cached by room, state root and question. A state root always identifies the same
+Responses are cached by room, state root and request. A state root always identifies the same
 events, but responses can change while it stays the same:
 
 - The joined members are read from the table of memberships, not from the state. So a membership
   change invalidates the responses of its room.
-- A redaction removes the content of an event. So it invalidates all responses, as does an outlier
-  that is added to a room's graph. Both are rare.
+- A redaction removes the content of an event. An outlier can lose its content to an earlier
+  redaction when it is added to the room's graph. Both are rare, and invalidate the responses of all
+  rooms.
 
 Use this module only on the reactor thread.
 """
@@ -27,10 +28,10 @@ ENTRY_OVERHEAD: Final = 200
 """Approximate bytes for a room, and for a response, besides the JSON."""
 
 StateQuestion = tuple[str | None, ...]
-"""The name of a question about a state, and its parameters."""
+"""The kind of a request for state, and its parameters."""
 
 _Responses = dict[tuple[bytes | None, StateQuestion], bytes]
-"""Responses by state root and question."""
+"""Responses by state root and request."""
 
 
 class StateResponses:

@@ -2,9 +2,10 @@
 all of these threads, a separate endpoint returns the others in pages.
 
 A response and its pages cover a range of positions. They list each thread that has events in the
-range, usually once. If it has several, its entry contains a token with which `/relations` returns
-those before the newest one. The token of the next page holds the position where that page starts,
-and the end of the range. Events after the range are left to the next sync.
+range. A thread with many replies may be listed twice (see `storage.rooms.thread_updates`). If a
+thread has several events in the range, its entry contains a token with which `/relations` returns
+the events before the newest one. The token of the next page holds the position where that page
+starts, and the end of the range. Events after the range are left to the next sync.
 
 Proposal: MSC4360.
 """

@@ -7,8 +7,8 @@ Laws:
   follow in later writes. A repeated request repeats these later writes, and returns the room that
   exists or that the first request is creating.
 - An upgrade by a shadow-banned account creates the new room, and changes nothing that other users
-  see. Only for this account, the aliases and the listing move to the new room. A repeated request
-  of the account returns the existing room, too.
+  see. In the view of this account alone, the aliases and the directory listing belong to the new
+  room. A repeated request of the account returns the existing room, too.
 
 spec: client-server-api#room-upgrades
 """

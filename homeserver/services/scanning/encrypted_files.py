@@ -1,5 +1,5 @@
-"""Descriptions of encrypted files that clients send to the content scanner: as plain JSON, or in a
-body encrypted for this server.
+"""Parses requests to the content scanner about an encrypted file. A client sends the address, key
+and hash of the file, as plain JSON or in a body encrypted for this server.
 
 source: client-server-api#sending-encrypted-attachments; the encrypted body is like the session data
 of a key backup, client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
