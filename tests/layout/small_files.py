@@ -16,7 +16,6 @@ SMALL = 80
 
 REASONS: Mapping[str, str] = {
     "federation/rooms/receive/extremity_limit.py": "one rule that the specification does not have",
-    "federation/sender/send_slots.py": "one bound with its own argument, apart from what is sent",
     "homeserver/http/conditional_requests.py": "the name of the RFC's topic; no input or output",
     "homeserver/observe/metrics_page.py": "a page of the documentation, as config/sample.py",
     "homeserver/services/ephemeral/edu_sender.py": "the counterpart of edu_receivers.py",
