@@ -4,9 +4,9 @@ Pure: values in, values out.
 
 Laws:
 - No provider removes an address that the user has validated or another provider asserts.
-- No account loses its last address without getting another one. If the provider now asserts no
-  address for an account, or only addresses of other accounts, the account keeps the addresses that
-  the provider asserted earlier, unless it also has others.
+- No account loses its last address without getting another one. If an account would have no
+  address left, because the provider now asserts none or only addresses of other accounts, it keeps
+  the addresses that the provider asserted earlier.
 - The changes of several accounts can be computed together. An address that one of them loses is
   then free for the others. So two accounts can swap addresses, and any number of accounts can
   rotate them in a ring.
@@ -52,8 +52,8 @@ def compute_email_changes(
     `rows`: the addresses of these accounts. `owners`: the current owners of the asserted
     addresses. `max_emails`: the maximum per account.
 
-    First, all addresses that are no longer asserted count as free. An account that would get
-    nothing in exchange keeps its own; accounts that had claimed those are planned again. Each
+    First, all addresses that are no longer asserted count as free. An account that would
+    have no address then keeps its old ones; accounts that had claimed these are planned again. Each
     account keeps its addresses at most once, so the loop ends.
     """
     unasserted = {

@@ -1,12 +1,12 @@
-"""Expiry and renewal of accounts: set expiry times, e-mail the owners before the expiry, and renew
-accounts when an owner uses the link in the e-mail or an administrator requests it.
+"""Expiry and renewal of accounts: set expiry times, e-mail a renewal link to the owners before the
+expiry, and renew accounts at the request of an owner or an administrator.
 
 Laws:
 - A job e-mails the owner of an account once about each expiry. The write that queues the e-mail
   also records it, so neither a restart nor a second node sends another one. Owners may request
   further e-mails.
-- Opening the link renews nothing, since mail programs open links too. The link leads to a page with
-  a button, and the button renews the account, once per link.
+- Opening the link does not renew the account, since mail programs open links too. The link leads to
+  a page with a button. The button renews the account, once per link.
 - An expired account keeps all its data. Until it is renewed, its requests are refused, except
   those for renewal and sign-out, and a job stops its pushes.
 """

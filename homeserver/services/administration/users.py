@@ -2,8 +2,8 @@
 
 Laws:
 - A request is checked completely before any of it is carried out.
-- The audit log records each change, except changes of the profile, with the name of the
-  administrator.
+- The audit log records each change of an account, except its profile, and the administrator who
+  made the change.
 - A deactivated account stays deactivated and cannot be changed. A request that matches its current
   state succeeds, for tools that send back what they have read.
 """

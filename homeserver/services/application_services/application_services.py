@@ -4,7 +4,8 @@ Laws:
 - An application service acts only for its own user and for accounts in its `users` namespaces. It
   never acts for the user of another application service, or for accounts in an exclusive namespace
   of another one.
-- Nobody else can create an account or alias in an exclusive namespace, whatever API they use.
+- Only the application service that has an exclusive namespace can create accounts or aliases in
+  it. This holds for every API, also for administrators.
 - A namespace is a regular expression that has to match from the start of a user ID or alias, but
   not to its end.
 

@@ -7,7 +7,7 @@ Laws:
   rejected one is given up immediately.
 - A digest of unread messages is sent only if all of them are still unread. Otherwise it is
   withdrawn, and a new one is written about those that are still unread.
-- E-mails are sent one after another, so a mail server that hangs blocks only one thread.
+- A node sends e-mails one after another, so a mail server that hangs blocks only one thread.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,8 +3,8 @@
 Laws:
 - Keys are stored and returned as canonical JSON, so that signatures on them stay valid. The server
   adds its own data only in `unsigned`.
-- A response adds signatures that were uploaded later to the signatures in the uploaded keys. It
-  adds only those by the owner of the keys and by the user who requests them.
+- Signatures that were uploaded later than the keys are added to them in a response, but only if the
+  owner of the keys or the user who requests the keys made these signatures.
 - The number and the size of keys are bounded, per upload and per device.
 
 spec: client-server-api#end-to-end-encryption

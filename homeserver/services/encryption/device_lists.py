@@ -3,18 +3,19 @@ and users whose devices it may stop tracking (`left`).
 
 A client tracks the devices of everyone with whom its user shares an encrypted room. `changed` has
 the tracked users whose devices, keys or signatures changed, and users who began to share such a
-room with the client's user. `left` has users who share no such room any more. The changes are read
-from memory (`RecentChanges`). If the client was offline for longer than this memory reaches back, a
-few queries read them.
+room with the client's user. `left` has users who no longer share any encrypted room with that user.
+The changes are read from memory (`RecentChanges`). If the client was offline for longer than this
+memory reaches back, a few queries read them.
 
 A response may end before the current position (when to-device messages are left for the next
 response). So the code looks up both the current memberships and those at the position where the
-response ends. Otherwise, if a user joined before that position and left after it, the join would be
-in neither this response nor the next one.
+response ends. Otherwise a user who joined before that position and left after it would be missing
+from `changed` in both this response and the next one.
 
 This server gets no device updates of remote users who share no room with it, and may delete their
 device lists. So a remote user who left a room and came back between two responses is in `changed`.
-If the client's own user left and came back, all remote members are in `changed`.
+If the client's own user left a room and came back, all remote members of that room are in
+`changed`.
 
 When a room's partial state becomes complete, all members of the room are in `changed`. Users who
 were members only in the partial state are in `left`. A comparison with an earlier state of the room
