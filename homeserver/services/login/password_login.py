@@ -5,7 +5,8 @@ Laws:
   time.
 - Failures count against the account and the IP address. Above the limit, even a client with the
   right password has to wait. An attempt in progress counts against the account like a failure, so
-  concurrent attempts allow no more guesses (`homeserver/services/login/password_attempts.py`).
+  concurrent attempts allow no more guesses than sequential ones
+  (`homeserver/services/login/password_attempts.py`).
 - Only a client that has shown the right password learns that an account is locked, deactivated,
   expired or awaiting approval.
 - An application password (`homeserver/services/login/application_passwords.py`) begins a session in

@@ -6,7 +6,8 @@ Laws:
   refused (`LimitExceeded`).
 - An unknown user, or one without a password, costs the same work as a wrong password, so the time
   reveals nothing.
-- bcrypt hashes of imported accounts are accepted and replaced at the next sign-in.
+- The bcrypt hash of an imported account is accepted. At the next sign-in, an Argon2id hash replaces
+  it.
 """
 
 import unicodedata

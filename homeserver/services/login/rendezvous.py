@@ -2,9 +2,9 @@
 
 Laws:
 - The payload is encrypted between the two devices; the server passes it on and does not trust it.
-- A client that writes names the etag that it saw last. If the payload has changed since, the write
-  is refused, except if the new payload equals the stored one. Then the client is repeating a write
-  whose response was lost: the write succeeds, and the etag stays.
+- To write, a client sends the etag that it saw last. If the payload has changed since, the write is
+  refused, except if the new payload equals the stored one. Then the client is repeating a write
+  whose response was lost: the write succeeds, and the etag does not change.
 - A session ends after five minutes, and the number of sessions is bounded.
 
 spec: MSC4388, MSC4108 (version of 2024)

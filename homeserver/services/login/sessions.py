@@ -4,7 +4,7 @@ Laws:
 - Tokens are generated outside the transaction and leave the server once, in the response.
 - A session begins only while the authentication behind it is valid: the write compares the
   credential epoch of the account (`homeserver/services/login/credential_epoch.py`).
-- A sign-in on an existing device ends the device's previous session and keeps its name and keys.
+- A sign-in on an existing device ends its previous session. The device keeps its name and keys.
 - A refresh issues a new access token and a new refresh token. The old pair stays usable until a
   token of the new pair is used; then the old refresh token is spent. A session ends after
   `session_lifetime`, however often it is refreshed.

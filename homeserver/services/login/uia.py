@@ -9,7 +9,8 @@ Laws:
 - An ended session is never restored, whatever requests were in progress.
 - A request without `auth` is never confirmed.
 - A stage may reserve something, such as one use of a registration token. The reservation is part of
-  the write that completes the stage. `claim` consumes the reservations of the stages in the
+  the write that completes the stage. If `check` ends the session, all its reservations are
+  consumed. If the session is kept, `claim` consumes the reservations of the stages in the
   confirmation. It releases the reservations of other stages, which a concurrent request may have
   completed in the meantime. If the session expires unused, all its reservations are released.
 - The session ID is a secret, as its holder may continue the session: only its hash is stored.

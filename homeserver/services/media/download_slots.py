@@ -10,9 +10,10 @@ Laws:
 - While a server has slow downloads, its waiting downloads start one at a time. While it has
   `MAX_SLOW_PER_SERVER` slow downloads, none of them starts.
 - The number of slow slots is bounded. If none is free, a slow download stays in its fast slot until
-  a download from another server needs that slot. Then the slowest of the downloads in slow slots is
-  cancelled, and the slow download moves to its slot. So fast slots become free, however slow the
-  servers are. Neither a few servers nor a user with many requests can take all fast slots.
+  a download from another server needs that slot. Then the slowest download in a slow slot is
+  cancelled, and the download in the fast slot takes over that slow slot. So fast slots become free,
+  however slow the servers are. Neither a few servers nor a user with many requests can take all
+  fast slots.
 """
 
 from collections import Counter

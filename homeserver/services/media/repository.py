@@ -1,7 +1,7 @@
 """Files of this server's users: uploading, reserving content URIs, serving.
 
-An upload is acknowledged only when its bytes are stored durably, in the folder or in the object
-store, and its row is committed.
+An upload is acknowledged only when its bytes are stored durably, in the media folder or in the
+object store, and its row is committed.
 
 spec: client-server-api#content-repository
 """
