@@ -8,8 +8,9 @@ Laws:
   from before they last joined, events that are redacted or expired by retention, and events that
   ignored users sent.
 - The flags *notify* and *highlight* of an event are fixed when the event arrives. Other actions,
-  such as the sound, come from the user's current rules. An invite has no flags if this server was
-  not in the room when the invite arrived: then the current rules decide everything.
+  such as the sound, come from the user's current rules if these give the same flags. An invite has
+  no flags if this server was not in the room when the invite arrived: then the current rules decide
+  everything.
 
 spec: client-server-api#listing-notifications
 """

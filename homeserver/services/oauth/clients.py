@@ -7,8 +7,9 @@ Laws:
   or on the loopback interface (`redirect_uris.py`).
 - The same metadata give the same ID, so an app on a thousand phones needs one row.
 - Registrations must not accumulate, since anybody can register. So a client without sessions, codes
-  and device grants is removed 30 days after its last use, or after seven days if no user ever
-  allowed it. Of the clients that no user allowed, at most `MAX_NEVER_USED` are kept.
+  and device grants is removed 30 days after its last use. If no user ever allowed the client, it is
+  removed seven days after its last use. Of the clients that no user ever allowed, only the
+  `MAX_NEVER_USED` last used are kept.
 
 spec: client-server-api#client-registration, RFC 7591
 """

@@ -1,8 +1,10 @@
-"""Checks the URIs of clients: which ones may be registered, and whether a requested one was.
+"""Checks the URIs of OAuth clients: which ones may be registered, and whether the redirect URI of a
+request is registered.
 
 The redirect URI is the only proof of a client's identity, so it has to belong to the host of
-`client_uri` or to a subdomain of it. A native app may also use a URI scheme that is its reversed
-host name (`com.example.app:`), or the loopback interface.
+`client_uri` or to a subdomain of it. A native app may also use the loopback interface, or a URI
+scheme that begins with the reversed host name of `client_uri` (`com.example.app:` for
+`example.com`).
 
 spec: client-server-api#redirect-uri-validation, RFC 8252 section 7
 """

@@ -5,8 +5,8 @@ Sessions are the ordinary ones (`homeserver/services/login/sessions.py`).
 Laws:
 - Only the client that a code or refresh token was issued to can redeem it. Anybody who has a token
   can revoke it.
-- If a code is presented again, the session that it began ends: one of the presenters stole the
-  code.
+- A request with a code that was already redeemed ends the session of that code, because one of the
+  two senders may have stolen the code.
 - A refresh replaces a pair of access and refresh token. The old pair stays valid until a token of
   the new pair is used, since the response can get lost. In the ten seconds after that use, the old
   refresh token is only refused, since another process of the client may have sent it. If it is

@@ -1,10 +1,11 @@
-"""Broadcasts presence changes in batches: to waiting syncs of users who share a room, and to
-subscribers, such as the sender of EDUs to remote servers.
+"""Broadcasts presence changes in batches, to waiting syncs and to subscribers. A batch wakes the
+syncs of the changed users and of all users who share a room with one of them. Subscribers, such as
+the sender of EDUs to remote servers, get the changes of local users.
 
 After each batch there is a pause, in proportion to the number of syncs that it woke. So the cost of
-presence is bounded, whatever the number of users. Changes get their positions when they are
-broadcast, so a sync during the pause does not find the changes that wait. Use this module only on
-the reactor thread.
+presence is bounded, whatever the number of users. A change gets its ephemeral position when it is
+broadcast. So a sync during the pause does not find the changes that wait for the next batch. Use
+this module only on the reactor thread.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,8 +4,8 @@ presence that their servers report.
 Laws:
 - A change of presence has no position in the stream. A broadcast has an ephemeral position
   (`broadcast.py`).
-- A user whose presence does not change needs only memory. With several nodes, messages about the
-  user are also repeated (see below).
+- A user whose presence does not change causes no database write and no broadcast. With several
+  nodes, only the messages about the user are repeated (see below).
 - A request for a user's presence gets the current value, even before it is broadcast.
 - A status message is written before it is acknowledged. Other changes are written later, in batches
   (`active_users.py`).

@@ -1,9 +1,9 @@
 """Computes a user's presence from the states of their devices. Times are in seconds.
 
-- A device counts while it syncs, and for a grace time after its last sync. Its state is the one
-  that it requested.
-- A user is online if one of these devices is online and the user was active recently. Otherwise the
-  user is unavailable if one of these devices is online or unavailable, else offline.
+- A device is present while it syncs, and for a grace time after its last sync. Its state is the one
+  that it requested. Only present devices count.
+- A user is online if a present device is online and the user was active recently. Otherwise the
+  user is unavailable if a present device is online or unavailable, else offline.
 
 spec: client-server-api#presence
 """

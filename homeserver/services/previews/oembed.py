@@ -1,5 +1,5 @@
-"""The configured oEmbed providers, which describe pages of certain sites in JSON documents.
-https://oembed.com"""
+"""Finds the URL of a page's oEmbed document among the configured providers. The document describes
+the page in JSON. https://oembed.com"""
 
 from collections.abc import Sequence
 from urllib.parse import urlencode

@@ -5,10 +5,10 @@ It runs as a script and imports nothing of the server; for the protocol see
 `homeserver.services.subprocesses.worker_processes`. It cannot write files or start processes, and
 its memory is limited.
 
-A job is a line of JSON with `kind` (`page` or `oembed`), `size`, `url` and `charset` (from the
-headers). The page or oEmbed document follows it. A result has `properties` (Open Graph), `image`
-and `oembed`. `image` and `oembed` are absolute URLs or null. If the parser failed, the result also
-has `problem`.
+A job on standard input is a line of JSON, followed by a page or an oEmbed document. The line has
+`kind` (`page` or `oembed`), `size` (bytes of the page or document), `url`, and `charset` (from the
+HTTP headers). A result has `properties` (Open Graph), `image` and `oembed`. `image` and `oembed`
+are absolute URLs or null. If the parser failed, the result also has `problem`.
 """
 
 import codecs

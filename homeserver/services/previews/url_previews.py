@@ -5,8 +5,8 @@ there is no provider, or its document cannot be fetched or is empty, the preview
 page: from its Open Graph metadata, else from other metadata, its title and its first words. If the
 page links to an oEmbed document, what the page lacks comes from that document.
 
-The image becomes a media file of this server without an owner. It is deleted when no stored preview
-uses it, at the earliest two days after it was stored.
+The image of a preview is stored as a local media file that has no owner. It is deleted when no
+stored preview uses it, at the earliest two days after it was stored.
 
 spec: client-server-api#get_matrixclientv1mediapreview_url
 """

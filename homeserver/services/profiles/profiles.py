@@ -6,8 +6,8 @@ Laws:
   name or the avatar also queues an update of these events, unless the client asks not to (MSC4069).
 - The response to a request for a field of a local user does not reveal whether the user is unknown
   or only lacks the field.
-- Profile changes by a shadow-banned user are visible only to that user, also in rooms that they
-  join.
+- Profile changes by a shadow-banned user are visible only to that user. Membership events of the
+  user contain the profile without these changes.
 
 spec: client-server-api#profiles
 """
