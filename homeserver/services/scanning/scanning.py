@@ -2,9 +2,10 @@
 
 A file is scanned when it arrives. If the scan fails, or a scanner is unavailable, a job scans the
 file later. A download of a file without a verdict starts the scan and waits for it. A harmful file
-is quarantined, as if an administrator had requested it. An encrypted file is quarantined for a
-finding in its decrypted content only if the finding is certain and an authenticated user sent the
-key.
+is quarantined, as if an administrator had requested it. A finding in decrypted content quarantines
+the encrypted file only if the finding is certain and an authenticated user sent the key. A finding
+is certain if nobody could forge a key that decrypts the file to matching content
+(`Scanners.is_conclusive`).
 
 Laws:
 - No file is served without a verdict, unless the configuration allows it.

@@ -1,10 +1,10 @@
-"""Indexes messages, room names and topics for the search. A job processes events in small batches,
-in the order of `event_nid`, and sleeps while there are no new ones.
+"""Indexes messages, room names and topics for full-text search. A job processes events in small
+batches, in the order of their numbers (`event_nid`), and sleeps while there are no new events.
 
 Laws:
 - Indexing does not delay a send: events are indexed after they are stored.
-- Progress and index change in one write: a crash loses nothing and repeats nothing. If several
-  nodes process the same batch, the first write counts.
+- One write stores both the index entries of a batch and the progress of the job: a crash loses
+  nothing and repeats nothing. If several nodes process the same batch, the first write counts.
 - The same steps index an existing database, and index everything again when the configured
   languages change.
 """

@@ -1,4 +1,5 @@
-"""The body of a search request, and the tokens of its further pages.
+"""Defines the body of a search request. Encodes and parses `next_batch`, the token for the next
+page of results.
 
 spec: client-server-api#post_matrixclientv3search
 """

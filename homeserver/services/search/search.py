@@ -4,9 +4,9 @@ Laws:
 - A response does not reveal events that the caller may not see, nor that they exist. The index
   only suggests events, and `RoomReading` decides about each, as for every other read. An edited
   message is found by its latest text, by users who may see both the message and the edit.
-- The work of a request is bounded. It makes one index query, which returns at most `MAX_HITS` hits,
-  and reads the events of at most `MAX_EXAMINED` of them. If hits are left, the response has a token
-  for the next page.
+- The work of a request is bounded. One index query returns at most `MAX_HITS` hits. The events of
+  at most `MAX_EXAMINED` of these hits are read. If hits are left, the response has a token for the
+  next page.
 
 spec: client-server-api#server-side-search
 """

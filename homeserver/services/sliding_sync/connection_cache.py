@@ -1,9 +1,10 @@
 """A cache with one value per sliding sync connection.
 
 A client chooses the number of its connections and, by its requests, the size of each value. So two
-limits apply: one to the number of values of a device, one to the weight of all values. Above the
-weight limit, the least recently used value is evicted; above the device's limit, the value of that
-device that was set longest ago. The values of a deleted device are removed.
+limits apply: one to the number of values of a device, one to the total weight of all values. The
+caller sets the weight of a value by its size. Above the weight limit, the least recently used value
+is evicted. Above the limit of a device, the device's value that was set longest ago is evicted. The
+values of a deleted device are removed.
 """
 
 from collections.abc import Sequence

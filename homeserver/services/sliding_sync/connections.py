@@ -7,8 +7,8 @@ earlier position (*previously*). While the state does not change, responses name
 new positions, and nothing is written. A few added rooms cost no write either, because the name of
 the state lists them (`pos.py`).
 
-Lazily loaded members are not part of the state. They are only cached in memory (`lazy_members`),
-and sent again after a restart or an eviction.
+The state does not record which lazily loaded members were sent. Only a cache in memory does
+(`lazy_members`), so these members are sent again after a restart or an eviction.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set

@@ -1,11 +1,12 @@
 """The last part of a `pos`: it names the state of the connection, by the number of a stored state
 and the rooms that were added to this state later.
 
-The form is `<number>.<room>.<room>…`. A stored state lists its rooms in the order in which they
-were first sent. An added room has the timeline limit and the required state of the last room in
-this list, and was sent up to the position in the `pos`. So a room that comes into view for the
-first time usually causes no write. Nothing can get lost, because the client sends the name with its
-next request.
+The form is `<number>.<room>.<room>…`. Each `<room>` is the number of an added room, with a bit that
+says whether it is a direct chat. A stored state lists its rooms in the order in which they were
+first sent. An added room has the same timeline limit and required state as the last room of the
+stored state, and was sent up to the position in the `pos`. So a room that comes into view for the
+first time usually causes no write. The added rooms cannot get lost, because the client sends the
+name with its next request.
 
 Laws:
 - A name means the same forever and on every node: a stored state never changes under its number.

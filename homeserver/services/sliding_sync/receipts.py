@@ -4,9 +4,10 @@ If a room is new to the client, or the client gets older events of it, the respo
 on the events in the timeline, and the user's own receipts. Later responses have new receipts,
 including those from the time when the room was out of view.
 
-In an m.receipt event, a user can have only one receipt of each type on the same event. If the user
-has one for each of several threads, the oldest is sent first. The others are in the next response,
-which is sent immediately.
+An m.receipt event can have only one receipt of each type by a user on the same room event. If the
+user has receipts there for several threads, the oldest is sent first. The others follow one by one
+in the next responses, which are sent immediately. An unthreaded receipt includes the others, so
+only that one is sent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -65,7 +66,7 @@ class ReceiptReader:
         upto: int,
         changes: StateChanges,
     ) -> dict[str, Any]:
-        """Return the receipts by room ID, as many as fit; the others come in the next response."""
+        """Return the receipts by room ID, as many as fit; the others come in the next responses."""
         user_id, known = request.caller.user_id, connection.state.receipts
         timelines = {
             update.room.room_nid: update.shown

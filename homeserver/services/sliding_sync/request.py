@@ -1,5 +1,5 @@
-"""A request of sliding sync, parsed: in the stable form, or in the unstable one of released
-clients.
+"""Defines the structures of a parsed sliding sync request. They serve both forms of the request:
+the stable form, and the unstable form that released clients use.
 
 Proposal: MSC4186.
 """

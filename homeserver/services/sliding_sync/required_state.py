@@ -2,7 +2,7 @@
 entries that the client did not ask for before.
 
 Changes are found by comparing the state that the client has with the state now, not by looking at
-the state events that arrived. So state that state resolution restored is sent too.
+the state events that arrived. So an entry that state resolution restored is sent too.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

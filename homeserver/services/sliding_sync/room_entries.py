@@ -1,8 +1,8 @@
 """Makes the entries of rooms in a response: reads what is new to the client in each room.
 
 `room_json.py` makes the JSON of an entry. The rooms of a batch (`batches.py`) are read together. A
-room that the user has left is shown as it was then; from later changes the client gets only the
-user's own membership.
+room that the user has left is shown as it was when they left. Of the later changes, the client gets
+only those of the user's own membership.
 """
 
 from collections.abc import Mapping, Sequence, Set

@@ -5,11 +5,11 @@ run backwards after a restart. If a client has its position from before a restar
 node, the position still says which changes the client has seen.
 
 A client that moves between nodes should not get the same changes repeatedly:
-- A typing change gets the same position on every node, except on nodes whose counter has already
-  reached that position. These assign a new one.
+- A typing change gets the same position on every node. But a node assigns a new position if its
+  counter has already reached that position, or if that position is too far ahead of its clock.
 - A node advances its counter to the position that a client sends. Since a client can send any
-  number, the node advances at most MAX_CLOCK_SKEW_US beyond its clock. The other nodes accept the
-  positions that it then assigns.
+  number, the node ignores a position more than MAX_CLOCK_SKEW_US ahead of its clock. From another
+  node it accepts positions up to twice as far ahead, because the clocks of two nodes differ, too.
 """
 
 from typing import Final
@@ -35,8 +35,8 @@ class EphemeralCounter:
         return self.position
 
     def adopt_position(self, position: int) -> int:
-        """Return the position of a change that another node announced at `position`: the same, if
-        nothing later happened here, else a new one."""
+        """Return the position of a change that another node announced at `position`: the same if
+        it is later than the counter and not too far ahead of the clock, else a new one."""
         return position if self._advance(position, 2 * MAX_CLOCK_SKEW_US) else self.next()
 
     def advance_to(self, position: int) -> None:

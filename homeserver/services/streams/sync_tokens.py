@@ -1,9 +1,9 @@
 """The tokens from which clients continue. They are opaque to clients.
 
 - A sync token `s<position>_<ephemeral>` consists of a position in the stream and an ephemeral
-  position. After an initial sync, `~<position>` follows until the device has received all to-device
-  messages that were waiting. The device has received those up to this position. `-<room>.<room>…`
-  follows if the client shows somebody typing in these rooms.
+  position. If the to-device messages do not all fit into an initial sync, `~<position>` is added:
+  the position up to which the device has received them. Later tokens have it, too, until the device
+  has received all. `-<room>.<room>…` is added if the client shows somebody typing in these rooms.
 - The `pos` of sliding sync is a sync token and the name of a connection state.
 - A room token `t<depth>_<event number>` is a place in the topological order of one room. While the
   DAG of the room is forked, events that arrived earlier may come after a new event in that order.
