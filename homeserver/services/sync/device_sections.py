@@ -1,10 +1,12 @@
-"""The sections of a device: `to_device`, `device_lists`, and the counts of its one-time keys.
+"""The sections of /sync for one device: `to_device`, `device_lists`, and the counts of the device's
+one-time keys.
 
-A to-device message is removed when the device sends a later token, which confirms that it has
-received the message. If more messages are pending than fit into one response, all sections of the
-response end at the position of the last message in it, and the next response continues there. An
-initial sync shows rooms as they are now, so it cannot end earlier. Its token has a separate
-position for to-device messages.
+A to-device message is removed when the device syncs with the token of the response that contained
+the message, or with a later token. This confirms that the device has received the message. If more
+messages are pending than fit into one response, all sections of the response end at the position of
+its last message, and the next response continues there. An initial sync shows rooms as they are
+now, so it cannot end at an earlier position. Instead, its token has a separate position for
+to-device messages.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """

@@ -4,8 +4,9 @@ The rooms of a response are read together, usually in one batch, so the number o
 grow with the number of rooms. A client that is up to date usually costs no query, because what it
 needs is in memory.
 
-A room that the user has left is shown as it was then. From later changes, such as a ban or a
-retracted knock, the client gets only the user's own membership.
+A room that the user has left is shown as it was when they left. If the user's membership changes
+later, for example by a ban or a retracted knock, the client gets that membership, but no other
+later change.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """

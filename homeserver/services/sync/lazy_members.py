@@ -3,10 +3,10 @@
 Laws:
 - The members of a response are confirmed only when the device sends that response's token, since a
   response may get lost.
-- A device with an unknown token starts with no confirmed members. Either the device went back to an
-  older token, for example because the app was killed before it stored the last response. Or another
-  node answered the last request, and may have sent a newer membership. Or this node has no record
-  of the device, for example after a restart.
+- A device that sends a token unknown to this node starts again, with no confirmed members. This
+  happens in three cases. The device went back to an older token, for example because the app was
+  killed before it stored the last response. Or another node answered the last request, and may have
+  sent a newer membership. Or this node has no record of the device, for example after a restart.
 
 spec: client-server-api#lazy-loading-room-members
 """

@@ -1,14 +1,14 @@
-"""The short way of both kinds of sync: a room in which only plain messages arrived.
+"""The short way of /sync and sliding sync, for rooms in which only plain messages arrived.
 
-This is the usual change for a waiting client. `PlainMessages.read` makes the timeline of such a
-room from memory, without a query and without waiting. The full way makes everything else in a
-response. So a feature that adds a section to the response needs no condition here. A feature that
+Plain messages are what a waiting client usually gets. `PlainMessages.read` makes a room's timeline
+from memory, without a query and without an await. The full way makes everything else in a response.
+So a feature that adds a section to the response needs no condition in this module. A feature that
 changes how a message in a timeline looks, or who sees it, adds its condition to
 `PlainMessages.read`, or to `StoredEvent.is_plain_message` if it is a property of the event, and
-nowhere else. The two callers check only that the client has the room and asks for nothing that
-needs more than these messages.
+nowhere else. The two callers, one for each kind of sync, check only that the client already has the
+room, and that the request needs nothing from the room except the new messages.
 
-The law: the short way gives what the full way gives for the same room
+The law: for the same room, the short way gives the same result as the full way
 (`tests/helpers/sync_comparison.py`).
 """
 

@@ -2,10 +2,11 @@
 
 It is the state before the timeline, or the state at its end if the request has `use_state_after`.
 The state at the end is the room's resolved state. If the room's DAG is forked, state resolution may
-have changed an entry without an event, or may have overruled an event that sets it. The state
-before the timeline has different values only for the entries that the timeline sets. Each state
-event is stored with the event that it replaced, so the former values are known without reading
-another state.
+have changed an entry without an event, or may have overruled an event that sets it.
+
+The state before the timeline is the state at its end with some entries put back: each entry that
+the timeline sets gets the value from before the timeline. This needs no second state, because each
+state event is stored with the event that it replaced.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,15 +1,16 @@
 """The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
-They are stored in the database too, until the device has received them or is deleted. A write of
-another node clears the cache, because such a write may have added messages. Use this module only on
+The database stores each message too, until the device has received it or is deleted. Every write of
+another node clears the cache, because the write may have added messages. Use this module only on
 the reactor thread.
 
 Laws:
-- The messages of a request are not sorted by recipient when they enter the cache, but later, for
-  several requests together. A request with `LARGE_REQUEST` messages or more is never sorted: it
-  gets an index of its own by user. The JSON of a message is built only for a response.
-- For each device, the cache records a position. Messages up to it were delivered, or were for a
-  deleted device with the same ID, and are never returned again.
+- The messages of a send request enter the cache unsorted, so sending is cheap. They are sorted by
+  recipient later, together with those of other requests. A request with `LARGE_REQUEST` messages or
+  more is never sorted. Instead, the first read that looks through it builds an index by user for
+  this request. The JSON of a message is built only for a response.
+- For each device, the cache records a position. Messages up to this position were delivered, or
+  were for a deleted device with the same ID. They are never returned again.
 """
 
 from bisect import bisect_right

@@ -1,13 +1,13 @@
-"""Generates the random texts that this server issues: tokens, application passwords, codes, IDs,
+"""Generates the random strings that this server issues: tokens, application passwords, codes, IDs,
 and local parts for users who chose none.
 
-Three kinds have a prefix and a checksum (6 characters of CRC-32):
+Three kinds of strings have a prefix and a checksum (6 characters of CRC-32):
 - access token: `mha_`, 33 random characters, the checksum;
 - refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
   refresh tokens of a session; 24 random characters; the checksum;
 - application password: `mhp_`, an ID of 12 characters, 24 secret characters, the checksum.
-Scanners for leaked secrets recognise them by prefix and checksum. The server refuses one with a
-wrong checksum without a query.
+Scanners for leaked secrets recognise these strings by prefix and checksum. If a checksum is wrong,
+the server refuses the string without a database query.
 """
 
 import hashlib
