@@ -2,8 +2,8 @@
 audit log, data export, deactivation.
 
 The query `?action=…&device_id=…` opens one of the views that the specification defines. Other sites
-may link to these views, so opening a view changes nothing. It describes the operation, which starts
-only when the user presses a button.
+may link to these views, so opening a view changes nothing. A view describes the operation, which
+starts only when the user presses a button.
 
 spec: client-server-api#oauth-20-account-management
 """

@@ -1,5 +1,7 @@
-"""The authorization page, where a user allows a client to use their account. spec:
-client-server-api#authorisation-code-flow"""
+"""The authorization page, where a user allows a client to use their account.
+
+spec: client-server-api#authorisation-code-flow
+"""
 
 from collections.abc import Mapping
 from http import HTTPStatus

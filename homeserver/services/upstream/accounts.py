@@ -244,9 +244,9 @@ class UpstreamAccounts:
     async def do_update_profiles(
         self, info: ProviderInfo, people: Mapping[UserID, UpstreamIdentity]
     ) -> Set[UserID]:
-        """Import names and avatars user by user, and all addresses at once, so that users can swap
-        theirs. Return the users with an address that belongs to another account. Raises nothing, so
-        that a failed import does not refuse a user."""
+        """Import names and avatars user by user, and all e-mail addresses in one write, so that
+        users can swap addresses. Return the users with an address that belongs to another account.
+        Raises nothing, so that a failed import does not refuse a user."""
         for user_id, identity in people.items():
             if identity.display_name is not None:
                 try:

@@ -1,13 +1,14 @@
 """Runs a sign-in with an identity provider: redirects to the provider, handles the callback, finds
-or creates the account, and redirects to where the sign-in began.
+or creates the account, and redirects to the client or page for which the user signs in.
 
 Laws:
 - A login token is sent only to a URL that the configuration allows, or to one that the user has
   seen and accepted.
-- A user with outstanding terms of service accepts them before a token is sent, on every path.
+- A user with outstanding terms of service must accept them before a login token is sent, even if
+  the configuration allows the URL.
 - The provider's answer becomes invalid when the account's credential epoch changes. This also holds
   while a page waits for the user to continue.
-- If a user confirms an operation of a client with the provider (UIA), a page first describes the
+- In UIA, users can confirm an operation by a sign-in with the provider. A page first describes the
   operation. The provider then authenticates the user again, even if a session exists there.
 
 spec: client-server-api#sso-client-loginauthentication

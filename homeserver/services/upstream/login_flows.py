@@ -7,9 +7,10 @@ Laws:
   or the session at the provider ends. If a browser signs out, all its flows end.
 - A sign-in continues only with the cookie of the browser that began it. So nobody can sign a user
   in to another account by sending them a link.
-- A form that a provider's page posts arrives without the cookie, which is `SameSite=Lax`. The
-  server checks the answer in the form, stores it, and redirects the browser. The sign-in continues
-  only if the redirected request has the cookie.
+- Some providers return their answer in a form that their page posts to this server. The browser
+  sends no cookie with it, because the cookie is `SameSite=Lax`. The server checks the answer,
+  stores the identity from it, and redirects the browser. The sign-in continues only if the
+  redirected request has the cookie.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """

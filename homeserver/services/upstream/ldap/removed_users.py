@@ -1,19 +1,21 @@
-"""Checks an LDAP directory for removed and changed users, at intervals. Removed users lose access,
-and changed names and e-mail addresses are imported.
+"""Checks an LDAP directory for removed and changed users, at intervals. The option
+`removed_users` decides whether the accounts of removed users are deactivated, locked or kept.
+Changed names and e-mail addresses are imported.
 
 Laws:
-- A failure removes no user: only a complete listing counts, and each missing user is queried again
-  by subject.
+- A query that fails removes no user. Only a complete listing counts, and each missing user is
+  queried again by subject.
 - If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
   directory counts as faulty. The check then logs an error, and neither removes nor restores users.
 - When a user returns to the directory, the account is unlocked only if the check had locked it. An
   account that an administrator had locked before stays locked.
-- A check imports a user's name or addresses only if they changed in the directory since the server
-  last recorded them. So a name that the user chose is not overwritten at each check. If no earlier
-  value is recorded, the check only records the current one.
+- A check imports a user's name or e-mail addresses only if they changed in the directory since the
+  server last recorded them. So a name that the user chose is not overwritten at each check. If no
+  earlier value is recorded, the check only records the current one.
 - A check handles at most `MAX_CHANGED` changed users, not counting retries.
-- If an address still belongs to another account, its import is retried at the next check. Each
-  check imports all changed addresses at once, so users can swap addresses, in pairs or rings.
+- If an e-mail address still belongs to another account, its import is retried at the next check.
+- A check imports the changed e-mail addresses of all users in one write. So two users can swap
+  addresses, and more users can exchange them in a ring.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,11 +1,11 @@
 """Redirect URIs for OpenID Connect providers, as registered at each of them.
 
-Law: if several providers are configured, each has its own redirect URI, unless its option
-`redirect_uri` sets a different one. So no provider receives codes that another provider issued
-(RFC 9700 section 4.4).
+Law: if several providers are configured, each has its own redirect URI by default. So the URI of a
+callback shows which provider issued the code (RFC 9700 section 4.4). If the option `redirect_uri`
+makes providers with different issuers share a URI, `provider.py` requires the parameter `iss`.
 
-A single provider uses the shared path by default. Its redirect URI changes when a second provider
-is added. The log at start and `config check` show the URIs in use.
+By default, a single provider uses `CALLBACK_PATH`, which contains no provider ID. Its redirect URI
+changes when a second provider is added. The log at start and `config check` show the URIs in use.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Final
 from homeserver.config.upstream import OIDCProviderOptions
 
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
-"""The shared callback path; a provider's own path is below it."""
+"""The callback path without a provider ID. A provider's own path is below it."""
 
 
 def own_callback_path(config: OIDCProviderOptions) -> str:

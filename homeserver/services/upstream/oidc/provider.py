@@ -5,9 +5,9 @@ It uses the authorization code flow, with PKCE if the provider supports it. Each
 state and nonce.
 
 Law: a code is sent only to the provider that issued it. Otherwise a malicious provider could obtain
-the codes of another one (mix-up attack). So a callback is accepted only at the redirect URI
-registered at this provider. If providers with different issuers share a redirect URI, the callback
-must also have the parameter `iss`.
+the codes of another one (mix-up attack). So a callback is accepted only at the redirect URI of the
+provider with which the sign-in began. The callback must also have the parameter `iss` if the
+provider supports it, or if providers with different issuers share the redirect URI.
 
 spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207, RFC 9700 section 4.4.2
 """
@@ -146,7 +146,7 @@ class OIDCSignIn:
         self, flow: SignInFlow, callback_provider: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
         """Redeem a code and return the identity. `callback_provider`: the provider whose own
-        callback path was requested, None for the shared path. Raises `SignInRefused`."""
+        callback path was requested, None for `CALLBACK_PATH`. Raises `SignInRefused`."""
         if callback_provider != (self.info.provider_id if self._has_own_callback else None):
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
