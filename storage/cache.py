@@ -43,8 +43,9 @@ invalidate a key:
   or compare a version.
 - `Timelines`, `RecentChanges`, `UnreadCounts`, `NoRelationsCache`: these collect the newest
   changes. Each records the position from which it is complete.
-- `RoomRuleClasses`: a change of one user moves this user to another class of the room. The cache
-  does this when the room's next event is evaluated.
+- `RoomRuleClasses`: groups the members of a room by their push rules. If the rules or the
+  membership of one user change, the cache moves only this user, when the room's next event is
+  evaluated.
 - `OneTimeKeyCounts`: a change carries a difference, which is subtracted from the count.
 - `RoomRecency`, `RoomTraitCache`: room lists look up thousands of rooms, and a method call for each
   would be slow. So readers get the whole dictionary. It is emptied when it is full.

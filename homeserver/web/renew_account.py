@@ -1,5 +1,5 @@
-"""The page behind the link in an e-mail about an expiring account; its button renews the
-account."""
+"""The page that renews an expiring account. The e-mail about the expiry links to this page, and a
+button on the page renews the account."""
 
 from http import HTTPStatus
 from urllib.parse import parse_qs

@@ -1,7 +1,8 @@
 """The sign-in page of this server. Users sign in there before they allow a client to use their
 account, or manage the account in the browser.
 
-After the sign-in, `/_mahalla/sign_in?next=PATH` redirects to a path of this server.
+After the sign-in, `/_mahalla/sign_in?next=PATH` redirects to PATH, if this is a path of this
+server. Otherwise it redirects to the account page.
 """
 
 from http import HTTPStatus

@@ -4,8 +4,8 @@ there and return to the client with a login token.
 Laws:
 - A login token is sent only to an address that the configuration trusts (`sso.client_whitelist`),
   or to one that the user has seen and agreed to.
-- The client's `action` selects the first page for a user who is not signed in: sign-in or, if it is
-  open, registration.
+- A user who is not signed in gets the sign-in page first. If the client's `action` is `register`
+  and registration is open, the user gets the registration page instead.
 
 spec: client-server-api#sso-client-loginauthentication, client-server-api#oauth-20-aware-clients
 """

@@ -1,6 +1,7 @@
 """Wires the checks of remote events, their storage in rooms, and the import of a room after a join.
 
-`federation_receiver.py` wires what uses them: transactions, missing events, backfill."""
+`federation_receiver.py` wires the services that use these: transactions, missing events, backfill.
+"""
 
 from federation.remote.events import MAX_SHORT_STATE_BYTES, STATE_SLOTS, EventClient
 from federation.remote.large_responses import LargeResponseSlots

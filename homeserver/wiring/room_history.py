@@ -1,5 +1,5 @@
-"""Wires visibility and retention: which past events a user may see, and how long messages are
-kept."""
+"""Wires the visibility of past events: which events a user may see, and after what time messages
+are hidden. `retention.py` wires the deletion of messages."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ class RoomHistoryParts:
 def make_retention_cache(
     retention: RetentionOptions, database: Database, now_ms: Callable[[], int]
 ) -> RoomRetentionCache | None:
-    """Return the lifetimes of messages; None if retention is disabled."""
+    """Return the cache of retention periods; None if retention is disabled."""
     if not retention.enabled:
         return None
     rules = RetentionRules(

@@ -4,11 +4,11 @@ Tags are the room account data of type `m.tag`.
 
 Laws:
 - Contents are stored and returned as bytes.
-- Each change takes a position (`Topic.ACCOUNT_DATA`, with the room ID unless the entry is global).
-  An entry stores only the position of its latest change.
+- Each change takes a position and is announced (`Topic.ACCOUNT_DATA`, with the room ID unless the
+  entry is global). An entry stores only the position of its latest change.
 - A deleted entry stays as a row with `{}`, so that incremental syncs report the deletion. Other
-  reads skip deleted entries. The newest `MAX_DELETED` deleted entries of each user are stored. The
-  entries of an erased account leave no such rows.
+  reads skip deleted entries. Only the newest `MAX_DELETED` deleted entries of each user are
+  stored. When an account is erased, all rows of its account data are deleted.
 - The number and total size of a user's entries are stored in `account_data_usage` and updated with
   each entry. Deleted entries are counted separately.
 """
