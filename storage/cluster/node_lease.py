@@ -2,15 +2,17 @@
 
 A lease expires. If its holder is known to be gone, other nodes take the lease before it expires.
 The name of a holder contains its node number, and each running node holds an advisory lock on its
-number (`postgres_notify.py`). SQLite has one node, so no other node can hold the lease.
+number (`postgres_notify.py`). With SQLite there is only one node, so it takes the lease from any
+earlier holder at once.
 
 Laws:
 - When a node starts, it immediately takes the lease of a holder that is gone. So a server that was
   killed and restarted continues without a pause.
 - A node that was already running takes the lease before its expiry only if it found the holder gone
   in its previous round too. The reason: if all connections to the database break, each node gets a
-  new number. During the wait, a holder that is still running can record its new number.
-- A holder whose number is unknown counts as gone only when its lease has expired.
+  new number. Between the two rounds, a holder that is still running can record its new number.
+- A holder that has just started may have no number yet. It counts as gone only when its lease has
+  expired.
 - A holder that is replaced while it runs notices when it renews. Until then, for one round, both
   nodes may work. The same happens if a node starts while all connections are broken, or if clocks
   differ. So repeated work must do no harm.

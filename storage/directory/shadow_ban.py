@@ -1,7 +1,7 @@
 """Aliases, room directory entries and room upgrades by shadow-banned users.
 
-Only the user who made such a change sees it. Requests of this user read these tables, and no cache
-holds the rows. So these changes take no position.
+Only the user who made such a change sees it. The changes are stored in tables of their own. Only
+requests of this user read them, and no cache holds the rows. So the changes take no position.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,5 @@
-"""Backups of room keys: versions, each with the keys of sessions. The server cannot decrypt them.
+"""Backups of room keys. Each version of a backup has the keys of Megolm sessions, which the server
+cannot decrypt.
 
 Laws:
 - A deleted version becomes invisible immediately. Its keys, of which there may be hundreds of
@@ -40,7 +41,7 @@ class BackupRow(msgspec.Struct, frozen=True):
 
 
 class BackedUpKey(msgspec.Struct, frozen=True):
-    """The backed-up key of a session."""
+    """The backed-up key of a Megolm session."""
 
     room_id: str
     session_id: str

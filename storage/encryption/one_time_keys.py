@@ -12,8 +12,8 @@ the client repeats the upload, a claimed key does not become claimable again, ev
 uploads.
 
 Laws:
-- A key is given out once: the write that claims it moves the mark of the block past the key. Writes
-  run one after another, on all nodes (`storage/engine/writer.py`).
+- A key is given out once: the write that claims it moves the mark of the block past the key. The
+  writes of all nodes run one after another (`storage/engine/writer.py`).
 - Keys are claimed in the order in which they were uploaded. spec:
   client-server-api#post_matrixclientv3keysclaim
 - A claim of up to `MAX_CHUNK` keys is one query. (On SQLite, which runs in the process, it is a

@@ -3,9 +3,9 @@
 For local users it first reads the position of the latest change of each device list, then the
 keys. So the keys are never older than these positions.
 
-Of the signatures on the keys, only those by the keys' owners are read with them. So any number of
-signatures by other users costs nothing. The signatures that the requesting user made are read
-separately (`get_positions_and_signatures`).
+It reads the signatures that the owners made on their own keys. It does not read the signatures by
+other users, so any number of them costs nothing. The signatures that the requesting user made are
+read separately (`get_positions_and_signatures`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -7,8 +7,8 @@ Laws:
 - A change is announced to local users, like a change of local devices. It is not sent to other
   servers.
 - The write that stores a change checks that the change follows the stored list. The write that
-  stores a fetched list checks that no change arrived since the request. Reads before the write are
-  not enough, because other nodes receive changes too.
+  stores a fetched list checks that no change arrived since the request. Checks before the write
+  are not enough, because other nodes receive changes too.
 - The transaction with which a user begins to share a room with us marks the user's list as stale,
   because we received no changes before.
 """

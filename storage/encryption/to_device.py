@@ -4,11 +4,11 @@ The queue of a device that never syncs is bounded: the oldest messages are dropp
 were refused instead, senders would be harmed, because their requests include other devices. A
 device that returns after a long time needs the newest keys most.
 
-Messages are indexed by `device_nid`, an internal number of the device, so index entries are small
-and many share a page. A later device with the same ID has another number, so it never gets
-messages of the earlier one. Messages that are sent in bulk are first stored in the log
-(`to_device_log`). After some minutes a job moves the undelivered ones out of the log, oldest first.
-A message is always either in the log or stored by device, never in both.
+The table `to_device_messages` is indexed by `device_nid`, an internal number of the device, so
+index entries are small and many share a page. A later device with the same ID has another number,
+so it never gets messages of the earlier one. Messages that are sent in bulk are first stored in the
+log (`to_device_log`). After some minutes a job moves the undelivered ones from the log to the
+table, oldest first. A message is always either in the log or in the table, never in both.
 
 A device may have a *floor*: a position up to which neither the queue nor the log is read. A floor
 is set when the device has received messages that are in the log, and when many messages are to be
@@ -17,8 +17,8 @@ sends a sync token with a future position, the floor is set to the latest positi
 Otherwise the floor would hide later messages.
 
 Laws:
-- A read returns each message once, in order of position, whether it is in the log or stored by
-  device. If a row leaves the log during the read, the read runs again.
+- A read returns each message once, in order of position, whether it is in the log or in the
+  table. If a row leaves the log during the read, the read runs again.
 - After a read, `ToDeviceLogIndex` contains all messages in the log up to the latest position at
   the time of the read. Later commits add no messages below it, because rows are committed in order
   of position, and a position is never reused.
@@ -51,8 +51,8 @@ DELETE_CHUNK: Final = 500
 MIN_LOGGED: Final = 8
 """The fewest messages in one request that go into the log."""
 MAX_LOGGED: Final = 200_000
-"""The most messages in the log; further ones are stored by device at once. The position of each
-logged message is kept in memory."""
+"""The most messages in the log; further ones go into the table at once. The position of each logged
+message is kept in memory."""
 AFTER_ALL_POSITIONS: Final = 1 << 62
 """Above all positions."""
 BEFORE_ALL_NIDS: Final = -AFTER_ALL_POSITIONS
@@ -212,7 +212,7 @@ class ToDeviceStore:
         )
 
     def _insert(self, txn: WriteTransaction, rows: Sequence[tuple[int, int, bytes]]) -> None:
-        """Store messages by device: position, device number, event."""
+        """Store messages in the table. Each has a position, a device number and the event."""
         txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), rows)
         # counting the queue at every message would cost too much
         for position, device_nid, _ in rows:
@@ -304,8 +304,8 @@ class ToDeviceStore:
             return sorted(messages, key=_position)[:limit]
 
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
-        """Store old messages of the log by device. Return the number of messages that left the log,
-        and its last moved row."""
+        """Move old messages from the log to the table. Return the number of messages that left the
+        log, and its last moved row."""
         oldest = to_device_log.select_oldest(txn, self._log.removed_before, 1 + limit // MIN_LOGGED)
         # a time in the future comes from a wrong clock
         old = list(
